@@ -1,0 +1,1 @@
+"""The built-in workloads: games, search, selfplay, training and evaluation as ordinary programs."""
