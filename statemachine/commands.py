@@ -1,0 +1,479 @@
+"""The wire contract of the log: one frozen Struct a command, tagged with an explicit kind.
+
+Kinds are append-only and never change their meaning; a new meaning is a new kind with a number
+(`work.add.2`). Fields may be appended with a default. Integers and text only: nothing in a command
+may depend on a machine's floating point, and what needed a clock or a coin was decided by the proposer.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import msgspec
+from msgspec import Meta, Struct
+
+#: One encoded command; larger ones are refused before they reach the log.
+MAX_COMMAND_BYTES = 256 * 1024
+
+Id = Annotated[str, Meta(min_length=1, max_length=128, pattern=r"^[A-Za-z0-9][A-Za-z0-9._:@/+-]*$")]
+#: sha256 of a file's bytes, in lower-case hex
+Digest = Annotated[str, Meta(pattern=r"^[0-9a-f]{64}$")]
+Text = Annotated[str, Meta(max_length=4096)]
+Short = Annotated[str, Meta(max_length=256)]
+Natural = Annotated[int, Meta(ge=0, le=2**62)]
+Count = Annotated[int, Meta(ge=0, le=2**53)]
+Priority = Annotated[int, Meta(ge=0, le=1000)]
+Counts = Annotated[dict[Short, Count], Meta(max_length=64)]
+#: opaque parameters; numbers travel as canonical decimal text
+Params = Annotated[dict[Short, Text], Meta(max_length=128)]
+
+
+class Value(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+    """Base of the small values that commands and rows share."""
+
+
+class Gpu(Value, frozen=True):
+    """One GPU (or MIG instance) as its driver names it."""
+
+    uuid: Id
+    name: Short = ""
+    memory_bytes: Natural = 0
+    #: empty when healthy, else the reason it is not offered
+    fault: Short = ""
+
+
+class PeerFacts(Value, frozen=True):
+    """Coarse facts of a machine, sent at join and when they change."""
+
+    hostname: Short = ""
+    platform: Short = ""
+    release: Short = ""
+    cpu_cores: Natural = 0
+    #: how many workload processes the node takes when they need no GPU
+    cpu_slots: Natural = 0
+    ram_bytes: Natural = 0
+    disk_bytes: Natural = 0
+    gpus: Annotated[tuple[Gpu, ...], Meta(max_length=64)] = ()
+    labels: Annotated[tuple[Short, ...], Meta(max_length=32)] = ()
+    #: empty when the node takes work, else why it does not (low disk, no shim, ...)
+    not_ready: Short = ""
+
+
+class Needs(Value, frozen=True):
+    """What one attempt takes from a node while it runs."""
+
+    cpu_slots: Annotated[int, Meta(ge=0, le=1024)] = 1
+    gpus: Annotated[int, Meta(ge=0, le=16)] = 0
+    vram_bytes: Natural = 0
+    ram_bytes: Natural = 0
+    labels: Annotated[tuple[Short, ...], Meta(max_length=8)] = ()
+
+
+class Input(Value, frozen=True):
+    """A file the attempt needs before it starts, placed at `inputs/<name>`."""
+
+    name: Id
+    digest: Digest
+
+
+class Output(Value, frozen=True):
+    """A file an attempt made: already hashed, and held by the node that reports it."""
+
+    path: Short
+    digest: Digest
+    size_bytes: Natural
+    kind: Id
+    counts: Counts = {}
+
+
+class Tally(Value, frozen=True):
+    """Games between two participants with `seats_a` seats for a and `seats_b` for b in each game."""
+
+    seats_a: Annotated[int, Meta(ge=1, le=8)]
+    seats_b: Annotated[int, Meta(ge=1, le=8)]
+    wins_a: Count
+    wins_b: Count
+    draws: Count
+
+    @property
+    def games(self) -> int:
+        return self.wins_a + self.wins_b + self.draws
+
+
+class MatchResult(Value, frozen=True):
+    """What one evaluation measured. `histogram[h]` counts groups in which a took h half points."""
+
+    a: Id
+    b: Id
+    tally: Annotated[tuple[Tally, ...], Meta(min_length=1, max_length=16)]
+    histogram: Annotated[tuple[Count, ...], Meta(max_length=65)] = ()
+
+
+class Evidence(Value, frozen=True):
+    """Why a model was promoted, in the numbers the decision was made from."""
+
+    #: "gauntlet", "initial" or "operator"
+    kind: Short
+    gauntlet: Annotated[str, Meta(max_length=128)] = ""
+    games: Count = 0
+    groups: Count = 0
+    #: log-likelihood ratio and its bounds in thousandths of a nat
+    llr_milli: int = 0
+    lower_milli: int = 0
+    upper_milli: int = 0
+    note: Text = ""
+
+
+# --- commands -------------------------------------------------------------------------------------
+
+
+class Base(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True, tag_field="kind"):
+    """Base of all commands."""
+
+
+class JoinPeer(Base, frozen=True, tag="peer.join"):
+    """Register a node process. A new boot id says that no process of the machine survived."""
+
+    peer: Id
+    incarnation: Natural
+    boot_id: Short
+    role: Short
+    address: Short
+    facts: PeerFacts
+    at_ms: Natural = 0
+
+
+class Beat(Value, frozen=True):
+    """One peer's sign of life. `progress` holds cumulative totals per job, at most every 30 s."""
+
+    peer: Id
+    incarnation: Natural
+    facts: PeerFacts | None = None
+    progress: Annotated[tuple[JobProgress, ...], Meta(max_length=256)] = ()
+
+
+class JobProgress(Value, frozen=True):
+    """Cumulative counts of a running job, and what it aims at."""
+
+    job: Id
+    fence: Natural
+    counts: Counts = {}
+    total: Counts = {}
+
+
+class RecordHeartbeats(Base, frozen=True, tag="peer.heartbeats"):
+    """What one voter heard since its last one. The result lists the peers that were not taken."""
+
+    beats: Annotated[tuple[Beat, ...], Meta(max_length=4096)]
+
+
+class VouchForPeer(Base, frozen=True, tag="peer.vouch"):
+    """Another peer reached the suspect: it is not dead, although its heartbeats do not arrive."""
+
+    peer: Id
+    incarnation: Natural
+    by: Id
+
+
+class DrainPeer(Base, frozen=True, tag="peer.drain"):
+    """Take a peer out of placement (or back in). With a deadline its jobs are stopped then."""
+
+    peer: Id
+    drain: bool
+    reason: Short = ""
+    deadline_ms: Natural = 0
+
+
+class RemovePeer(Base, frozen=True, tag="peer.remove"):
+    """Forget a peer that is dead or drained; its live jobs are lost at once."""
+
+    peer: Id
+    reason: Short = ""
+
+
+class AddWork(Base, frozen=True, tag="work.add"):
+    """Queue one item under an id its client chose. The same item again is no second item."""
+
+    work: Id
+    work_type: Id
+    config: Annotated[str, Meta(max_length=64)] = ""
+    priority: Priority = 50
+    template: Annotated[str, Meta(max_length=64)] = ""
+    params: Params = {}
+    inputs: Annotated[tuple[Input, ...], Meta(max_length=1024)] = ()
+    depends_on: Annotated[tuple[Id, ...], Meta(max_length=64)] = ()
+    needs: Needs = Needs()
+    max_attempts: Annotated[int, Meta(ge=1, le=100)] = 3
+    #: how long an attempt may run; 0 is the setting of its type
+    timeout_ms: Natural = 0
+    #: how long it may wait before it expires; 0 is for ever
+    ttl_ms: Natural = 0
+    #: at most one unfinished item at a time under this name
+    unique: Annotated[str, Meta(max_length=128)] = ""
+    gauntlet: Annotated[str, Meta(max_length=128)] = ""
+    at_ms: Natural = 0
+
+
+class ClaimWork(Base, frozen=True, tag="work.claim"):
+    """Bind up to `limit` of the best pending items to a worker that runs them itself."""
+
+    claim: Id
+    peer: Id
+    work_types: Annotated[tuple[Id, ...], Meta(max_length=32)] = ()
+    configs: Annotated[tuple[Id, ...], Meta(max_length=64)] = ()
+    limit: Annotated[int, Meta(ge=1, le=256)] = 1
+
+
+class PlaceWork(Base, frozen=True, tag="work.place"):
+    """Bind one pending item to a peer whose agent will run it."""
+
+    work: Id
+    peer: Id
+    incarnation: Natural
+    gpus: Annotated[tuple[Id, ...], Meta(max_length=16)] = ()
+    reason: Short = ""
+
+
+class CancelWork(Base, frozen=True, tag="work.cancel"):
+    """End an item. A running attempt is told to stop, and what it still reports is refused."""
+
+    work: Id
+    reason: Short = ""
+
+
+class RetryWork(Base, frozen=True, tag="work.retry"):
+    """Give a failed, cancelled or expired item its attempts back."""
+
+    work: Id
+    reason: Short = ""
+
+
+class ReportJob(Base, frozen=True, tag="job.report"):
+    """The executor's own column: `starting`, then `running` (which burns the attempt)."""
+
+    job: Id
+    fence: Natural
+    actual: Short
+    at_ms: Natural = 0
+
+
+class RenewJobs(Base, frozen=True, tag="job.renew"):
+    """Extend the leases of a worker that sends no heartbeats. The result lists the fences that are over."""
+
+    jobs: Annotated[tuple[JobProgress, ...], Meta(min_length=1, max_length=256)]
+
+
+class CompleteJob(Base, frozen=True, tag="job.complete"):
+    """The attempt succeeded: its totals, files and match results count, once, together."""
+
+    job: Id
+    fence: Natural
+    counts: Counts = {}
+    metrics: Params = {}
+    outputs: Annotated[tuple[Output, ...], Meta(max_length=1024)] = ()
+    match: MatchResult | None = None
+    #: the attempt was told to stop and kept a valid part of its work
+    stopped: bool = False
+    exit_code: int = 0
+    at_ms: Natural = 0
+
+
+class FailJob(Base, frozen=True, tag="job.fail"):
+    """The attempt failed. The class decides what comes next; the text is mandatory."""
+
+    job: Id
+    fence: Natural
+    #: user, infrastructure, oom, cuda, preempted, timeout, no_output, stopped
+    error_class: Id
+    error: Annotated[str, Meta(min_length=1, max_length=4096)]
+    exit_code: int = 0
+    at_ms: Natural = 0
+
+
+class ReleaseJob(Base, frozen=True, tag="job.release"):
+    """The node will not run this attempt; nothing started, so no attempt is burnt."""
+
+    job: Id
+    fence: Natural
+    reason: Short
+
+
+class StopJob(Base, frozen=True, tag="job.stop"):
+    """Ask for an attempt to be stopped with its grace; its item returns to the queue."""
+
+    job: Id
+    fence: Natural
+    reason: Short
+
+
+class AddHolder(Base, frozen=True, tag="artifact.hold"):
+    """A peer has verified its own copy of a file."""
+
+    digest: Digest
+    peer: Id
+
+
+class DropHolder(Base, frozen=True, tag="artifact.drop"):
+    """A peer no longer has a file."""
+
+    digest: Digest
+    peer: Id
+
+
+class RegisterArtifact(Base, frozen=True, tag="artifact.register"):
+    """Make a file known that no job made (an imported model, an uploaded data set)."""
+
+    digest: Digest
+    size_bytes: Natural
+    artifact_kind: Id
+    config: Annotated[str, Meta(max_length=64)]
+    peer: Id
+    counts: Counts = {}
+
+
+class ForgetArtifact(Base, frozen=True, tag="artifact.forget"):
+    """Drop a file that nothing needs any more; its holders then delete it."""
+
+    digest: Digest
+    reason: Short = ""
+
+
+class RecordMatch(Base, frozen=True, tag="match.record"):
+    """Count games between two participants once, by match id."""
+
+    match: Id
+    config: Id
+    result: MatchResult
+    peer: Annotated[str, Meta(max_length=128)] = ""
+
+
+class VoidMatch(Base, frozen=True, tag="match.void"):
+    """Take a match out of the table again, exactly."""
+
+    match: Id
+    reason: Short
+
+
+class StartGauntlet(Base, frozen=True, tag="gauntlet.start"):
+    """Open an evaluation of a candidate against the champion, and baselines for its rating."""
+
+    gauntlet: Id
+    config: Id
+    candidate: Digest
+    opponent: Id
+    baselines: Annotated[tuple[Id, ...], Meta(max_length=8)] = ()
+    #: bounds of the sequential test in Elo, and its error rates in thousandths
+    elo0: int = 0
+    elo1: int = 70
+    alpha_milli: Annotated[int, Meta(ge=1, le=499)] = 50
+    beta_milli: Annotated[int, Meta(ge=1, le=499)] = 50
+    floor_games: Annotated[int, Meta(ge=2, le=10**6)] = 100
+    cap_games: Annotated[int, Meta(ge=2, le=10**6)] = 1000
+    baseline_games: Annotated[int, Meta(ge=0, le=10**6)] = 40
+
+
+class ConcludeGauntlet(Base, frozen=True, tag="gauntlet.conclude"):
+    """Close a gauntlet with its verdict: accepted, rejected, inconclusive or abandoned."""
+
+    gauntlet: Id
+    verdict: Short
+    evidence: Evidence
+
+
+class PromoteModel(Base, frozen=True, tag="model.promote"):
+    """Make a model the champion of its config, if the champion is still the one it was tested against."""
+
+    config: Id
+    model: Digest
+    previous: Annotated[str, Meta(max_length=64)]
+    evidence: Evidence
+
+
+class RollbackModel(Base, frozen=True, tag="model.rollback"):
+    """Put a former champion back."""
+
+    config: Id
+    model: Digest
+    previous: Digest
+    reason: Short
+
+
+class ChangeSetting(Base, frozen=True, tag="setting.change"):
+    """Set one cluster setting (canonical JSON text), if its version is still the expected one."""
+
+    name: Id
+    value: Annotated[str, Meta(max_length=65536)]
+    #: -1 means whatever is there
+    expected_version: int = -1
+    by: Short = ""
+
+
+class PauseCluster(Base, frozen=True, tag="cluster.pause"):
+    """Stop (or resume) placement and controllers; reports and reads go on."""
+
+    paused: bool
+    reason: Short = ""
+
+
+class RaiseFeatureLevel(Base, frozen=True, tag="cluster.feature"):
+    """Let newer commands be proposed. Replicas of an older release turn read-only."""
+
+    level: Annotated[int, Meta(ge=1, le=1000)]
+
+
+class Once(Base, frozen=True, tag="once"):
+    """Run a command at most once: its result is remembered under the request id until the expiry."""
+
+    request: Id
+    expires_at_ms: Natural
+    command: Effect
+
+
+Effect = (
+    JoinPeer
+    | RecordHeartbeats
+    | VouchForPeer
+    | DrainPeer
+    | RemovePeer
+    | AddWork
+    | ClaimWork
+    | PlaceWork
+    | CancelWork
+    | RetryWork
+    | ReportJob
+    | RenewJobs
+    | CompleteJob
+    | FailJob
+    | ReleaseJob
+    | StopJob
+    | AddHolder
+    | DropHolder
+    | RegisterArtifact
+    | ForgetArtifact
+    | RecordMatch
+    | VoidMatch
+    | StartGauntlet
+    | ConcludeGauntlet
+    | PromoteModel
+    | RollbackModel
+    | ChangeSetting
+    | PauseCluster
+    | RaiseFeatureLevel
+)
+Command = Effect | Once
+
+_encoder = msgspec.msgpack.Encoder()
+_decoder: msgspec.msgpack.Decoder[Command] = msgspec.msgpack.Decoder(Command)
+
+
+def encode_command(command: Command) -> bytes:
+    """Encode for the log (msgpack, tagged by kind)."""
+    return _encoder.encode(command)
+
+
+def decode_command(data: bytes) -> Command:
+    """Decode and validate one command.
+
+    Raises msgspec.ValidationError or msgspec.DecodeError with the field's path.
+    """
+    return _decoder.decode(data)

@@ -1,0 +1,222 @@
+"""Cluster settings: typed values that live in the log and change by a command.
+
+A setting is named by its group, or by group/key. Its value is JSON text in the state; it is decoded
+into the Struct below when it is written, so a bad value is refused at the door and changes nothing.
+
+    timing             liveness, leases, retries
+    limits             bounds on rows
+    retention          how long finished rows stay
+    config/KEY         one game config: what its selfplay, training and evaluation look like
+    template/NAME      how the executor starts a program for a work item
+    controller/NAME    whether a controller runs
+"""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import msgspec
+from msgspec import Meta, Struct, field
+
+from statemachine.commands import Count, Counts, Id, Natural, Needs, Params, Priority, Short, Text
+
+Span = Annotated[int, Meta(ge=1, le=10**12)]
+
+
+class Timing(Struct, frozen=True, forbid_unknown_fields=True):
+    """Spans in milliseconds of the cluster clock."""
+
+    heartbeat_ms: Span = 15_000
+    suspect_after_ms: Span = 45_000
+    dead_after_ms: Span = 180_000
+    #: lease by work type; `default` for the others
+    lease_ms: dict[Short, Span] = field(
+        default_factory=lambda: {"default": 300_000, "training": 900_000}
+    )
+    #: an attempt that never starts goes back to the queue after this
+    start_within_ms: Span = 300_000
+    #: how long an attempt may run, by work type
+    timeout_ms: dict[Short, Span] = field(
+        default_factory=lambda: {
+            "default": 5_400_000,
+            "training": 14_400_000,
+            "selfplay": 7_200_000,
+            "evaluation": 3_600_000,
+        }
+    )
+    #: first retry delay; doubles with each attempt up to the cap
+    backoff_ms: Span = 10_000
+    backoff_cap_ms: Span = 600_000
+    #: SIGTERM to SIGKILL
+    grace_ms: Span = 60_000
+    #: a peer's failure count halves in this time
+    failure_half_life_ms: Span = 1_800_000
+
+    def lease(self, work_type: str) -> int:
+        return self.lease_ms.get(work_type) or self.lease_ms.get("default", 300_000)
+
+    def timeout(self, work_type: str) -> int:
+        return self.timeout_ms.get(work_type) or self.timeout_ms.get("default", 5_400_000)
+
+
+class Limits(Struct, frozen=True, forbid_unknown_fields=True):
+    #: pending items of one (type, config)
+    pending_per_class: Span = 1_000
+    #: live jobs on one peer, whatever its slots say
+    jobs_per_peer: Span = 512
+    events: Span = 10_000
+    peers: Span = 10_000
+    requests: Span = 1_000_000
+    #: an item that failed on this many different peers is a dead letter, whatever attempts are left
+    poisoned_after_peers: Span = 3
+
+
+class Retention(Struct, frozen=True, forbid_unknown_fields=True):
+    #: finished work and its jobs; until then repeats of their commands are recognised
+    work_ms: Span = 7 * 86_400_000
+    dead_peer_ms: Span = 86_400_000
+    #: selfplay files kept beyond the training window, in windows
+    window_multiple: Annotated[int, Meta(ge=1, le=1000)] = 3
+
+
+class Stage(Struct, frozen=True, forbid_unknown_fields=True):
+    """How the work items of one stage are made."""
+
+    template: Id
+    params: Params = {}
+    needs: Needs = Needs()
+    priority: Priority = 50
+    max_attempts: Annotated[int, Meta(ge=1, le=100)] = 3
+    timeout_ms: Natural = 0
+
+
+class Selfplay(Struct, frozen=True, forbid_unknown_fields=True):
+    stage: Stage
+    games_per_job: Annotated[int, Meta(ge=1, le=10**7)] = 50
+    #: pending and running items the populator keeps in stock
+    stock: Annotated[int, Meta(ge=0, le=1000)] = 2
+    #: no more selfplay is queued while this many games wait for a training to use them; 0 is no bound
+    ahead_games: Count = 0
+
+
+class Training(Struct, frozen=True, forbid_unknown_fields=True):
+    stage: Stage
+    #: new games since the last training before the next one
+    games_between: Annotated[int, Meta(ge=1, le=10**9)] = 1_000
+    #: the newest games that a training reads
+    window_games: Annotated[int, Meta(ge=1, le=10**9)] = 5_000
+    #: no training is queued while this many candidates wait for their verdict
+    max_candidates: Annotated[int, Meta(ge=1, le=100)] = 1
+
+
+class Gate(Struct, frozen=True, forbid_unknown_fields=True):
+    """The promotion test: SPRT on groups with a floor and a cap of games."""
+
+    stage: Stage
+    elo0: int = 0
+    elo1: int = 70
+    alpha_milli: Annotated[int, Meta(ge=1, le=499)] = 50
+    beta_milli: Annotated[int, Meta(ge=1, le=499)] = 50
+    floor_games: Annotated[int, Meta(ge=2, le=10**6)] = 100
+    cap_games: Annotated[int, Meta(ge=2, le=10**6)] = 1_000
+    #: groups (openings with all seat rotations) in one evaluation item
+    groups_per_job: Annotated[int, Meta(ge=1, le=10**5)] = 25
+    baselines: tuple[Id, ...] = ("random",)
+    baseline_games: Count = 40
+    #: how a model is played when it is rated; part of the participant's name
+    harness: Id = "policy-only"
+
+
+class GameConfig(Struct, frozen=True, forbid_unknown_fields=True):
+    """One row of the improvement loop: config key, its stages and its weight."""
+
+    initial: Stage
+    selfplay: Selfplay
+    training: Training
+    gate: Gate
+    enabled: bool = True
+    #: seats; games of a group = 2 for two players, 2n for n > 2
+    players: Annotated[int, Meta(ge=2, le=8)] = 2
+    weight: Annotated[int, Meta(ge=0, le=1000)] = 10
+
+
+class Template(Struct, frozen=True, forbid_unknown_fields=True):
+    """How a program is started for a work item.
+
+    `{name}` in argv and env is a parameter of the item, else the path of an input of that name, else one of
+    job, work, config, fence, seed, gpus, job_dir, out, checkpoint, python. `{inputs:PREFIX}` is a file that
+    lists the paths of the inputs whose name starts with PREFIX, one a line.
+    """
+
+    argv: Annotated[tuple[Text, ...], Meta(min_length=1, max_length=256)]
+    env: Params = {}
+    cwd: Text = ""
+    #: kinds of outputs without which exit code 0 is still a failure
+    require_outputs: tuple[Short, ...] = ()
+    #: counts that must be above zero
+    require_counts: tuple[Short, ...] = ()
+    #: exit codes that mean the verdict "no" and not a crash
+    verdict_codes: tuple[int, ...] = ()
+    grace_ms: Natural = 0
+    nice: Annotated[int, Meta(ge=0, le=19)] = 0
+
+
+class Controller(Struct, frozen=True, forbid_unknown_fields=True):
+    enabled: bool = True
+    every_ms: Annotated[int, Meta(ge=50, le=86_400_000)] = 1_000
+    options: Counts = {}
+
+
+GROUPS: dict[str, type[Struct]] = {
+    "timing": Timing,
+    "limits": Limits,
+    "retention": Retention,
+    "config": GameConfig,
+    "template": Template,
+    "controller": Controller,
+}
+#: groups whose settings are named group/key
+KEYED = frozenset({"config", "template", "controller"})
+
+Decoded = Timing | Limits | Retention | GameConfig | Template | Controller
+
+
+def decode(name: str, value: str) -> Struct:
+    """Decode one setting's JSON text; raises ValueError with a sentence that names the setting."""
+    group, _, key = name.partition("/")
+    kind = GROUPS.get(group)
+    if kind is None or (group in KEYED) != bool(key):
+        known = ", ".join(f"{g}/NAME" if g in KEYED else g for g in GROUPS)
+        raise ValueError(f"no setting is called {name!r}; settings are {known}")
+    try:
+        decoded = msgspec.json.decode(value, type=kind)
+    except msgspec.MsgspecError as error:
+        raise ValueError(f"setting {name}: {error}") from error
+    problem = inconsistency(decoded)
+    if problem:
+        raise ValueError(f"setting {name}: {problem}")
+    return decoded
+
+
+def encode(value: Struct) -> str:
+    """The canonical JSON text of a setting."""
+    return msgspec.json.encode(value, order="sorted").decode()
+
+
+def inconsistency(value: Struct) -> str:
+    """What is wrong between the fields of one setting, or an empty text."""
+    if isinstance(value, Timing):
+        if value.suspect_after_ms < 2 * value.heartbeat_ms:
+            return "suspect_after_ms must be at least two heartbeats"
+        if value.dead_after_ms <= value.suspect_after_ms:
+            return "dead_after_ms must be longer than suspect_after_ms"
+        shortest = min(value.lease_ms.values(), default=300_000)
+        if shortest < 3 * value.heartbeat_ms:
+            return "a lease must be at least three heartbeats"
+        if shortest <= value.grace_ms + 5_000:
+            return "a lease must be longer than grace_ms and 5 s, or a job could not be stopped in time"
+    if isinstance(value, Gate) and value.cap_games < value.floor_games:
+        return "cap_games must not be below floor_games"
+    if isinstance(value, GameConfig):
+        return inconsistency(value.gate)
+    return ""
