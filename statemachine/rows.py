@@ -141,8 +141,10 @@ class Cluster(Struct, frozen=True, gc=False):
     feature_level: int = 1
     #: the last fence granted
     fence: int = 0
-    #: the last sequence number given to a row or an event
+    #: the last sequence number given to a row: the order in which rows came to be
     seq: int = 0
+    #: the last event's number
+    event_seq: int = 0
     paused: bool = False
     pause_reason: str = ""
 

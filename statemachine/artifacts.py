@@ -1,0 +1,103 @@
+"""Artifacts: files named by their content, and who holds a verified copy."""
+
+from __future__ import annotations
+
+from msgspec.structs import replace
+
+from statemachine import events, models
+from statemachine.cluster import next_seq
+from statemachine.commands import AddHolder, DropHolder, ForgetArtifact, Output, RegisterArtifact
+from statemachine.errors import Code, Refused
+from statemachine.rows import OPEN_WORK, Artifact, Job, ModelStatus, Work
+from statemachine.state import Txn
+
+
+def made(txn: Txn, output: Output, work: Work, job: Job) -> None:
+    """Register a file that a counted attempt made, held by the node that made it."""
+    model = next((i.digest for i in work.spec.inputs if i.name in ("model", "init")), "")
+    old = txn.artifacts.get(output.digest)
+    if old is not None:
+        # The same bytes made twice are one file.
+        txn.artifacts.put(output.digest, replace(old, holders=_with(old.holders, job.peer)))
+    else:
+        txn.artifacts.put(
+            output.digest,
+            Artifact(
+                digest=output.digest,
+                size_bytes=output.size_bytes,
+                kind=output.kind,
+                config=work.spec.config,
+                seq=next_seq(txn),
+                created_at_ms=txn.now_ms,
+                counts=output.counts,
+                holders=(job.peer,),
+                job=job.job,
+                fence=job.fence,
+                name=output.path,
+                parent=model,
+            ),
+        )
+    if output.kind == "model":
+        models.register(txn, output.digest, work, parent=model)
+
+
+def register(txn: Txn, cmd: RegisterArtifact) -> bool:
+    old = txn.artifacts.get(cmd.digest)
+    if old is not None:
+        if old.size_bytes != cmd.size_bytes:
+            raise Refused(
+                Code.CONFLICT, f"artifact {cmd.digest} is {old.size_bytes} bytes long, not {cmd.size_bytes}"
+            )
+        txn.artifacts.put(cmd.digest, replace(old, holders=_with(old.holders, cmd.peer)))
+        return False
+    txn.artifacts.put(
+        cmd.digest,
+        Artifact(
+            digest=cmd.digest,
+            size_bytes=cmd.size_bytes,
+            kind=cmd.artifact_kind,
+            config=cmd.config,
+            seq=next_seq(txn),
+            created_at_ms=txn.now_ms,
+            counts=cmd.counts,
+            holders=(cmd.peer,),
+        ),
+    )
+    events.emit(txn, "ArtifactRegistered", cmd.digest, kind=cmd.artifact_kind, peer=cmd.peer)
+    return True
+
+
+def hold(txn: Txn, cmd: AddHolder) -> bool:
+    row = txn.artifacts.require(cmd.digest)
+    if cmd.peer in row.holders:
+        return False
+    txn.artifacts.put(cmd.digest, replace(row, holders=_with(row.holders, cmd.peer)))
+    return True
+
+
+def drop(txn: Txn, cmd: DropHolder) -> bool:
+    row = txn.artifacts.require(cmd.digest)
+    if cmd.peer not in row.holders:
+        return False
+    txn.artifacts.put(cmd.digest, replace(row, holders=tuple(h for h in row.holders if h != cmd.peer)))
+    return True
+
+
+def forget(txn: Txn, cmd: ForgetArtifact) -> bool:
+    """Drop the row of a file; refused while a model or an open item needs it."""
+    row = txn.artifacts.get(cmd.digest)
+    if row is None:
+        return False
+    model = txn.models.get(cmd.digest)
+    if model is not None and model.status is not ModelStatus.REJECTED:
+        raise Refused(Code.CONFLICT, f"artifact {cmd.digest} is a model and {model.status}; it is kept")
+    for name, work in txn.state.work.items():
+        if work.status in OPEN_WORK and any(i.digest == cmd.digest for i in work.spec.inputs):
+            raise Refused(Code.CONFLICT, f"artifact {cmd.digest} is an input of work {name!r}, which is {work.status}")
+    txn.artifacts.delete(cmd.digest)
+    events.emit(txn, "ArtifactForgotten", cmd.digest, reason=cmd.reason)
+    return True
+
+
+def _with(holders: tuple[str, ...], peer: str) -> tuple[str, ...]:
+    return tuple(sorted({*holders, peer}))

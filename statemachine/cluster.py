@@ -1,0 +1,117 @@
+"""Clock, counters, switches, settings and request ids of the cluster."""
+
+from __future__ import annotations
+
+import msgspec
+from msgspec.structs import replace
+
+from statemachine import events
+from statemachine import settings as st
+from statemachine.commands import ChangeSetting, PauseCluster, RaiseFeatureLevel
+from statemachine.errors import Code, Done, Refused, Rejected, Result
+from statemachine.rows import Cluster, Request, Setting
+from statemachine.state import Txn
+
+#: The newest feature level that this release can apply.
+SUPPORTED_FEATURE_LEVEL = 1
+#: The cluster clock never moves further than this in one entry.
+MAX_STEP_MS = 2_000
+
+_results = msgspec.msgpack.Decoder(Done | Rejected)
+
+
+def advance(cluster: Cluster, term: int, elapsed_ms: int) -> Cluster:
+    """Move the clock by what a leader's stamp adds to that leader's last one.
+
+    A stamp of an older term adds nothing; the first of a term adds nothing (the clock stood still while there
+    was no leader); one step is at most `MAX_STEP_MS`.
+    """
+    if term < cluster.clock_term:
+        return cluster
+    if term > cluster.clock_term:
+        return replace(cluster, clock_term=term, clock_elapsed_ms=elapsed_ms)
+    step = elapsed_ms - cluster.clock_elapsed_ms
+    if step <= 0:
+        return cluster
+    return replace(
+        cluster, clock_ms=cluster.clock_ms + min(step, MAX_STEP_MS), clock_elapsed_ms=elapsed_ms
+    )
+
+
+def next_seq(txn: Txn) -> int:
+    """The next sequence number: the order in which rows came to be."""
+    cluster = txn.cluster
+    txn.cluster = replace(cluster, seq=cluster.seq + 1)
+    return cluster.seq + 1
+
+
+def next_fence(txn: Txn) -> int:
+    """A fence that nobody held before."""
+    cluster = txn.cluster
+    txn.cluster = replace(cluster, fence=cluster.fence + 1)
+    return cluster.fence + 1
+
+
+def change_setting(txn: Txn, cmd: ChangeSetting) -> dict[str, int]:
+    try:
+        value = st.encode(st.decode(cmd.name, cmd.value))
+    except ValueError as error:
+        raise Refused(Code.INVALID, str(error)) from None
+    old = txn.settings.get(cmd.name)
+    version = old.version if old else 0
+    if cmd.expected_version not in (-1, version):
+        raise Refused(
+            Code.CONFLICT,
+            f"setting {cmd.name!r} is at version {version}, not {cmd.expected_version}; read it again",
+        )
+    if old is not None and old.value == value:
+        return {"version": version}
+    txn.settings.put(cmd.name, Setting(cmd.name, value, version + 1, cmd.by, txn.now_ms))
+    events.emit(txn, "SettingChanged", cmd.name, version=str(version + 1), by=cmd.by)
+    return {"version": version + 1}
+
+
+def pause(txn: Txn, cmd: PauseCluster) -> bool:
+    cluster = txn.cluster
+    if cluster.paused != cmd.paused:
+        txn.cluster = replace(cluster, paused=cmd.paused, pause_reason=cmd.reason if cmd.paused else "")
+        events.emit(txn, "ClusterPaused" if cmd.paused else "ClusterResumed", "cluster", reason=cmd.reason)
+    return cmd.paused
+
+
+def raise_feature_level(txn: Txn, cmd: RaiseFeatureLevel) -> int:
+    cluster = txn.cluster
+    if cmd.level < cluster.feature_level:
+        raise Refused(
+            Code.ILLEGAL_TRANSITION,
+            f"the feature level is {cluster.feature_level} and never goes down to {cmd.level}",
+        )
+    if cmd.level != cluster.feature_level:
+        txn.cluster = replace(cluster, feature_level=cmd.level)
+        events.emit(txn, "FeatureLevelRaised", "cluster", level=str(cmd.level))
+    return cmd.level
+
+
+def remembered(txn: Txn, request: str) -> Result | None:
+    """The result that an earlier command left under this request id."""
+    row = txn.requests.get(request)
+    return _results.decode(row.result) if row else None
+
+
+def refuse_expired(txn: Txn, request: str, expires_at_ms: int) -> None:
+    if expires_at_ms <= txn.now_ms:
+        raise Refused(
+            Code.EXPIRED,
+            f"request {request!r} expired at {expires_at_ms} ms of the cluster clock, which is {txn.now_ms}; "
+            "look whether it took effect, then send it under a new id",
+        )
+    if len(txn.requests) >= txn.state.limits.requests:
+        raise Refused(Code.LIMIT, f"{txn.state.limits.requests} request ids are remembered; try again later")
+
+
+def remember(txn: Txn, request: str, expires_at_ms: int, result: Result) -> None:
+    txn.requests.put(request, Request(request, expires_at_ms, msgspec.msgpack.encode(result)))
+
+
+def forget_request(txn: Txn, row: Request) -> None:
+    txn.requests.delete(row.request)

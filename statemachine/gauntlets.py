@@ -1,0 +1,90 @@
+"""Gauntlets: a candidate's evaluation against its champion, and baselines for its rating.
+
+    running -> accepted | rejected | inconclusive | abandoned
+
+The games arrive with completed evaluation items and are added here and to the standings in one step. The
+verdict is a policy's, but it is refused when its numbers are not the ones in this table.
+"""
+
+from __future__ import annotations
+
+from msgspec.structs import replace
+
+from statemachine import events, models
+from statemachine.cluster import next_seq
+from statemachine.commands import ConcludeGauntlet, MatchResult, StartGauntlet
+from statemachine.errors import Code, Refused
+from statemachine.matches import added, flipped, model_of, summed
+from statemachine.rows import Gauntlet, GauntletStatus
+from statemachine.state import Txn
+
+VERDICTS = frozenset(GauntletStatus) - {GauntletStatus.RUNNING}
+
+
+def start(txn: Txn, cmd: StartGauntlet) -> dict[str, object]:
+    old = txn.gauntlets.get(cmd.gauntlet)
+    if old is not None:
+        if old.spec == cmd:
+            return {"gauntlet": cmd.gauntlet, "status": old.status, "repeat": True}
+        raise Refused(Code.CONFLICT, f"gauntlet {cmd.gauntlet!r} exists with other content")
+    model = txn.models.require(cmd.candidate)
+    if model.config != cmd.config:
+        raise Refused(Code.INVALID, f"model {cmd.candidate[:12]} plays {model.config}, not {cmd.config}")
+    if model_of(cmd.opponent) == cmd.candidate:
+        raise Refused(Code.INVALID, f"model {cmd.candidate[:12]} cannot be tested against itself")
+    if cmd.elo1 <= cmd.elo0 or cmd.cap_games < cmd.floor_games:
+        raise Refused(Code.INVALID, f"gauntlet {cmd.gauntlet!r}: elo1 must be above elo0, and the cap not below the floor")
+    txn.gauntlets.put(cmd.gauntlet, Gauntlet(cmd, GauntletStatus.RUNNING, next_seq(txn), txn.now_ms))
+    events.emit(txn, "GauntletStarted", cmd.gauntlet, config=cmd.config, candidate=cmd.candidate)
+    return {"gauntlet": cmd.gauntlet, "status": GauntletStatus.RUNNING}
+
+
+def take(txn: Txn, name: str, result: MatchResult) -> None:
+    """Add a counted match to its gauntlet; games that end after the verdict count for ratings only."""
+    row = txn.gauntlets.get(name)
+    if row is None or row.status is not GauntletStatus.RUNNING:
+        return
+    spec = row.spec
+    ours = result if model_of(result.a) == spec.candidate else flipped(result)
+    if model_of(ours.a) != spec.candidate:
+        raise Refused(Code.INVALID, f"gauntlet {name!r} tests {spec.candidate[:12]}, which did not play in this match")
+    if ours.b == spec.opponent:
+        row = replace(row, tally=added(row.tally, ours.tally), histogram=summed(row.histogram, ours.histogram))
+    else:
+        games = row.baseline_games.get(ours.b, 0) + sum(t.games for t in ours.tally)
+        row = replace(row, baseline_games={**row.baseline_games, ours.b: games})
+    txn.gauntlets.put(name, row)
+
+
+def conclude(txn: Txn, cmd: ConcludeGauntlet) -> str:
+    row = txn.gauntlets.require(cmd.gauntlet)
+    if cmd.verdict not in VERDICTS:
+        raise Refused(Code.INVALID, f"a verdict is one of {', '.join(sorted(VERDICTS))}, not {cmd.verdict!r}")
+    verdict = GauntletStatus(cmd.verdict)
+    if row.status is verdict:
+        return verdict
+    if row.status is not GauntletStatus.RUNNING:
+        raise Refused(Code.ILLEGAL_TRANSITION, f"gauntlet {cmd.gauntlet!r} is {row.status} already")
+    games = sum(t.games for t in row.tally)
+    if verdict is not GauntletStatus.ABANDONED:
+        if cmd.evidence.games != games or cmd.evidence.groups != sum(row.histogram):
+            raise Refused(
+                Code.EVIDENCE,
+                f"the verdict was made from {cmd.evidence.games} games, gauntlet {cmd.gauntlet!r} has {games}; decide again",
+            )
+        if games < row.spec.floor_games:
+            raise Refused(
+                Code.EVIDENCE, f"{games} games are below the floor of {row.spec.floor_games}; an open test is no verdict"
+            )
+        if verdict is GauntletStatus.ACCEPTED and cmd.evidence.llr_milli < cmd.evidence.upper_milli:
+            raise Refused(Code.EVIDENCE, f"a log-likelihood ratio of {cmd.evidence.llr_milli} milli accepts nothing")
+    txn.gauntlets.put(
+        cmd.gauntlet,
+        replace(row, status=verdict, finished_at_ms=txn.now_ms, evidence=cmd.evidence),
+    )
+    if verdict in (GauntletStatus.REJECTED, GauntletStatus.INCONCLUSIVE):
+        models.reject(txn, row.spec.candidate)
+    events.emit(
+        txn, "GauntletConcluded", cmd.gauntlet, config=row.spec.config, verdict=verdict, games=str(games)
+    )
+    return verdict

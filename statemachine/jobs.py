@@ -1,0 +1,283 @@
+"""Jobs: one attempt of a work item on one node, under a fence.
+
+    pending -> starting -> running -> succeeded | failed | stopped      the executor's word, under its fence
+    any live state -> lost                                              the clock's word, past the lease
+
+Every report names (job, fence). A repeat of a report is answered like the first; a report under a fence
+that is over is refused, so what a lost node still finishes counts nowhere.
+"""
+
+from __future__ import annotations
+
+from msgspec.structs import replace
+
+from statemachine import artifacts, events, results
+from statemachine.commands import (
+    CompleteJob,
+    FailJob,
+    JobProgress,
+    ReleaseJob,
+    RenewJobs,
+    ReportJob,
+    StopJob,
+)
+from statemachine.errors import Code, Refused
+from statemachine.rows import (
+    JOB_TRANSITIONS,
+    LIVE_JOB,
+    LIVE_WORK,
+    Actual,
+    Desired,
+    Job,
+    Work,
+    WorkStatus,
+)
+from statemachine.state import Txn
+
+#: failures that say nothing about the item: the attempt is given back
+BLAMELESS = frozenset({"infrastructure", "preempted", "stopped"})
+#: bindings an item may use up without ever burning its attempts
+GRANTS_PER_ATTEMPT = 20
+
+
+def held(txn: Txn, job: str, fence: int) -> Job:
+    """The job, if `fence` is its live or last one."""
+    row = txn.jobs.require(job)
+    if row.fence != fence:
+        raise Refused(
+            Code.STALE_FENCE, f"job {job!r} is under fence {row.fence}, the report carries {fence}; drop its files"
+        )
+    if row.actual is Actual.LOST:
+        raise Refused(
+            Code.STALE_FENCE,
+            f"job {job!r} was lost at {row.finished_at_ms} ms ({row.reason}); its fence {fence} is over, drop its files",
+        )
+    return row
+
+
+def move(row: Job, to: Actual) -> None:
+    if (row.actual, to) not in JOB_TRANSITIONS:
+        raise Refused(Code.ILLEGAL_TRANSITION, f"job {row.job!r} is {row.actual} and cannot become {to}")
+
+
+def report(txn: Txn, cmd: ReportJob) -> str:
+    """Take `starting` or `running` from the executor; running burns the item's attempt."""
+    row = held(txn, cmd.job, cmd.fence)
+    if cmd.actual not in (Actual.STARTING, Actual.RUNNING):
+        raise Refused(Code.INVALID, f"a job is reported as starting or running, not {cmd.actual!r}")
+    to = Actual(cmd.actual)
+    if row.actual is to or (to is Actual.STARTING and row.actual is Actual.RUNNING):
+        return row.desired
+    move(row, to)
+    now = txn.now_ms
+    if to is Actual.STARTING:
+        txn.jobs.put(row.job, replace(row, actual=to))
+        return row.desired
+    txn.jobs.put(row.job, replace(row, actual=to, started_at_ms=now, progress_at_ms=now))
+    work = txn.work.get(row.work)
+    if work is not None and work.status is WorkStatus.CLAIMED and work.job == row.job:
+        txn.work.put(work.work, replace(work, status=WorkStatus.RUNNING, attempts=work.attempts + 1))
+        events.emit(txn, "WorkStarted", row.work, job=row.job, peer=row.peer)
+    return row.desired
+
+
+def progress(txn: Txn, seen: JobProgress, peer: str) -> bool:
+    """Take cumulative counts; they never go down, so order and repeats do not matter."""
+    row = txn.jobs.get(seen.job)
+    if row is None or row.fence != seen.fence or row.actual not in LIVE_JOB or row.peer != peer:
+        return False
+    counts = {k: max(row.counts.get(k, 0), seen.counts.get(k, 0)) for k in sorted({*row.counts, *seen.counts})}
+    if counts != row.counts or (seen.total and seen.total != row.total):
+        txn.jobs.put(
+            row.job, replace(row, counts=counts, total=seen.total or row.total, progress_at_ms=txn.now_ms)
+        )
+    return True
+
+
+def renew(txn: Txn, cmd: RenewJobs) -> dict[str, list[str]]:
+    """Extend leases of claimed jobs; answers which fences are over and which jobs should stop."""
+    over: list[str] = []
+    stop: list[str] = []
+    for item in cmd.jobs:
+        row = txn.jobs.get(item.job)
+        if row is None or row.fence != item.fence or row.actual not in LIVE_JOB:
+            over.append(item.job)
+            continue
+        txn.jobs.put(row.job, replace(row, renewed_at_ms=txn.now_ms))
+        progress(txn, item, row.peer)
+        if row.desired is Desired.STOP:
+            stop.append(row.job)
+    return {"over": over, "stop": stop}
+
+
+def complete(txn: Txn, cmd: CompleteJob) -> dict[str, object]:
+    """Count an attempt's result: totals, files, models and matches together, once."""
+    row = held(txn, cmd.job, cmd.fence)
+    to = Actual.STOPPED if cmd.stopped else Actual.SUCCEEDED
+    work = txn.work.get(row.work)
+    if row.actual in (Actual.SUCCEEDED, Actual.STOPPED):
+        counted = work is not None and work.job == row.job and work.status is WorkStatus.COMPLETED
+        return {"published": counted, "repeat": True}
+    move(row, to)
+    current = work is not None and work.job == row.job and work.status in LIVE_WORK
+    now = txn.now_ms
+    done = replace(
+        row,
+        actual=to,
+        desired=Desired.STOP,
+        finished_at_ms=now,
+        counts=cmd.counts,
+        metrics=cmd.metrics,
+        outputs=cmd.outputs,
+        exit_code=cmd.exit_code,
+    )
+    if work is None or not current:
+        # The item was cancelled under it: the job ends, nothing is published.
+        txn.jobs.put(row.job, replace(done, actual=Actual.STOPPED, reason="its item was ended before it"))
+        return {"published": False}
+    results.check(txn, work, cmd)
+    txn.jobs.put(row.job, done)
+    txn.work.put(
+        work.work,
+        replace(
+            work,
+            status=WorkStatus.COMPLETED,
+            finished_at_ms=now,
+            counts=cmd.counts,
+            metrics=cmd.metrics,
+            attempts=max(work.attempts, 1),
+            reason="stopped early, its part counts" if cmd.stopped else "",
+            error_class="",
+        ),
+    )
+    for output in cmd.outputs:
+        artifacts.made(txn, output, work, done)
+    results.count(txn, work, cmd)
+    events.emit(txn, "WorkCompleted", row.work, job=row.job, peer=row.peer, type=row.work_type, config=row.config)
+    return {"published": True}
+
+
+def fail(txn: Txn, cmd: FailJob) -> str:
+    """Take a failure; answers where its item went."""
+    row = held(txn, cmd.job, cmd.fence)
+    to = Actual.STOPPED if cmd.error_class == "stopped" else Actual.FAILED
+    if row.actual is to:
+        work = txn.work.get(row.work)
+        return work.status if work else "gone"
+    move(row, to)
+    txn.jobs.put(
+        row.job,
+        replace(
+            row,
+            actual=to,
+            desired=Desired.STOP,
+            finished_at_ms=txn.now_ms,
+            exit_code=cmd.exit_code,
+            error_class=cmd.error_class,
+            error=cmd.error,
+        ),
+    )
+    if to is Actual.FAILED:
+        _blame(txn, row.peer)
+        events.emit(txn, "JobFailed", row.job, peer=row.peer, error_class=cmd.error_class, error=cmd.error[:200])
+    return _give_back(txn, row, cmd.error_class, cmd.error)
+
+
+def release(txn: Txn, cmd: ReleaseJob) -> str:
+    """Take a job back that never started."""
+    row = held(txn, cmd.job, cmd.fence)
+    if row.actual is Actual.STOPPED:
+        work = txn.work.get(row.work)
+        return work.status if work else "gone"
+    if row.actual is Actual.RUNNING:
+        raise Refused(
+            Code.ILLEGAL_TRANSITION, f"job {row.job!r} runs; stop it and report how it ended instead of a release"
+        )
+    move(row, Actual.STOPPED)
+    txn.jobs.put(
+        row.job,
+        replace(row, actual=Actual.STOPPED, desired=Desired.STOP, finished_at_ms=txn.now_ms, reason=cmd.reason),
+    )
+    events.emit(txn, "JobReleased", row.job, peer=row.peer, reason=cmd.reason)
+    return _give_back(txn, row, "released", cmd.reason)
+
+
+def stop(txn: Txn, cmd: StopJob) -> bool:
+    row = held(txn, cmd.job, cmd.fence)
+    if row.actual not in LIVE_JOB or row.desired is Desired.STOP:
+        return False
+    txn.jobs.put(row.job, replace(row, desired=Desired.STOP, reason=cmd.reason))
+    events.emit(txn, "JobStopping", row.job, peer=row.peer, reason=cmd.reason)
+    return True
+
+
+def lose(txn: Txn, row: Job, reason: str) -> None:
+    """End a job whose lease is over; its fence with it. No attempt is burnt."""
+    txn.jobs.put(
+        row.job,
+        replace(row, actual=Actual.LOST, desired=Desired.STOP, finished_at_ms=txn.now_ms, reason=reason),
+    )
+    events.emit(txn, "JobLost", row.job, peer=row.peer, reason=reason)
+    _give_back(txn, row, "lost", reason)
+
+
+def on_due(txn: Txn, row: Job) -> None:
+    now = txn.now_ms
+    if row.actual is Actual.RUNNING and now >= row.started_at_ms + row.timeout_ms + row.lease_ms:
+        lose(txn, row, f"it ran {now - row.started_at_ms} ms, its limit is {row.timeout_ms} ms")
+    elif row.actual is Actual.PENDING:
+        lose(txn, row, f"{row.peer} did not start it in time")
+    else:
+        lose(txn, row, f"its lease of {row.lease_ms} ms lapsed on {row.peer}")
+
+
+def _give_back(txn: Txn, row: Job, error_class: str, reason: str) -> str:
+    """Return the item to the queue, or make it a dead letter."""
+    work = txn.work.get(row.work)
+    if work is None:
+        return "gone"
+    if work.job != row.job or work.status not in LIVE_WORK:
+        return work.status
+    burnt = work.attempts
+    blameless = error_class in BLAMELESS or error_class in ("lost", "released")
+    if blameless and work.status is WorkStatus.RUNNING:
+        burnt -= 1
+    failed_on = work.failed_on if blameless else (*work.failed_on, row.peer)
+    limits = txn.state.limits
+    back = replace(work, attempts=burnt, job="", reason=reason, error_class=error_class, failed_on=failed_on)
+    end = ""
+    if burnt >= work.spec.max_attempts:
+        end = f"all {work.spec.max_attempts} attempts failed; the last one said: {reason}"
+    elif len(set(failed_on)) >= limits.poisoned_after_peers:
+        end = f"it failed on {len(set(failed_on))} nodes ({', '.join(sorted(set(failed_on)))}); the last said: {reason}"
+    elif work.grants >= GRANTS_PER_ATTEMPT * work.spec.max_attempts:
+        end = f"it was given to nodes {work.grants} times and never got through; the last said: {reason}"
+    if end:
+        _dead_letter(txn, back, end)
+        return WorkStatus.FAILED
+    timing = txn.state.timing
+    delay = 0
+    if error_class not in ("stopped", "preempted", "lost"):
+        rounds = min(max(len(failed_on), 1 if error_class == "infrastructure" else 0), 20)
+        delay = min(timing.backoff_ms * 2 ** max(rounds - 1, 0), timing.backoff_cap_ms) if rounds else timing.backoff_ms
+    txn.work.put(work.work, replace(back, status=WorkStatus.PENDING, ready_at_ms=txn.now_ms + delay))
+    events.emit(txn, "WorkReturned", work.work, reason=reason[:200], error_class=error_class)
+    return WorkStatus.PENDING
+
+
+def _dead_letter(txn: Txn, work: Work, reason: str) -> None:
+    txn.work.put(
+        work.work,
+        replace(work, status=WorkStatus.FAILED, finished_at_ms=txn.now_ms, reason=reason[:1024]),
+    )
+    events.emit(txn, "WorkFailed", work.work, reason=reason[:200])
+
+
+def _blame(txn: Txn, peer: str) -> None:
+    """Count a failure against a peer; the count halves with time, so nothing is held for ever."""
+    row = txn.peers.get(peer)
+    if row is None:
+        return
+    now = txn.now_ms
+    half_lives = (now - row.failures_at_ms) // txn.state.timing.failure_half_life_ms
+    txn.peers.put(peer, replace(row, failures=(row.failures >> min(half_lives, 62)) + 1, failures_at_ms=now))

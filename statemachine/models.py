@@ -1,0 +1,148 @@
+"""Models and their champions.
+
+    candidate -> champion -> former -> champion (rollback)
+    candidate -> rejected
+
+Promotion is one command that names the champion it was tested against and the evidence; it is refused
+when either is not what the tables say.
+"""
+
+from __future__ import annotations
+
+from msgspec.structs import replace
+
+from statemachine import events
+from statemachine.cluster import next_seq
+from statemachine.commands import PromoteModel, RollbackModel
+from statemachine.errors import Code, Refused
+from statemachine.rows import GauntletStatus, Model, ModelStatus, Totals, Work
+from statemachine.state import Txn
+
+#: kinds of evidence a promotion may name
+EVIDENCE_KINDS = ("gauntlet", "initial", "operator")
+
+
+def totals_of(txn: Txn, config: str) -> Totals:
+    return txn.totals.get(config) or Totals(config)
+
+
+def register(txn: Txn, digest: str, work: Work, parent: str) -> None:
+    """Make a model known as a candidate; the same weights trained again stay one model."""
+    if txn.models.get(digest) is not None:
+        return
+    config = work.spec.config
+    totals = totals_of(txn, config)
+    generation = 0 if work.spec.work_type == "initial" else totals.generations + 1
+    txn.totals.put(config, replace(totals, generations=max(totals.generations, generation)))
+    txn.models.put(
+        digest,
+        Model(
+            digest=digest,
+            config=config,
+            generation=generation,
+            status=ModelStatus.CANDIDATE,
+            seq=next_seq(txn),
+            created_at_ms=txn.now_ms,
+            parent=parent,
+            work=work.work,
+            games_seen=totals.games,
+        ),
+    )
+    events.emit(txn, "ModelTrained", digest, config=config, generation=str(generation))
+
+
+def promote(txn: Txn, cmd: PromoteModel) -> dict[str, object]:
+    row = _of_config(txn, cmd.model, cmd.config)
+    champion = txn.state.index.champions.get(cmd.config, "")
+    if row.status is ModelStatus.CHAMPION:
+        return {"model": cmd.model, "repeat": True}
+    if champion != cmd.previous:
+        raise Refused(
+            Code.CONFLICT,
+            f"the champion of {cmd.config} is {champion[:12] or 'nobody'}, not {cmd.previous[:12] or 'nobody'}; test again",
+        )
+    if row.status is not ModelStatus.CANDIDATE:
+        raise Refused(Code.ILLEGAL_TRANSITION, f"model {cmd.model[:12]} is {row.status}; only a candidate is promoted")
+    _check_evidence(txn, cmd, champion)
+    _crown(txn, row, champion)
+    txn.models.put(
+        cmd.model,
+        replace(row, status=ModelStatus.CHAMPION, promoted_at_ms=txn.now_ms, evidence=cmd.evidence),
+    )
+    totals = totals_of(txn, cmd.config)
+    if champion:
+        txn.totals.put(cmd.config, replace(totals, promotions=totals.promotions + 1))
+    events.emit(
+        txn,
+        "ModelPromoted",
+        cmd.model,
+        config=cmd.config,
+        previous=champion,
+        evidence=cmd.evidence.kind,
+        games=str(cmd.evidence.games),
+        generation=str(row.generation),
+    )
+    return {"model": cmd.model, "previous": champion}
+
+
+def _check_evidence(txn: Txn, cmd: PromoteModel, champion: str) -> None:
+    evidence = cmd.evidence
+    if evidence.kind not in EVIDENCE_KINDS:
+        raise Refused(Code.INVALID, f"evidence is one of {', '.join(EVIDENCE_KINDS)}, not {evidence.kind!r}")
+    if evidence.kind == "initial":
+        if champion:
+            raise Refused(Code.EVIDENCE, f"{cmd.config} has a champion; another needs a gauntlet")
+        return
+    if evidence.kind == "operator":
+        if not evidence.note:
+            raise Refused(Code.EVIDENCE, "an operator's promotion needs a note that says why")
+        return
+    gauntlet = txn.gauntlets.require(evidence.gauntlet)
+    spec = gauntlet.spec
+    if gauntlet.status is not GauntletStatus.ACCEPTED or spec.candidate != cmd.model or spec.config != cmd.config:
+        raise Refused(
+            Code.EVIDENCE,
+            f"gauntlet {evidence.gauntlet!r} is {gauntlet.status} for {spec.candidate[:12]}; it does not accept {cmd.model[:12]}",
+        )
+    games = sum(t.games for t in gauntlet.tally)
+    if games < spec.floor_games or evidence.games != games:
+        raise Refused(
+            Code.EVIDENCE,
+            f"the evidence names {evidence.games} games, gauntlet {evidence.gauntlet!r} counted {games} "
+            f"with a floor of {spec.floor_games}",
+        )
+
+
+def rollback(txn: Txn, cmd: RollbackModel) -> dict[str, object]:
+    row = _of_config(txn, cmd.model, cmd.config)
+    champion = txn.state.index.champions.get(cmd.config, "")
+    if champion == cmd.model:
+        return {"model": cmd.model, "repeat": True}
+    if champion != cmd.previous:
+        raise Refused(Code.CONFLICT, f"the champion of {cmd.config} is {champion[:12]}, not {cmd.previous[:12]}")
+    if row.status is not ModelStatus.FORMER:
+        raise Refused(Code.ILLEGAL_TRANSITION, f"model {cmd.model[:12]} is {row.status}; only a former champion returns")
+    _crown(txn, row, champion)
+    txn.models.put(cmd.model, replace(row, status=ModelStatus.CHAMPION, promoted_at_ms=txn.now_ms))
+    events.emit(txn, "PromotionRolledBack", cmd.model, config=cmd.config, previous=champion, reason=cmd.reason)
+    return {"model": cmd.model, "previous": champion}
+
+
+def reject(txn: Txn, digest: str) -> None:
+    row = txn.models.get(digest)
+    if row is not None and row.status is ModelStatus.CANDIDATE:
+        txn.models.put(digest, replace(row, status=ModelStatus.REJECTED))
+        events.emit(txn, "CandidateRejected", digest, config=row.config, generation=str(row.generation))
+
+
+def _crown(txn: Txn, row: Model, champion: str) -> None:
+    if champion:
+        old = txn.models.require(champion)
+        txn.models.put(champion, replace(old, status=ModelStatus.FORMER))
+
+
+def _of_config(txn: Txn, digest: str, config: str) -> Model:
+    row = txn.models.require(digest)
+    if row.config != config:
+        raise Refused(Code.INVALID, f"model {digest[:12]} plays {row.config}, not {config}")
+    return row

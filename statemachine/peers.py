@@ -1,0 +1,172 @@
+"""Peers: who is in the cluster, heard when, offering what.
+
+    alive -> suspect -> dead       by the clock, on one timeout table
+    suspect, dead -> alive         by a heartbeat of the present incarnation, or a join
+
+Only the log moves a peer, so every replica agrees on who is alive, and nothing dies while there is no
+leader to move the clock.
+"""
+
+from __future__ import annotations
+
+from msgspec.structs import replace
+
+from statemachine import events, jobs
+from statemachine.commands import DrainPeer, JoinPeer, RecordHeartbeats, RemovePeer, VouchForPeer
+from statemachine.errors import Code, Refused
+from statemachine.rows import Desired, Peer, PeerStatus
+from statemachine.state import Txn
+
+
+def join(txn: Txn, cmd: JoinPeer) -> dict[str, int]:
+    """Register a node process, or a newer process of the same node."""
+    old = txn.peers.get(cmd.peer)
+    now = txn.now_ms
+    if old is None:
+        if len(txn.peers) >= txn.state.limits.peers:
+            raise Refused(Code.LIMIT, f"the cluster holds {len(txn.peers)} peers; remove dead ones first")
+    else:
+        _refuse_other_machine(old, cmd, now, txn.state.timing.heartbeat_ms)
+        if cmd.incarnation < old.incarnation:
+            raise Refused(
+                Code.STALE_INCARNATION,
+                f"peer {cmd.peer!r} already joined with incarnation {old.incarnation}, newer than {cmd.incarnation}; "
+                "this process has been replaced and must stop",
+            )
+        if cmd.boot_id != old.boot_id:
+            for job in txn.state.index.live_jobs_of(cmd.peer):
+                jobs.lose(txn, txn.jobs.require(job), "the machine was started anew, no process survived")
+    base = old or Peer(
+        peer=cmd.peer,
+        incarnation=cmd.incarnation,
+        boot_id=cmd.boot_id,
+        role=cmd.role,
+        address=cmd.address,
+        facts=cmd.facts,
+        status=PeerStatus.ALIVE,
+        joined_at_ms=now,
+        heard_at_ms=now,
+    )
+    txn.peers.put(
+        cmd.peer,
+        replace(
+            base,
+            incarnation=cmd.incarnation,
+            boot_id=cmd.boot_id,
+            role=cmd.role,
+            address=cmd.address,
+            facts=cmd.facts,
+            status=PeerStatus.ALIVE,
+            joined_at_ms=now if old is None or old.incarnation != cmd.incarnation else old.joined_at_ms,
+            heard_at_ms=now,
+            wall_joined_at_ms=cmd.at_ms,
+        ),
+    )
+    if old is None or old.incarnation != cmd.incarnation:
+        events.emit(txn, "PeerJoined", cmd.peer, role=cmd.role, address=cmd.address)
+    return {"incarnation": cmd.incarnation, "clock_ms": now}
+
+
+def _refuse_other_machine(old: Peer, cmd: JoinPeer, now: int, heartbeat_ms: int) -> None:
+    fresh = old.status is PeerStatus.ALIVE and now - old.heard_at_ms <= 2 * heartbeat_ms
+    if fresh and old.boot_id != cmd.boot_id and old.address != cmd.address:
+        raise Refused(
+            Code.CONFLICT,
+            f"the name {cmd.peer!r} belongs to a live node at {old.address}; give this node another --node-id",
+        )
+
+
+def heartbeats(txn: Txn, cmd: RecordHeartbeats) -> dict[str, str]:
+    """Take signs of life; answers with the peers that were not taken, and why."""
+    refused: dict[str, str] = {}
+    now = txn.now_ms
+    for beat in cmd.beats:
+        row = txn.peers.get(beat.peer)
+        if row is None:
+            refused[beat.peer] = Code.NOT_FOUND
+            continue
+        if row.incarnation != beat.incarnation:
+            refused[beat.peer] = Code.STALE_INCARNATION
+            continue
+        if row.status is not PeerStatus.ALIVE:
+            events.emit(txn, "PeerRecovered", beat.peer, was=row.status)
+        txn.peers.put(
+            beat.peer,
+            replace(row, heard_at_ms=now, status=PeerStatus.ALIVE, facts=beat.facts or row.facts),
+        )
+        for progress in beat.progress:
+            jobs.progress(txn, progress, peer=beat.peer)
+    return refused
+
+
+def vouch(txn: Txn, cmd: VouchForPeer) -> bool:
+    row = txn.peers.require(cmd.peer)
+    if row.incarnation != cmd.incarnation:
+        raise Refused(
+            Code.STALE_INCARNATION,
+            f"peer {cmd.peer!r} is at incarnation {row.incarnation}, the vouching names {cmd.incarnation}",
+        )
+    if row.status is not PeerStatus.SUSPECT:
+        return False
+    txn.peers.put(cmd.peer, replace(row, vouched_at_ms=txn.now_ms))
+    return True
+
+
+def drain(txn: Txn, cmd: DrainPeer) -> bool:
+    row = txn.peers.require(cmd.peer)
+    deadline = txn.now_ms + cmd.deadline_ms if cmd.drain and cmd.deadline_ms else 0
+    txn.peers.put(
+        cmd.peer,
+        replace(
+            row,
+            draining=cmd.drain,
+            drain_reason=cmd.reason if cmd.drain else "",
+            drain_deadline_ms=deadline,
+        ),
+    )
+    if row.draining != cmd.drain:
+        events.emit(txn, "PeerDrained" if cmd.drain else "PeerUndrained", cmd.peer, reason=cmd.reason)
+    return cmd.drain
+
+
+def remove(txn: Txn, cmd: RemovePeer) -> bool:
+    row = txn.peers.require(cmd.peer)
+    if row.status is not PeerStatus.DEAD and not row.draining:
+        raise Refused(
+            Code.ILLEGAL_TRANSITION,
+            f"peer {cmd.peer!r} is {row.status} and takes work; drain it before it is removed",
+        )
+    _forget(txn, row, cmd.reason or "removed by an operator")
+    return True
+
+
+def on_due(txn: Txn, row: Peer) -> None:
+    """Move a peer whose time has come one step on."""
+    timing = txn.state.timing
+    now = txn.now_ms
+    if row.drain_deadline_ms and row.drain_deadline_ms <= now:
+        for job in txn.state.index.live_jobs_of(row.peer):
+            held = txn.jobs.require(job)
+            txn.jobs.put(job, replace(held, desired=Desired.STOP, reason="the node is being drained"))
+        txn.peers.put(row.peer, replace(row, drain_deadline_ms=0))
+        return
+    if row.status is PeerStatus.ALIVE:
+        txn.peers.put(row.peer, replace(row, status=PeerStatus.SUSPECT))
+        events.emit(txn, "PeerSuspected", row.peer, silent_ms=str(now - row.heard_at_ms))
+    elif row.status is PeerStatus.SUSPECT:
+        txn.peers.put(row.peer, replace(row, status=PeerStatus.DEAD))
+        events.emit(txn, "PeerDied", row.peer, silent_ms=str(now - row.heard_at_ms), limit=str(timing.dead_after_ms))
+    else:
+        _forget(txn, row, "dead for longer than the retention")
+
+
+def _forget(txn: Txn, row: Peer, reason: str) -> None:
+    for job in txn.state.index.live_jobs_of(row.peer):
+        jobs.lose(txn, txn.jobs.require(job), f"its node was removed: {reason}")
+    for digest, artifact in list(txn.rows("artifacts")):
+        holders = getattr(artifact, "holders", ())
+        if row.peer in holders:
+            held = txn.artifacts.require(digest)
+            txn.artifacts.put(digest, replace(held, holders=tuple(h for h in holders if h != row.peer)))
+    txn.peers.delete(row.peer)
+    events.emit(txn, "PeerRemoved", row.peer, reason=reason)

@@ -1,0 +1,279 @@
+"""Pure questions to a state: what a node should run, why an item waits, what to show.
+
+Each is short enough to run between two entries on the thread that applies them; the ones for a status page
+read counters that are kept in step and never scan a table.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from typing import Any
+
+import msgspec
+from msgspec import Struct
+
+from statemachine import deadlines
+from statemachine.eligibility import item_obstacle, peer_obstacle
+from statemachine.rows import (
+    LIVE_WORK,
+    Artifact,
+    Cluster,
+    Event,
+    Job,
+    ModelStatus,
+    PeerStatus,
+    Totals,
+    Work,
+    WorkStatus,
+)
+from statemachine.settings import Template
+from statemachine.state import State
+
+
+class ResolvedInput(Struct, frozen=True):
+    """An input and the live peers that hold it, with the addresses they serve it at."""
+
+    name: str
+    digest: str
+    size_bytes: int
+    holders: tuple[tuple[str, str], ...]
+
+
+class Assignment(Struct, frozen=True):
+    """A live job of a peer, with everything its executor needs to run it."""
+
+    job: Job
+    work: Work | None
+    template: Template | None
+    inputs: tuple[ResolvedInput, ...]
+    lease_end_ms: int
+
+
+def assignments(state: State, peer: str) -> list[Assignment]:
+    """The live jobs of a peer's agent, oldest grant first, whether they should run or stop."""
+    found = []
+    for name in state.index.live_jobs_of(peer):
+        job = state.jobs[name]
+        if job.claim:
+            continue
+        work = state.work.get(job.work)
+        template = state.template(work.spec.template) if work else None
+        inputs = tuple(resolve(state, i.name, i.digest) for i in work.spec.inputs) if work else ()
+        found.append(Assignment(job, work, template, inputs, deadlines.lease_end_ms(job, state.peers)))
+    return found
+
+
+def resolve(state: State, name: str, digest: str) -> ResolvedInput:
+    artifact = state.artifacts.get(digest)
+    size = artifact.size_bytes if artifact else 0
+    return ResolvedInput(name, digest, size, holders_of(state, artifact))
+
+
+def holders_of(state: State, artifact: Artifact | None) -> tuple[tuple[str, str], ...]:
+    """(peer, address) of holders, those alive first; the dead are left out."""
+    if artifact is None:
+        return ()
+    peers = [state.peers[p] for p in artifact.holders if p in state.peers]
+    rank = {PeerStatus.ALIVE: 0, PeerStatus.SUSPECT: 1}
+    known = [p for p in peers if p.status in rank and p.address]
+    return tuple((p.peer, p.address) for p in sorted(known, key=lambda p: (rank[p.status], p.peer)))
+
+
+class Reason(Struct, frozen=True):
+    """A reason code, how many peers give it, and one of their sentences."""
+
+    code: str
+    count: int
+    detail: str
+
+
+class Why(Struct, frozen=True):
+    """Why an item is where it is, in a sentence, with what each peer says when it waits."""
+
+    status: str
+    sentence: str
+    reasons: tuple[Reason, ...] = ()
+
+
+def why(state: State, work: str) -> Why | None:
+    """Explain an item; None when it is not known."""
+    row = state.work.get(work)
+    if row is None:
+        return None
+    if row.status is WorkStatus.PENDING:
+        return _why_pending(state, row)
+    if row.status in LIVE_WORK:
+        job = state.jobs[row.job]
+        sentence = f"{row.status} as job {job.job} on {job.peer}, which is {job.actual}"
+        if job.desired == "stop":
+            sentence += f" and has been told to stop: {job.reason}"
+        return Why(row.status, sentence)
+    return Why(row.status, row.reason or f"{row.status} at {row.finished_at_ms} ms of the cluster clock")
+
+
+def _why_pending(state: State, row: Work) -> Why:
+    cluster = state.cluster
+    if cluster.paused:
+        text = f"the cluster is paused: {cluster.pause_reason or 'by an operator'}"
+        return Why(row.status, text, (Reason("paused", 1, text),))
+    obstacle = item_obstacle(row, state.now_ms, state.work.get, state.index.live_by_class)
+    if obstacle is not None:
+        return Why(row.status, obstacle.detail, (Reason(obstacle.code, 1, obstacle.detail),))
+    if not row.spec.template:
+        text = "it has no template, so it waits for a worker that claims it"
+        return Why(row.status, text, (Reason("unclaimed", 1, text),))
+    counts: Counter[str] = Counter()
+    example: dict[str, str] = {}
+    fits = 0
+    for peer in state.peers.values():
+        held = [state.jobs[j] for j in state.index.live_jobs_of(peer.peer)]
+        found = peer_obstacle(peer, row.spec.needs, held, state.limits)
+        if found is None:
+            fits += 1
+        else:
+            counts[found.code] += 1
+            example.setdefault(found.code, found.detail)
+    reasons = tuple(Reason(code, n, example[code]) for code, n in counts.most_common())
+    if fits:
+        return Why(row.status, f"{fits} peers can take it; it is next when its turn comes", reasons)
+    if not reasons:
+        text = "no peer has joined the cluster"
+        return Why(row.status, text, (Reason("no_peers", 1, text),))
+    first = reasons[0]
+    return Why(row.status, f"no peer can take it now; most often ({first.count}): {first.detail}", reasons)
+
+
+class Overview(Struct, frozen=True):
+    """Counters for a status page; all of them are kept, none is computed by a scan."""
+
+    cluster: Cluster
+    peers_total: int
+    peers_by_status: dict[str, int]
+    work_by_status: dict[str, int]
+    work_by_type: dict[str, dict[str, int]]
+    live_jobs_by_type: dict[str, int]
+    totals: dict[str, Totals]
+    champions: dict[str, str]
+    artifacts: int
+    models: int
+    matches: int
+
+
+def overview(state: State) -> Overview:
+    """O(types + configs)."""
+    by_type: dict[str, dict[str, int]] = {}
+    for (work_type, status), count in state.index.work_by_type.items():
+        if count:
+            by_type.setdefault(work_type, {})[status] = count
+    return Overview(
+        cluster=state.cluster,
+        peers_total=len(state.peers),
+        peers_by_status={str(k): v for k, v in state.index.peers_by_status.items()},
+        work_by_status={str(k): v for k, v in state.index.work_by_status.items()},
+        work_by_type=by_type,
+        live_jobs_by_type={k: v for k, v in state.index.live_by_type.items() if v},
+        totals=dict(state.totals),
+        champions=dict(state.index.champions),
+        artifacts=len(state.artifacts),
+        models=len(state.models),
+        matches=len(state.matches),
+    )
+
+
+def pending(state: State, work_type: str = "", limit: int = 100) -> list[Work]:
+    """Pending items, best first within each type, types in the order of their best item."""
+    queues = [q for name, q in state.index.queue.items() if len(q) and (not work_type or name == work_type)]
+    places = sorted(place for q in queues for _, place in zip(range(limit), q, strict=False))
+    return [state.work[place[2]] for place in places[:limit]]
+
+
+def events_after(state: State, seq: int, limit: int = 1_000) -> list[Event]:
+    """Events with a number above `seq`, oldest first."""
+    last = state.cluster.event_seq
+    first = max(seq + 1, last - len(state.events) + 1)
+    found = (state.events.get(str(n)) for n in range(first, min(last, first + limit - 1) + 1))
+    return [event for event in found if event is not None]
+
+
+def window(state: State, config: str, games: int) -> list[Artifact]:
+    """The newest selfplay files of a config that together hold at least `games` games, oldest first."""
+    shelf = state.index.artifacts.get(("games", config))
+    chosen: list[Artifact] = []
+    total = 0
+    for _, digest in reversed(list(shelf or ())):
+        artifact = state.artifacts[digest]
+        chosen.append(artifact)
+        total += artifact.counts.get("games", 0)
+        if total >= games:
+            break
+    return chosen[::-1]
+
+
+def champion(state: State, config: str) -> str:
+    """Digest of the config's champion, or an empty text."""
+    return state.index.champions.get(config, "")
+
+
+def candidates(state: State, config: str) -> list[str]:
+    """Digests of models that wait for their verdict, oldest first."""
+    shelf = state.index.models.get(config)
+    found = [digest for _, digest in shelf or ()]
+    return [d for d in found if state.models[d].status is ModelStatus.CANDIDATE]
+
+
+def newest_model(state: State, config: str) -> str:
+    """Digest of the model that was trained last, whatever became of it, or an empty text."""
+    shelf = list(state.index.models.get(config) or ())
+    return shelf[-1][1] if shelf else ""
+
+
+def stalled(state: State) -> Why | None:
+    """When items wait and nothing runs: the best pending item's own explanation, else None."""
+    if sum(state.index.live_by_type.values()) or not state.index.work_by_status[WorkStatus.PENDING]:
+        return None
+    head = pending(state, limit=1)
+    return why(state, head[0].work) if head else None
+
+
+def dump(state: State, table: str = "") -> dict[str, Any]:
+    """Rows as plain data, by table and key. Raises KeyError for a table that does not exist."""
+    names = [table] if table else list(state.tables)
+    return {name: {key: msgspec.to_builtins(row) for key, row in state.tables[name].items()} for name in names}
+
+
+def rows_after(state: State, table: str, after: str, limit: int) -> Iterator[tuple[str, Struct]]:
+    """A page of a table in insertion order, after a key."""
+    skipping = bool(after)
+    count = 0
+    for key, row in state.tables[table].items():
+        if skipping:
+            skipping = key != after
+            continue
+        if count >= limit:
+            return
+        count += 1
+        yield key, row
+
+
+__all__ = [
+    "Assignment",
+    "Overview",
+    "Reason",
+    "ResolvedInput",
+    "Why",
+    "assignments",
+    "candidates",
+    "champion",
+    "dump",
+    "events_after",
+    "holders_of",
+    "newest_model",
+    "overview",
+    "pending",
+    "resolve",
+    "rows_after",
+    "stalled",
+    "why",
+    "window",
+]

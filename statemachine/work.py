@@ -1,0 +1,284 @@
+"""Work items: the queue.
+
+    pending -> claimed -> running -> completed
+    pending -> cancelled | expired
+    claimed, running -> pending      the attempt ended badly and there is another one left
+    claimed, running -> failed       there is none left: a dead letter
+    failed, cancelled, expired -> pending    by an operator's retry
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from msgspec.structs import replace
+
+from statemachine import events
+from statemachine.cluster import next_fence, next_seq
+from statemachine.commands import AddWork, CancelWork, ClaimWork, PlaceWork, RetryWork
+from statemachine.eligibility import item_obstacle, peer_obstacle
+from statemachine.errors import Code, Refused
+from statemachine.rows import (
+    LIVE_WORK,
+    OPEN_WORK,
+    WORK_TRANSITIONS,
+    Actual,
+    Desired,
+    Job,
+    Work,
+    WorkStatus,
+)
+from statemachine.state import Txn
+
+#: pending items a claim looks at before it gives up on finding a fitting one
+CLAIM_SCAN = 512
+
+
+def move(row: Work, to: WorkStatus) -> None:
+    if (row.status, to) not in WORK_TRANSITIONS:
+        raise Refused(Code.ILLEGAL_TRANSITION, f"work {row.work!r} is {row.status} and cannot become {to}")
+
+
+def add(txn: Txn, cmd: AddWork) -> dict[str, object]:
+    """Queue an item; the same item under the same id again is answered, not queued twice."""
+    old = txn.work.get(cmd.work)
+    if old is not None:
+        if replace(old.spec, at_ms=0) == replace(cmd, at_ms=0):
+            return {"work": cmd.work, "status": old.status, "repeat": True}
+        raise Refused(Code.CONFLICT, f"work {cmd.work!r} exists with other content; choose another id")
+    state = txn.state
+    pending = state.index.work_by_class.get((cmd.work_type, cmd.config, WorkStatus.PENDING), 0)
+    if pending >= state.limits.pending_per_class:
+        raise Refused(
+            Code.LIMIT,
+            f"{pending} items of {cmd.work_type} {cmd.config} are pending, the limit of their class; "
+            "add more when some are done, or raise limits.pending_per_class",
+        )
+    if cmd.unique and (holder := _open_under(txn, cmd.unique)):
+        raise Refused(Code.CONFLICT, f"work {holder!r} already holds the unique name {cmd.unique!r}")
+    if cmd.template and state.template(cmd.template) is None:
+        raise Refused(Code.INVALID, f"no setting template/{cmd.template} exists; add it or name another template")
+    if cmd.work in cmd.depends_on:
+        raise Refused(Code.INVALID, f"work {cmd.work!r} depends on itself")
+    now = txn.now_ms
+    txn.work.put(
+        cmd.work,
+        Work(
+            spec=cmd,
+            status=WorkStatus.PENDING,
+            seq=next_seq(txn),
+            created_at_ms=now,
+            ready_at_ms=now,
+            expires_at_ms=now + cmd.ttl_ms if cmd.ttl_ms else 0,
+        ),
+    )
+    events.emit(txn, "WorkQueued", cmd.work, type=cmd.work_type, config=cmd.config)
+    return {"work": cmd.work, "status": "pending"}
+
+
+def _open_under(txn: Txn, unique: str) -> str | None:
+    holder = txn.state.index.unique.get(unique)
+    if holder is not None:
+        row = txn.work.get(holder)
+        if row is not None and row.status in OPEN_WORK:
+            return holder
+    return None
+
+
+def claim(txn: Txn, cmd: ClaimWork) -> list[dict[str, object]]:
+    """Bind the best pending items to a worker that runs them itself and renews their leases.
+
+    A repeat of the claim id answers with the same jobs.
+    """
+    earlier = txn.state.index.claims.get(cmd.claim)
+    if earlier:
+        rows = [txn.jobs.require(job) for job in earlier]
+        return [granted(job, txn.work.require(job.work)) for job in rows if txn.work.get(job.work)]
+    if txn.cluster.paused:
+        raise Refused(Code.PAUSED, f"the cluster is paused: {txn.cluster.pause_reason or 'by an operator'}")
+    peer = txn.peers.get(cmd.peer)
+    if peer is not None and peer.draining:
+        raise Refused(Code.INELIGIBLE, f"peer {cmd.peer!r} is being drained and takes no work")
+    answer: list[dict[str, object]] = []
+    for row in _claimable(txn, cmd):
+        job = grant(txn, row, peer=cmd.peer, incarnation=0, claim=cmd.claim, gpus=(), placed="claimed")
+        answer.append(granted(job, row))
+        if len(answer) >= cmd.limit:
+            break
+    return answer
+
+
+def _claimable(txn: Txn, cmd: ClaimWork) -> Iterator[Work]:
+    """Pending items that fit the claim, best first over all asked types."""
+    queues = txn.state.index.queue
+    types = cmd.work_types or tuple(sorted(queues))
+    heads: list[tuple[int, int, str]] = []
+    for work_type in dict.fromkeys(types):
+        queue = queues.get(work_type)
+        if queue is None:
+            continue
+        for looked, place in enumerate(queue):
+            if looked >= CLAIM_SCAN:
+                break
+            heads.append(place)
+            if looked >= cmd.limit and not cmd.configs:
+                break
+    live = dict(txn.state.index.live_by_class)
+    for place in sorted(heads):
+        row = txn.work.get(place[2])
+        if row is None or row.status is not WorkStatus.PENDING:
+            continue
+        if cmd.configs and row.spec.config not in cmd.configs:
+            continue
+        if item_obstacle(row, txn.now_ms, txn.work.get, live) is None:
+            kind = (row.spec.work_type, row.spec.config)
+            live[kind] = live.get(kind, 0) + 1
+            yield row
+
+
+def granted(job: Job, row: Work) -> dict[str, object]:
+    """What a claiming worker is told about its job."""
+    spec = row.spec
+    return {
+        "job": job.job,
+        "fence": job.fence,
+        "work": row.work,
+        "work_type": spec.work_type,
+        "config": spec.config,
+        "params": dict(spec.params),
+        "inputs": {i.name: i.digest for i in spec.inputs},
+        "attempt": row.attempts + 1,
+        "lease_ms": job.lease_ms,
+        "timeout_ms": job.timeout_ms,
+    }
+
+
+def place(txn: Txn, cmd: PlaceWork) -> dict[str, object]:
+    """Bind one pending item to a peer whose agent will run it, if the rules still hold."""
+    row = txn.work.require(cmd.work)
+    move(row, WorkStatus.CLAIMED)
+    if txn.cluster.paused:
+        raise Refused(Code.PAUSED, f"the cluster is paused: {txn.cluster.pause_reason or 'by an operator'}")
+    peer = txn.peers.require(cmd.peer)
+    if peer.incarnation != cmd.incarnation:
+        raise Refused(
+            Code.STALE_INCARNATION,
+            f"peer {cmd.peer!r} is at incarnation {peer.incarnation}, the placement saw {cmd.incarnation}",
+        )
+    state = txn.state
+    obstacle = item_obstacle(row, txn.now_ms, txn.work.get, state.index.live_by_class)
+    if obstacle is None:
+        held = [txn.jobs.require(j) for j in state.index.live_jobs_of(cmd.peer)]
+        obstacle = peer_obstacle(peer, row.spec.needs, held, state.limits)
+    if obstacle is not None:
+        raise Refused(Code.INELIGIBLE, f"work {cmd.work!r} cannot run on {cmd.peer!r}: {obstacle.detail}")
+    known = {gpu.uuid for gpu in peer.facts.gpus}
+    if len(set(cmd.gpus)) != row.spec.needs.gpus or not known.issuperset(cmd.gpus):
+        raise Refused(
+            Code.INVALID,
+            f"work {cmd.work!r} needs {row.spec.needs.gpus} GPUs of {cmd.peer!r}, the placement names {list(cmd.gpus)}",
+        )
+    job = grant(
+        txn, row, peer=cmd.peer, incarnation=cmd.incarnation, claim="", gpus=cmd.gpus, placed=cmd.reason
+    )
+    return {"job": job.job, "fence": job.fence}
+
+
+def grant(
+    txn: Txn, row: Work, *, peer: str, incarnation: int, claim: str, gpus: tuple[str, ...], placed: str
+) -> Job:
+    """Make the item's next job, under a fence nobody held before."""
+    spec = row.spec
+    timing = txn.state.timing
+    now = txn.now_ms
+    name = f"{row.work}.{row.grants + 1}"
+    job = Job(
+        job=name,
+        work=row.work,
+        work_type=spec.work_type,
+        config=spec.config,
+        peer=peer,
+        incarnation=incarnation,
+        fence=next_fence(txn),
+        desired=Desired.RUN,
+        actual=Actual.PENDING,
+        granted_at_ms=now,
+        lease_ms=timing.lease(spec.work_type),
+        renewed_at_ms=now,
+        needs=spec.needs,
+        timeout_ms=spec.timeout_ms or timing.timeout(spec.work_type),
+        claim=claim,
+        gpus=gpus,
+        placed=placed,
+    )
+    txn.jobs.put(name, job)
+    txn.work.put(row.work, replace(row, status=WorkStatus.CLAIMED, job=name, grants=row.grants + 1))
+    events.emit(txn, "WorkClaimed", row.work, job=name, peer=peer)
+    return job
+
+
+def cancel(txn: Txn, cmd: CancelWork) -> str:
+    """End an item; its live job is told to stop and nothing it still makes is published."""
+    row = txn.work.require(cmd.work)
+    if row.status is WorkStatus.CANCELLED:
+        return row.status
+    live = row.status in LIVE_WORK
+    move(row, WorkStatus.CANCELLED)
+    reason = cmd.reason or "cancelled"
+    if live:
+        job = txn.jobs.require(row.job)
+        txn.jobs.put(job.job, replace(job, desired=Desired.STOP, reason=reason))
+    txn.work.put(
+        row.work, replace(row, status=WorkStatus.CANCELLED, finished_at_ms=txn.now_ms, reason=reason)
+    )
+    events.emit(txn, "WorkCancelled", row.work, reason=reason)
+    return WorkStatus.CANCELLED
+
+
+def retry(txn: Txn, cmd: RetryWork) -> str:
+    row = txn.work.require(cmd.work)
+    if row.status is WorkStatus.PENDING:
+        return row.status
+    if row.status in LIVE_WORK or row.status is WorkStatus.COMPLETED:
+        raise Refused(Code.ILLEGAL_TRANSITION, f"work {cmd.work!r} is {row.status}; only ended items are retried")
+    spec = row.spec
+    if spec.unique and (holder := _open_under(txn, spec.unique)):
+        raise Refused(Code.CONFLICT, f"work {holder!r} holds the unique name {spec.unique!r} now")
+    now = txn.now_ms
+    txn.work.put(
+        row.work,
+        replace(
+            row,
+            status=WorkStatus.PENDING,
+            attempts=0,
+            job="",
+            ready_at_ms=now,
+            expires_at_ms=now + spec.ttl_ms if spec.ttl_ms else 0,
+            finished_at_ms=0,
+            failed_on=(),
+            reason=cmd.reason,
+            error_class="",
+        ),
+    )
+    events.emit(txn, "WorkRetried", row.work, reason=cmd.reason)
+    return WorkStatus.PENDING
+
+
+def on_due(txn: Txn, row: Work) -> None:
+    """Expire an item that waited too long, or drop one whose retention is over, with its jobs."""
+    if row.status is WorkStatus.PENDING:
+        waited = txn.now_ms - row.created_at_ms
+        txn.work.put(
+            row.work,
+            replace(
+                row,
+                status=WorkStatus.EXPIRED,
+                finished_at_ms=txn.now_ms,
+                reason=f"it waited {waited} ms, its time to live was {row.spec.ttl_ms} ms",
+            ),
+        )
+        events.emit(txn, "WorkExpired", row.work)
+        return
+    for number in range(1, row.grants + 1):
+        txn.jobs.delete(f"{row.work}.{number}")
+    txn.work.delete(row.work)
