@@ -45,9 +45,7 @@ def register(txn: Txn, cmd: RegisterArtifact) -> bool:
     old = txn.artifacts.get(cmd.digest)
     if old is not None:
         if old.size_bytes != cmd.size_bytes:
-            raise Refused(
-                Code.CONFLICT, f"artifact {cmd.digest} is {old.size_bytes} bytes long, not {cmd.size_bytes}"
-            )
+            raise Refused(Code.CONFLICT, f"artifact {cmd.digest} is {old.size_bytes} bytes long, not {cmd.size_bytes}")
         txn.artifacts.put(cmd.digest, replace(old, holders=_with(old.holders, cmd.peer)))
         return False
     txn.artifacts.put(
@@ -63,7 +61,7 @@ def register(txn: Txn, cmd: RegisterArtifact) -> bool:
             holders=(cmd.peer,),
         ),
     )
-    events.emit(txn, "ArtifactRegistered", cmd.digest, kind=cmd.artifact_kind, peer=cmd.peer)
+    events.emit(txn, "ArtifactRegistered", cmd.digest, type=cmd.artifact_kind, peer=cmd.peer)
     return True
 
 

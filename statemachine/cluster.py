@@ -33,9 +33,7 @@ def advance(cluster: Cluster, term: int, elapsed_ms: int) -> Cluster:
     step = elapsed_ms - cluster.clock_elapsed_ms
     if step <= 0:
         return cluster
-    return replace(
-        cluster, clock_ms=cluster.clock_ms + min(step, MAX_STEP_MS), clock_elapsed_ms=elapsed_ms
-    )
+    return replace(cluster, clock_ms=cluster.clock_ms + min(step, MAX_STEP_MS), clock_elapsed_ms=elapsed_ms)
 
 
 def next_seq(txn: Txn) -> int:

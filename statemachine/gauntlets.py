@@ -33,7 +33,9 @@ def start(txn: Txn, cmd: StartGauntlet) -> dict[str, object]:
     if model_of(cmd.opponent) == cmd.candidate:
         raise Refused(Code.INVALID, f"model {cmd.candidate[:12]} cannot be tested against itself")
     if cmd.elo1 <= cmd.elo0 or cmd.cap_games < cmd.floor_games:
-        raise Refused(Code.INVALID, f"gauntlet {cmd.gauntlet!r}: elo1 must be above elo0, and the cap not below the floor")
+        raise Refused(
+            Code.INVALID, f"gauntlet {cmd.gauntlet!r}: elo1 must be above elo0, and the cap not below the floor"
+        )
     txn.gauntlets.put(cmd.gauntlet, Gauntlet(cmd, GauntletStatus.RUNNING, next_seq(txn), txn.now_ms))
     events.emit(txn, "GauntletStarted", cmd.gauntlet, config=cmd.config, candidate=cmd.candidate)
     return {"gauntlet": cmd.gauntlet, "status": GauntletStatus.RUNNING}
@@ -74,7 +76,8 @@ def conclude(txn: Txn, cmd: ConcludeGauntlet) -> str:
             )
         if games < row.spec.floor_games:
             raise Refused(
-                Code.EVIDENCE, f"{games} games are below the floor of {row.spec.floor_games}; an open test is no verdict"
+                Code.EVIDENCE,
+                f"{games} games are below the floor of {row.spec.floor_games}; an open test is no verdict",
             )
         if verdict is GauntletStatus.ACCEPTED and cmd.evidence.llr_milli < cmd.evidence.upper_milli:
             raise Refused(Code.EVIDENCE, f"a log-likelihood ratio of {cmd.evidence.llr_milli} milli accepts nothing")
@@ -84,7 +87,5 @@ def conclude(txn: Txn, cmd: ConcludeGauntlet) -> str:
     )
     if verdict in (GauntletStatus.REJECTED, GauntletStatus.INCONCLUSIVE):
         models.reject(txn, row.spec.candidate)
-    events.emit(
-        txn, "GauntletConcluded", cmd.gauntlet, config=row.spec.config, verdict=verdict, games=str(games)
-    )
+    events.emit(txn, "GauntletConcluded", cmd.gauntlet, config=row.spec.config, verdict=verdict, games=str(games))
     return verdict

@@ -156,4 +156,3 @@ class Indexes:
             self.models.setdefault(new.config, Ordered()).add((new.seq, key))
             if new.status == "champion":
                 self.champions[new.config] = key
-

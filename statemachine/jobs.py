@@ -50,7 +50,7 @@ def held(txn: Txn, job: str, fence: int) -> Job:
     if row.actual is Actual.LOST:
         raise Refused(
             Code.STALE_FENCE,
-            f"job {job!r} was lost at {row.finished_at_ms} ms ({row.reason}); its fence {fence} is over, drop its files",
+            f"job {job!r} was lost at {row.finished_at_ms} ms ({row.reason}); fence {fence} is over, drop its files",
         )
     return row
 
@@ -88,9 +88,7 @@ def progress(txn: Txn, seen: JobProgress, peer: str) -> bool:
         return False
     counts = {k: max(row.counts.get(k, 0), seen.counts.get(k, 0)) for k in sorted({*row.counts, *seen.counts})}
     if counts != row.counts or (seen.total and seen.total != row.total):
-        txn.jobs.put(
-            row.job, replace(row, counts=counts, total=seen.total or row.total, progress_at_ms=txn.now_ms)
-        )
+        txn.jobs.put(row.job, replace(row, counts=counts, total=seen.total or row.total, progress_at_ms=txn.now_ms))
     return True
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
-from typing import Any, cast
+from typing import Any
 
 import msgspec
 from msgspec import Struct
@@ -182,4 +182,4 @@ class Machine:
         order = sorted(tables, key=lambda name: name != "settings")
         for name in order:
             for key, row in tables[name]:
-                self.state.write(name, key, cast(Row, row))
+                self.state.write(name, key, row)

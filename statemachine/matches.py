@@ -25,9 +25,7 @@ def record(txn: Txn, cmd: RecordMatch) -> dict[str, object]:
     return add(txn, cmd.match, cmd.config, cmd.result, peer=cmd.peer, gauntlet="")
 
 
-def add(
-    txn: Txn, match: str, config: str, result: MatchResult, *, peer: str, gauntlet: str
-) -> dict[str, object]:
+def add(txn: Txn, match: str, config: str, result: MatchResult, *, peer: str, gauntlet: str) -> dict[str, object]:
     """Count a match once; a repeat with the same content is answered, other content is refused."""
     old = txn.matches.get(match)
     if old is not None:
@@ -79,7 +77,9 @@ def flipped(result: MatchResult) -> MatchResult:
 
 def added(old: tuple[Tally, ...], more: tuple[Tally, ...], sign: int = 1) -> tuple[Tally, ...]:
     """Sum tallies by seats, in the order of the seats."""
-    sums: dict[tuple[int, int], tuple[int, int, int]] = {(t.seats_a, t.seats_b): (t.wins_a, t.wins_b, t.draws) for t in old}
+    sums: dict[tuple[int, int], tuple[int, int, int]] = {
+        (t.seats_a, t.seats_b): (t.wins_a, t.wins_b, t.draws) for t in old
+    }
     for t in more:
         w, v, d = sums.get((t.seats_a, t.seats_b), (0, 0, 0))
         sums[t.seats_a, t.seats_b] = (w + sign * t.wins_a, v + sign * t.wins_b, d + sign * t.draws)
@@ -93,9 +93,7 @@ def added(old: tuple[Tally, ...], more: tuple[Tally, ...], sign: int = 1) -> tup
 def summed(old: tuple[int, ...], more: tuple[int, ...], sign: int = 1) -> tuple[int, ...]:
     """Add histograms bin by bin; an empty one adds nothing."""
     width = max(len(old), len(more))
-    return tuple(
-        (old[i] if i < len(old) else 0) + sign * (more[i] if i < len(more) else 0) for i in range(width)
-    )
+    return tuple((old[i] if i < len(old) else 0) + sign * (more[i] if i < len(more) else 0) for i in range(width))
 
 
 def _shift(txn: Txn, config: str, result: MatchResult, sign: int) -> None:

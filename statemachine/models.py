@@ -121,7 +121,9 @@ def rollback(txn: Txn, cmd: RollbackModel) -> dict[str, object]:
     if champion != cmd.previous:
         raise Refused(Code.CONFLICT, f"the champion of {cmd.config} is {champion[:12]}, not {cmd.previous[:12]}")
     if row.status is not ModelStatus.FORMER:
-        raise Refused(Code.ILLEGAL_TRANSITION, f"model {cmd.model[:12]} is {row.status}; only a former champion returns")
+        raise Refused(
+            Code.ILLEGAL_TRANSITION, f"model {cmd.model[:12]} is {row.status}; only a former champion returns"
+        )
     _crown(txn, row, champion)
     txn.models.put(cmd.model, replace(row, status=ModelStatus.CHAMPION, promoted_at_ms=txn.now_ms))
     events.emit(txn, "PromotionRolledBack", cmd.model, config=cmd.config, previous=champion, reason=cmd.reason)

@@ -360,21 +360,7 @@ class Event(Struct, frozen=True, gc=False):
     detail: dict[str, str] = {}
 
 
-Row = (
-    Cluster
-    | Peer
-    | Work
-    | Job
-    | Artifact
-    | Model
-    | Match
-    | Standing
-    | Gauntlet
-    | Totals
-    | Setting
-    | Request
-    | Event
-)
+Row = Cluster | Peer | Work | Job | Artifact | Model | Match | Standing | Gauntlet | Totals | Setting | Request | Event
 
 #: Table name to row type, in the order of the snapshot's sections. Append only.
 TABLES: dict[str, type[Struct]] = {

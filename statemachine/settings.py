@@ -30,9 +30,7 @@ class Timing(Struct, frozen=True, forbid_unknown_fields=True):
     suspect_after_ms: Span = 45_000
     dead_after_ms: Span = 180_000
     #: lease by work type; `default` for the others
-    lease_ms: dict[Short, Span] = field(
-        default_factory=lambda: {"default": 300_000, "training": 900_000}
-    )
+    lease_ms: dict[Short, Span] = field(default_factory=lambda: {"default": 300_000, "training": 900_000})
     #: an attempt that never starts goes back to the queue after this
     start_within_ms: Span = 300_000
     #: how long an attempt may run, by work type

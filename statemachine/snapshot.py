@@ -62,9 +62,7 @@ class Frozen(Struct, frozen=True):
 def freeze(machine: Machine) -> Frozen:
     """Copy the tables' dictionaries (not the rows); for the thread that applies entries."""
     tables = {name: dict(rows) for name, rows in machine.state.tables.items()}
-    return Frozen(
-        machine.index, machine.term, machine.chain, machine.state.cluster.feature_level, tables
-    )
+    return Frozen(machine.index, machine.term, machine.chain, machine.state.cluster.feature_level, tables)
 
 
 def header(frozen: Frozen, cluster_id: str, voters: tuple[str, ...], index: int = 0, term: int = 0) -> Header:

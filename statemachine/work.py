@@ -1,10 +1,10 @@
 """Work items: the queue.
 
-    pending -> claimed -> running -> completed
-    pending -> cancelled | expired
-    claimed, running -> pending      the attempt ended badly and there is another one left
-    claimed, running -> failed       there is none left: a dead letter
-    failed, cancelled, expired -> pending    by an operator's retry
+pending -> claimed -> running -> completed
+pending -> cancelled | expired
+claimed, running -> pending      the attempt ended badly and there is another one left
+claimed, running -> failed       there is none left: a dead letter
+failed, cancelled, expired -> pending    by an operator's retry
 """
 
 from __future__ import annotations
@@ -178,15 +178,11 @@ def place(txn: Txn, cmd: PlaceWork) -> dict[str, object]:
             Code.INVALID,
             f"work {cmd.work!r} needs {row.spec.needs.gpus} GPUs of {cmd.peer!r}, the placement names {list(cmd.gpus)}",
         )
-    job = grant(
-        txn, row, peer=cmd.peer, incarnation=cmd.incarnation, claim="", gpus=cmd.gpus, placed=cmd.reason
-    )
+    job = grant(txn, row, peer=cmd.peer, incarnation=cmd.incarnation, claim="", gpus=cmd.gpus, placed=cmd.reason)
     return {"job": job.job, "fence": job.fence}
 
 
-def grant(
-    txn: Txn, row: Work, *, peer: str, incarnation: int, claim: str, gpus: tuple[str, ...], placed: str
-) -> Job:
+def grant(txn: Txn, row: Work, *, peer: str, incarnation: int, claim: str, gpus: tuple[str, ...], placed: str) -> Job:
     """Make the item's next job, under a fence nobody held before."""
     spec = row.spec
     timing = txn.state.timing
@@ -228,9 +224,7 @@ def cancel(txn: Txn, cmd: CancelWork) -> str:
     if live:
         job = txn.jobs.require(row.job)
         txn.jobs.put(job.job, replace(job, desired=Desired.STOP, reason=reason))
-    txn.work.put(
-        row.work, replace(row, status=WorkStatus.CANCELLED, finished_at_ms=txn.now_ms, reason=reason)
-    )
+    txn.work.put(row.work, replace(row, status=WorkStatus.CANCELLED, finished_at_ms=txn.now_ms, reason=reason))
     events.emit(txn, "WorkCancelled", row.work, reason=reason)
     return WorkStatus.CANCELLED
 
