@@ -11,8 +11,8 @@ OFF_BOARD = -1
 class Board:
     """A board of columns inside a rectangle of ``height`` rows and ``width`` columns.
 
-    A cell is the number ``row * width + column``. ``columns[c]`` lists the cells of a column from the floor up.
-    ``directions`` are the (row, column) steps along which a line may run, one of each opposite pair.
+    A cell is the number ``row * width + column``. ``columns[c]`` lists the cells of a column from its floor
+    up. ``directions`` are the (row, column) steps along which a line may run, one of each opposite pair.
     """
 
     height: int

@@ -146,7 +146,7 @@ def write_atomically(path: Path, content: bytes) -> None:
 
 
 def run(main: Callable[[Sequence[str], StopSignal], int], arguments: Sequence[str] | None = None) -> NoReturn:
-    """Run a workload's main function and leave with its exit code; a WorkloadError is one sentence and exit 1."""
+    """Run a workload and leave with its exit code; a WorkloadError is one sentence and exit 1."""
     stop = StopSignal()
     stop.install()
     try:

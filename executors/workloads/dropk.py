@@ -102,7 +102,7 @@ class DropK:
         mover = self.mover(state).to(torch.int8)[:, None]
         codes = torch.where(cells > 0, (cells - 1 - mover) % self.players + 2, cells)
         codes.scatter_(1, self._falls[self._columns, state.heights], 1)
-        return codes[:, :-1].unflatten(1, (self.height, self.width))
+        return codes[:, :-1].view(-1, self.height, self.width)
 
     def mover(self, state: Drop) -> Tensor:
         return state.ply % self.players

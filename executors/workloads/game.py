@@ -50,7 +50,8 @@ class Game(Protocol[S]):
     """The rules of one game for a whole batch of positions on one device.
 
     An observation is int8 [batch, height, width] of codes: -1 for a place that does not exist, otherwise
-    0 <= code < ``codes``. Its last axis is as long as the list of actions: action ``a`` belongs to column ``a``.
+    0 <= code < ``codes``. Its last axis is as long as the list of actions: action ``a`` belongs to column
+    ``a``.
     Seats are numbered from 0 in the order of play.
     """
 

@@ -16,7 +16,7 @@ DISTINCT_AFTER = [1, 7, 49, 238, 1120, 4263, 16422, 54859, 184275, 558186]  # oe
 
 
 def connect_four_code(state: Drop) -> Tensor:
-    """The exact 49-bit code of a position: in each column the first seat's discs, closed by one bit on top."""
+    """The exact 49-bit code of a position: in each column the first seat's discs below one closing bit."""
     discs = (state.cells[:, :42].view(-1, 6, 7) == 1).to(torch.int64)
     rows, columns = torch.arange(6)[:, None], torch.arange(7)[None, :]
     own = (discs << (rows + 7 * columns)).sum((1, 2))

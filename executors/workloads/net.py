@@ -1,0 +1,156 @@
+"""A small residual network: from an observation to a preference over actions and a score for each seat."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import pickle
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from executors.workloads.boards import CONFIGS
+from executors.workloads.contract import WorkloadError, write_atomically
+from executors.workloads.game import AnyGame
+
+FORMAT = 1
+MAX_CHANNELS, MAX_BLOCKS = 512, 64
+MAX_MODEL_BYTES = 1 << 30
+
+
+@dataclass(frozen=True, slots=True)
+class NetSpec:
+    """Everything that fixes the shape of a network; stored with its weights."""
+
+    config: str
+    channels: int
+    blocks: int
+
+
+class Block(nn.Module):
+    """Two 3x3 convolutions beside an identity; starts as the identity, so depth costs nothing untrained."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(channels, channels, 3, padding=1)
+        self.second = nn.Conv2d(channels, channels, 3, padding=1)
+        nn.init.zeros_(self.second.weight)
+
+    def forward(self, features: Tensor) -> Tensor:
+        inner: Tensor = self.second(functional.relu(self.first(features), inplace=True))
+        return functional.relu(inner + features, inplace=True)
+
+
+class Net(nn.Module):
+    """The network of one game.
+
+    A column's logit is the sum over its cells of a learned map, so that what is learnt in one column
+    holds in all of them; the value reads two maps of the whole board.
+    """
+
+    VALUE_MAPS, VALUE_HIDDEN = 4, 48
+
+    def __init__(self, game: AnyGame, spec: NetSpec) -> None:
+        super().__init__()
+        self.spec = spec
+        self.codes = game.codes
+        self.stem = nn.Conv2d(game.codes, spec.channels, 3, padding=1)
+        self.blocks = nn.Sequential(*(Block(spec.channels) for _ in range(spec.blocks)))
+        self.policy = nn.Conv2d(spec.channels, 1, 1)
+        self.value_maps = nn.Conv2d(spec.channels, self.VALUE_MAPS, 1)
+        self.value_hidden = nn.Linear(self.VALUE_MAPS * game.height * game.width, self.VALUE_HIDDEN)
+        self.value = nn.Linear(self.VALUE_HIDDEN, game.players)
+
+    def forward(self, observation: Tensor) -> tuple[Tensor, Tensor]:
+        """Int8 [batch, height, width] -> logits [batch, actions] and log scores [batch, players].
+
+        Score 0 is the mover's, score 1 that of the next seat, and so on; illegal actions are not masked.
+        """
+        codes = torch.arange(self.codes, dtype=torch.int8, device=observation.device)
+        planes = (observation[..., None] == codes).to(torch.float32).permute(0, 3, 1, 2)
+        features = self.blocks(functional.relu(self.stem(planes), inplace=True))
+        logits = self.policy(features)[:, 0].sum(1)
+        maps = functional.relu(self.value_maps(features)).flatten(1)
+        hidden = functional.relu(self.value_hidden(maps))
+        return logits, functional.log_softmax(self.value(hidden), 1)
+
+
+def untrained(game: AnyGame, spec: NetSpec, seed: int) -> Net:
+    """Return the network that this seed gives; equal seeds give equal weights on one build of torch."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        net = Net(game, spec)
+    return net.to(memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
+
+
+def encode(net: Net, steps: int) -> bytes:
+    """Return the bytes of a model file; ``steps`` is how many optimiser steps its weights have seen."""
+    # Contiguous copies: equal weights must give equal bytes, whatever their layout in memory.
+    weights = {name: value.detach().cpu().contiguous() for name, value in net.state_dict().items()}
+    buffer = io.BytesIO()
+    torch.save(
+        {"format": FORMAT, "spec": dataclasses.asdict(net.spec), "steps": steps, "weights": weights}, buffer
+    )
+    return buffer.getvalue()
+
+
+def save(path: Path, net: Net, steps: int) -> None:
+    """Write a model file, whole or not at all."""
+    write_atomically(path, encode(net, steps))
+
+
+def load(path: Path, game: AnyGame) -> tuple[Net, int]:
+    """Return the network and the optimiser steps it has seen.
+
+    Raises WorkloadError when the file is missing, is not a model, or belongs to another game.
+    """
+    content = read(path)
+    spec, steps = _spec(path, content)
+    if spec.config != game.key:
+        raise WorkloadError(f"The model {path} plays {spec.config}, not {game.key}; give one of {game.key}.")
+    net = untrained(game, spec, 0)
+    try:
+        net.load_state_dict(content["weights"])
+    except (KeyError, RuntimeError, TypeError, AttributeError) as error:
+        raise WorkloadError(f"The weights in the model {path} do not fit its own description.") from error
+    if not all(bool(torch.isfinite(weight).all()) for weight in net.parameters()):
+        raise WorkloadError(f"The model {path} has weights that are not finite numbers; train it again.")
+    return net, steps
+
+
+def read(path: Path) -> dict[str, Any]:
+    """Read a file written by torch.save, refusing anything but tensors and plain values."""
+    try:
+        if path.stat().st_size > MAX_MODEL_BYTES:
+            raise WorkloadError(f"The model {path} is larger than {MAX_MODEL_BYTES} bytes.")
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except OSError as error:
+        raise WorkloadError(f"The model {path} cannot be read: {error.strerror}.") from error
+    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError) as error:
+        raise WorkloadError(f"The file {path} is not a model of this project.") from error
+    if not isinstance(content, dict):
+        raise WorkloadError(f"The file {path} is not a model of this project.")
+    return content
+
+
+def _spec(path: Path, content: dict[str, Any]) -> tuple[NetSpec, int]:
+    if content.get("format") != FORMAT:
+        raise WorkloadError(
+            f"The model {path} has format {content.get('format')!r}, this release reads {FORMAT}."
+        )
+    described, steps = content.get("spec"), content.get("steps")
+    try:
+        spec = NetSpec(**described)  # type: ignore[arg-type]
+    except TypeError as error:
+        raise WorkloadError(f"The model {path} does not describe its network.") from error
+    sizes = {"channels": (spec.channels, MAX_CHANNELS), "blocks": (spec.blocks, MAX_BLOCKS)}
+    for name, (size, most) in sizes.items():
+        if type(size) is not int or not 0 <= size <= most:
+            raise WorkloadError(f"The model {path} asks for {size!r} {name}; 0 to {most} are possible.")
+    if spec.config not in CONFIGS or type(steps) is not int or steps < 0:
+        raise WorkloadError(f"The model {path} does not say which game it plays or how long it was trained.")
+    return spec, steps
