@@ -30,9 +30,7 @@ class Board:
 
         def at(row: int, column: int) -> int:
             cell = row * self.width + column
-            return (
-                cell if 0 <= row < self.height and 0 <= column < self.width and cell in inside else OFF_BOARD
-            )
+            return cell if 0 <= row < self.height and 0 <= column < self.width and cell in inside else OFF_BOARD
 
         return {
             cell: [
@@ -65,10 +63,7 @@ def hexagon(radius: int) -> Board:
     """
     width = 2 * radius + 1
     columns = tuple(
-        tuple(
-            (r + radius) * width + q + radius
-            for r in range(max(-radius, -q - radius), min(radius, radius - q) + 1)
-        )
+        tuple((r + radius) * width + q + radius for r in range(max(-radius, -q - radius), min(radius, radius - q) + 1))
         for q in range(-radius, radius + 1)
     )
     return Board(width, width, columns, ((1, 0), (0, 1), (1, -1)))

@@ -26,9 +26,7 @@ class Arguments(argparse.ArgumentParser):
     """A parser that answers a bad argument by one sentence on stderr and exit 2."""
 
     def __init__(self, program: str, intent: str) -> None:
-        super().__init__(
-            prog=f"python -m executors.workloads.{program}", description=intent, allow_abbrev=False
-        )
+        super().__init__(prog=f"python -m executors.workloads.{program}", description=intent, allow_abbrev=False)
         self.add_argument("--job-dir", type=Path, help="default: $RINGRIFT_JOB_DIR, else the current folder")
         self.add_argument("--seed", type=whole(0), default=0)
         self.add_argument("--threads", type=whole(1), default=1, help="torch threads")
@@ -105,9 +103,7 @@ class Job:
             (job.folder / "result.json").unlink(missing_ok=True)
             (job.folder / "progress.jsonl").write_text("")
         except OSError as error:
-            raise WorkloadError(
-                f"The job folder {job.folder} cannot be written: {error.strerror}."
-            ) from error
+            raise WorkloadError(f"The job folder {job.folder} cannot be written: {error.strerror}.") from error
         return job
 
     @property

@@ -69,9 +69,7 @@ class Heuristic(Generic[S]):
             rows = place[0][going_on], place[1][going_on]
             loses[rows] = answer.any(1)
         safe = legal & ~loses
-        best = torch.where(
-            wins.any(1, keepdim=True), wins, torch.where(safe.any(1, keepdim=True), safe, legal)
-        )
+        best = torch.where(wins.any(1, keepdim=True), wins, torch.where(safe.any(1, keepdim=True), safe, legal))
         weights = best * self.game.preference
         return Decision(sample(weights, self.generator), weights / weights.sum(1, keepdim=True))
 

@@ -27,9 +27,7 @@ class State:
     @classmethod
     def join(cls, parts: Sequence[Self]) -> Self:
         """Concatenate batches in order."""
-        return cls(
-            *(torch.cat([getattr(part, field.name) for part in parts]) for field in dataclasses.fields(cls))
-        )
+        return cls(*(torch.cat([getattr(part, field.name) for part in parts]) for field in dataclasses.fields(cls)))
 
 
 @dataclass(frozen=True, slots=True)

@@ -92,9 +92,7 @@ def encode(net: Net, steps: int) -> bytes:
     # Contiguous copies: equal weights must give equal bytes, whatever their layout in memory.
     weights = {name: value.detach().cpu().contiguous() for name, value in net.state_dict().items()}
     buffer = io.BytesIO()
-    torch.save(
-        {"format": FORMAT, "spec": dataclasses.asdict(net.spec), "steps": steps, "weights": weights}, buffer
-    )
+    torch.save({"format": FORMAT, "spec": dataclasses.asdict(net.spec), "steps": steps, "weights": weights}, buffer)
     return buffer.getvalue()
 
 
@@ -139,9 +137,7 @@ def read(path: Path) -> dict[str, Any]:
 
 def _spec(path: Path, content: dict[str, Any]) -> tuple[NetSpec, int]:
     if content.get("format") != FORMAT:
-        raise WorkloadError(
-            f"The model {path} has format {content.get('format')!r}, this release reads {FORMAT}."
-        )
+        raise WorkloadError(f"The model {path} has format {content.get('format')!r}, this release reads {FORMAT}.")
     described, steps = content.get("spec"), content.get("steps")
     try:
         spec = NetSpec(**described)  # type: ignore[arg-type]

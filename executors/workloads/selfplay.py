@@ -69,9 +69,7 @@ class Recorder:
         over = self._finished[number]
         self._plies = [(observation[~over], policy[~over], mover[~over], number[~over])]
         order = torch.argsort(number[over], stable=True)
-        observation, policy, mover, number = (
-            tensor[over][order] for tensor in (observation, policy, mover, number)
-        )
+        observation, policy, mover, number = (tensor[over][order] for tensor in (observation, policy, mover, number))
         seats = (torch.arange(self.game.players) + mover[:, None]) % self.game.players
         game = number.numpy()
         starts = np.flatnonzero(np.diff(game, prepend=-1))
@@ -144,9 +142,7 @@ def main(arguments: Sequence[str], stop: StopSignal) -> int:
     parser.add_argument("--channels", type=whole(1, net.MAX_CHANNELS), default=32, help="without --model")
     parser.add_argument("--blocks", type=whole(0, net.MAX_BLOCKS), default=2, help="without --model")
     parser.add_argument("--batch", type=whole(1, 8192), default=64, help="games in play at a time")
-    parser.add_argument(
-        "--opening-plies", type=whole(0, 64), default=4, help="most random plies at the start"
-    )
+    parser.add_argument("--opening-plies", type=whole(0, 64), default=4, help="most random plies at the start")
     parser.add_argument("--shard-games", type=whole(1), default=1024, help="least games in a full shard")
     players.add_search_arguments(parser, 32)
     chosen = parser.parse_args(arguments)
@@ -182,9 +178,7 @@ def main(arguments: Sequence[str], stop: StopSignal) -> int:
     began = time.monotonic()
     openings = players.generator(chosen.seed, OPENINGS, device)
     with torch.inference_mode():
-        for finished in play(
-            game, engine, recorder, chosen.games, chosen.batch, chosen.opening_plies, openings, stop
-        ):
+        for finished in play(game, engine, recorder, chosen.games, chosen.batch, chosen.opening_plies, openings, stop):
             if finished - written >= chosen.shard_games:
                 flush()
             job.progress({"games": finished, "positions": positions})
