@@ -72,7 +72,7 @@ def conclude(txn: Txn, cmd: ConcludeGauntlet) -> str:
         if cmd.evidence.games != games or cmd.evidence.groups != sum(row.histogram):
             raise Refused(
                 Code.EVIDENCE,
-                f"the verdict was made from {cmd.evidence.games} games, gauntlet {cmd.gauntlet!r} has {games}; decide again",
+                f"the verdict was made from {cmd.evidence.games} games, {cmd.gauntlet!r} has {games}; decide again",
             )
         if games < row.spec.floor_games:
             raise Refused(

@@ -59,7 +59,8 @@ def promote(txn: Txn, cmd: PromoteModel) -> dict[str, object]:
     if champion != cmd.previous:
         raise Refused(
             Code.CONFLICT,
-            f"the champion of {cmd.config} is {champion[:12] or 'nobody'}, not {cmd.previous[:12] or 'nobody'}; test again",
+            f"the champion of {cmd.config} is {champion[:12] or 'nobody'}, not "
+            f"{cmd.previous[:12] or 'nobody'}; test again",
         )
     if row.status is not ModelStatus.CANDIDATE:
         raise Refused(Code.ILLEGAL_TRANSITION, f"model {cmd.model[:12]} is {row.status}; only a candidate is promoted")
@@ -102,7 +103,8 @@ def _check_evidence(txn: Txn, cmd: PromoteModel, champion: str) -> None:
     if gauntlet.status is not GauntletStatus.ACCEPTED or spec.candidate != cmd.model or spec.config != cmd.config:
         raise Refused(
             Code.EVIDENCE,
-            f"gauntlet {evidence.gauntlet!r} is {gauntlet.status} for {spec.candidate[:12]}; it does not accept {cmd.model[:12]}",
+            f"gauntlet {evidence.gauntlet!r} is {gauntlet.status} for {spec.candidate[:12]}; "
+            f"it does not accept {cmd.model[:12]}",
         )
     games = sum(t.games for t in gauntlet.tally)
     if games < spec.floor_games or evidence.games != games:
