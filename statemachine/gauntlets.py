@@ -85,7 +85,7 @@ def conclude(txn: Txn, cmd: ConcludeGauntlet) -> str:
         cmd.gauntlet,
         replace(row, status=verdict, finished_at_ms=txn.now_ms, evidence=cmd.evidence),
     )
-    if verdict in (GauntletStatus.REJECTED, GauntletStatus.INCONCLUSIVE):
+    if verdict is not GauntletStatus.ACCEPTED:
         models.reject(txn, row.spec.candidate)
     events.emit(txn, "GauntletConcluded", cmd.gauntlet, config=row.spec.config, verdict=verdict, games=str(games))
     return verdict
