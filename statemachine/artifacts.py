@@ -8,7 +8,7 @@ from statemachine import events, models
 from statemachine.cluster import next_seq
 from statemachine.commands import AddHolder, DropHolder, ForgetArtifact, Output, RegisterArtifact
 from statemachine.errors import Code, Refused
-from statemachine.rows import OPEN_WORK, Artifact, Job, ModelStatus, Work
+from statemachine.rows import Artifact, Job, ModelStatus, Work
 from statemachine.state import Txn
 
 
@@ -89,9 +89,9 @@ def forget(txn: Txn, cmd: ForgetArtifact) -> bool:
     model = txn.models.get(cmd.digest)
     if model is not None and model.status is not ModelStatus.REJECTED:
         raise Refused(Code.CONFLICT, f"artifact {cmd.digest} is a model and {model.status}; it is kept")
-    for name, work in txn.state.work.items():
-        if work.status in OPEN_WORK and any(i.digest == cmd.digest for i in work.spec.inputs):
-            raise Refused(Code.CONFLICT, f"artifact {cmd.digest} is an input of work {name!r}, which is {work.status}")
+    readers = txn.state.index.readers.get(cmd.digest, 0)
+    if readers:
+        raise Refused(Code.CONFLICT, f"artifact {cmd.digest} is an input of {readers} open work items")
     txn.artifacts.delete(cmd.digest)
     events.emit(txn, "ArtifactForgotten", cmd.digest, reason=cmd.reason)
     return True

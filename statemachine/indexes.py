@@ -37,6 +37,8 @@ class Indexes:
         self.unique: dict[str, str] = {}
         #: open items of a gauntlet
         self.gauntlet_work: dict[str, set[str]] = {}
+        #: how many open items read an artifact
+        self.readers: dict[str, int] = {}
         self.live_jobs: dict[str, dict[str, None]] = {}
         self.live_by_type: dict[str, int] = {}
         self.live_by_class: dict[tuple[str, str], int] = {}
@@ -110,6 +112,12 @@ class Indexes:
                 queue.add(place)
             else:
                 queue.discard(place)
+        for needed in spec.inputs:
+            readers = self.readers.get(needed.digest, 0) + by
+            if readers:
+                self.readers[needed.digest] = readers
+            else:
+                del self.readers[needed.digest]
         if spec.unique:
             if by > 0:
                 self.unique[spec.unique] = key

@@ -1,0 +1,144 @@
+"""Placement: bind pending items to peers, best item first, best peer for it.
+
+Order of items: priority, raised by one for every minute of waiting (so nothing starves), then the config that has had
+the smallest share of its weight, then age. Order of peers: those that did not fail this item, hold its inputs, are the
+strongest, have the most room, and failed least. The law checks every placement again when it is committed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from statemachine.commands import Command, PlaceWork
+from statemachine.eligibility import free_gpus, item_obstacle, peer_obstacle
+from statemachine.rows import Actual, Desired, Job, Peer, PeerStatus, Work
+from statemachine.state import State
+
+#: placements in one pass
+MAX_PLACEMENTS = 64
+#: pending items of each type that a pass looks at
+MAX_LOOKED = 256
+#: a minute of waiting is worth one point of priority, up to this
+MAX_AGEING = 50
+
+#: Relative selfplay power by GPU name; the first match wins, so longer names come first.
+GPU_POWER: tuple[tuple[str, int], ...] = (
+    ("GH200", 2000),
+    ("H200", 2500),
+    ("H100", 2000),
+    ("A100", 624),
+    ("5090", 419),
+    ("L40", 362),
+    ("4090", 330),
+    ("5080", 300),
+    ("A10", 250),
+    ("4080", 242),
+    ("5070", 200),
+    ("4070", 184),
+    ("3090", 142),
+    ("V100", 125),
+    ("4060", 120),
+    ("3080", 119),
+    ("3070", 81),
+    ("3060", 51),
+    ("M3", 30),
+    ("M2", 25),
+    ("M1", 20),
+    ("MPS", 15),
+)
+UNKNOWN_GPU_POWER = 10
+
+
+def gpu_power(name: str) -> int:
+    """Relative power of a GPU by its driver's name for it."""
+    upper = name.upper()
+    return next((power for part, power in GPU_POWER if part in upper), UNKNOWN_GPU_POWER)
+
+
+def place(state: State) -> list[Command]:
+    """Placements that the rules allow now, counting those made earlier in the same pass."""
+    if state.cluster.paused:
+        return []
+    peers = [p for p in state.peers.values() if p.status is PeerStatus.ALIVE and not p.draining]
+    held = {p.peer: [state.jobs[j] for j in state.index.live_jobs_of(p.peer)] for p in peers}
+    live = dict(state.index.live_by_class)
+    commands: list[Command] = []
+    waiting = _waiting(state)
+    while waiting and len(commands) < MAX_PLACEMENTS:
+        row = min(waiting, key=lambda w: _urgency(state, w, live))
+        waiting.remove(row)
+        if item_obstacle(row, state.now_ms, state.work.get, live) is not None:
+            continue
+        choice = _best_peer(state, row, peers, held)
+        if choice is None:
+            continue
+        peer, reason = choice
+        gpus = tuple(free_gpus(peer, row.spec.needs, held[peer.peer])[: row.spec.needs.gpus])
+        commands.append(
+            PlaceWork(work=row.work, peer=peer.peer, incarnation=peer.incarnation, gpus=gpus, reason=reason)
+        )
+        held[peer.peer].append(_stand_in(row, peer.peer, gpus))
+        kind = (row.spec.work_type, row.spec.config)
+        live[kind] = live.get(kind, 0) + 1
+    return commands
+
+
+def _waiting(state: State) -> list[Work]:
+    """The best pending items of each type and config that an agent could run."""
+    found: list[Work] = []
+    for queue in state.index.queue.values():
+        for _, place in zip(range(MAX_LOOKED), queue, strict=False):
+            row = state.work[place[2]]
+            if row.spec.template:
+                found.append(row)
+    return found
+
+
+def _urgency(state: State, row: Work, live: dict[tuple[str, str], int]) -> tuple[float, float, int]:
+    spec = row.spec
+    ageing = min((state.now_ms - row.created_at_ms) // 60_000, MAX_AGEING)
+    config = state.config(spec.config)
+    totals = state.totals.get(spec.config)
+    done = totals.selfplay_jobs if totals and spec.work_type == "selfplay" else 0
+    share = (done + live.get((spec.work_type, spec.config), 0)) / max(config.weight if config else 1, 1)
+    return -(spec.priority + ageing), share, row.seq
+
+
+def _best_peer(state: State, row: Work, peers: Iterable[Peer], held: dict[str, list[Job]]) -> tuple[Peer, str] | None:
+    inputs = {i.digest for i in row.spec.inputs}
+    best: tuple[tuple[object, ...], Peer, str] | None = None
+    for peer in peers:
+        if peer_obstacle(peer, row.spec.needs, held[peer.peer], state.limits) is not None:
+            continue
+        failed_here = peer.peer in row.failed_on
+        local = sum(1 for d in inputs if d in state.artifacts and peer.peer in state.artifacts[d].holders)
+        power = max((gpu_power(g.name) for g in peer.facts.gpus), default=0) if row.spec.needs.gpus else 0
+        room = peer.facts.cpu_slots - sum(j.needs.cpu_slots for j in held[peer.peer])
+        score = (failed_here, -power, -local, -room, peer.failures, peer.peer)
+        if best is None or score < best[0]:
+            best = (score, peer, f"power={power} local_inputs={local} room={room} failures={peer.failures}")
+    return (best[1], best[2]) if best else None
+
+
+def _stand_in(row: Work, peer: str, gpus: tuple[str, ...]) -> Job:
+    """A job as it will be, so that the rest of the pass counts what it takes."""
+    return Job(
+        job="",
+        work=row.work,
+        work_type=row.spec.work_type,
+        config=row.spec.config,
+        peer=peer,
+        incarnation=0,
+        fence=0,
+        desired=Desired.RUN,
+        actual=Actual.PENDING,
+        granted_at_ms=0,
+        lease_ms=1,
+        renewed_at_ms=0,
+        needs=row.spec.needs,
+        timeout_ms=1,
+        gpus=gpus,
+    )
+
+
+__all__ = ["GPU_POWER", "gpu_power", "place"]

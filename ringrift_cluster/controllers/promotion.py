@@ -1,0 +1,160 @@
+"""Gauntlets, promotion and ratings: test each candidate against its champion until the numbers decide.
+
+The test is sequential (SPRT on groups) with a floor and a cap of games. Evaluations that fail are no games, so they can
+neither pass nor reject anybody; when too many fail the gauntlet is abandoned, which is no promotion.
+"""
+
+from __future__ import annotations
+
+from ringrift_cluster.controllers.items import item
+from statemachine import queries, sprt
+from statemachine.commands import (
+    Command,
+    ConcludeGauntlet,
+    Evidence,
+    Input,
+    PromoteModel,
+    StartGauntlet,
+)
+from statemachine.rows import Gauntlet, GauntletStatus, WorkStatus
+from statemachine.settings import GameConfig
+from statemachine.state import State
+
+#: evaluation items of one gauntlet in the queue or running at a time
+IN_FLIGHT = 2
+#: evaluation items of one gauntlet that may become dead letters before it is abandoned
+MAX_DEAD = 3
+
+
+def judge(state: State) -> list[Command]:
+    """Open gauntlets, feed them with evaluations, conclude them, promote."""
+    if state.cluster.paused:
+        return []
+    running = {g.spec.config: g for g in state.gauntlets.values() if g.status is GauntletStatus.RUNNING}
+    commands: list[Command] = []
+    for key, config in state.configs().items():
+        gauntlet = running.get(key)
+        if gauntlet is not None:
+            commands += _proceed(state, config, gauntlet)
+        elif config.enabled:
+            commands += _begin(state, key, config)
+    return commands
+
+
+def participant(digest: str, config: GameConfig) -> str:
+    """A model as it is rated: its weights and the harness that plays it."""
+    return f"{digest}@{config.gate.harness}"
+
+
+def _begin(state: State, key: str, config: GameConfig) -> list[Command]:
+    waiting = queries.candidates(state, key)
+    if not waiting:
+        return []
+    candidate = waiting[0]
+    champion = queries.champion(state, key)
+    if not champion:
+        evidence = Evidence(kind="initial", note="the first model of its config")
+        return [PromoteModel(config=key, model=candidate, previous="", evidence=evidence)]
+    gate = config.gate
+    generation = state.models[candidate].generation
+    return [
+        StartGauntlet(
+            gauntlet=f"gauntlet-{key}-g{generation}-{candidate[:8]}-{champion[:8]}",
+            config=key,
+            candidate=candidate,
+            opponent=participant(champion, config),
+            elo0=gate.elo0,
+            elo1=gate.elo1,
+            alpha_milli=gate.alpha_milli,
+            beta_milli=gate.beta_milli,
+            floor_games=gate.floor_games,
+            cap_games=gate.cap_games,
+            baseline_games=0,
+        )
+    ]
+
+
+def _proceed(state: State, config: GameConfig, gauntlet: Gauntlet) -> list[Command]:
+    spec = gauntlet.spec
+    name = spec.gauntlet
+    reading = sprt.read(gauntlet, config.players)
+    champion = queries.champion(state, spec.config)
+    if spec.opponent != participant(champion, config):
+        note = "the champion or its harness changed while the test ran"
+        return [ConcludeGauntlet(gauntlet=name, verdict="abandoned", evidence=Evidence(kind="gauntlet", note=note))]
+    if reading.verdict:
+        evidence = reading.evidence(name)
+        conclude = ConcludeGauntlet(gauntlet=name, verdict=reading.verdict, evidence=evidence)
+        if reading.verdict != GauntletStatus.ACCEPTED:
+            return [conclude]
+        promote = PromoteModel(config=spec.config, model=spec.candidate, previous=champion, evidence=evidence)
+        return [conclude, promote]
+    return _evaluate(state, config, gauntlet, champion)
+
+
+def _evaluate(state: State, config: GameConfig, gauntlet: Gauntlet, champion: str) -> list[Command]:
+    spec = gauntlet.spec
+    number = 0
+    dead = 0
+    while (row := state.work.get(f"{spec.gauntlet}-{number}")) is not None:
+        number += 1
+        dead += row.status in (WorkStatus.FAILED, WorkStatus.CANCELLED)
+    if dead > MAX_DEAD:
+        note = f"{dead} of its evaluations failed; look at work {spec.gauntlet}-*"
+        return [
+            ConcludeGauntlet(gauntlet=spec.gauntlet, verdict="abandoned", evidence=Evidence(kind="gauntlet", note=note))
+        ]
+    in_flight = len(state.index.gauntlet_work.get(spec.gauntlet, ()))
+    return [
+        item(
+            f"{spec.gauntlet}-{number + k}",
+            "evaluation",
+            spec.config,
+            config.gate.stage,
+            params={
+                "groups": str(config.gate.groups_per_job),
+                "participant_a": participant(spec.candidate, config),
+                "participant_b": spec.opponent,
+            },
+            inputs=(Input(name="a", digest=spec.candidate), Input(name="b", digest=champion)),
+            gauntlet=spec.gauntlet,
+        )
+        for k in range(max(IN_FLIGHT - in_flight, 0))
+    ]
+
+
+def rate(state: State) -> list[Command]:
+    """Let every champion play the baselines until its rating has the games the gate asks for."""
+    if state.cluster.paused:
+        return []
+    commands: list[Command] = []
+    for key, config in state.configs().items():
+        champion = queries.champion(state, key)
+        if not config.enabled or not champion:
+            continue
+        us = participant(champion, config)
+        for baseline in config.gate.baselines:
+            a, b = sorted((us, baseline))
+            standing = state.standings.get(f"{key} {a} {b}")
+            games = sum(t.games for t in standing.tally) if standing else 0
+            name = f"rating-{key}-{champion[:12]}-{baseline}-{games}"
+            if games >= config.gate.baseline_games or name in state.work:
+                continue
+            group = 2 if config.players == 2 else 2 * config.players
+            groups = -(-(config.gate.baseline_games - games) // group)
+            commands.append(
+                item(
+                    name,
+                    "evaluation",
+                    key,
+                    config.gate.stage,
+                    params={
+                        "groups": str(min(groups, 4 * config.gate.groups_per_job)),
+                        "b": baseline,
+                        "participant_a": us,
+                        "participant_b": baseline,
+                    },
+                    inputs=(Input(name="a", digest=champion),),
+                )
+            )
+    return commands
