@@ -1,0 +1,135 @@
+"""PreVote: a voter asks whether it would win before it disturbs anyone.
+
+The library starts an election whenever its deadline passes, which lets a voter that was paused or cut
+off depose a healthy leader when it returns. Here a passed deadline starts a round of `PreVote`, and only
+a majority of grants lets the library see the deadline. A voter refuses while it hears its leader. An
+election ordered by the leader (`timeout_now`) asks nobody.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from ringrift_cluster.raft.conf import Timing
+from ringrift_cluster.raft.counters import Counters
+from ringrift_cluster.raft.journal import Journal
+from ringrift_cluster.raft.messages import Message, PreVote, PreVoteReply
+from ringrift_cluster.raft.privates import LEADER, Inside
+from ringrift_cluster.raft.seams import outside
+
+_NEVER = float("-inf")
+
+
+class Elections:
+    """The gate before the library's election deadline."""
+
+    def __init__(
+        self,
+        node_id: str,
+        others: tuple[str, ...],
+        inside: Inside,
+        journal: Journal,
+        timing: Timing,
+        counters: Counters,
+        send: Callable[[str, Message], None],
+    ) -> None:
+        self._node_id = node_id
+        self._others = others
+        self._inside = inside
+        self._journal = journal
+        self._timing = timing
+        self._counters = counters
+        self._send = send
+        self._round = 0
+        self._open = False
+        self._grants: set[str] = set()
+        #: a majority granted the next election
+        self._passing = False
+        #: the term in which the leader ordered one
+        self._ordered_in: int | None = None
+        self._heard_at = _NEVER
+
+    @property
+    def quorum(self) -> int:
+        return (len(self._others) + 1) // 2 + 1
+
+    @property
+    def heard_at(self) -> float:
+        """When the leader was last heard here."""
+        return self._heard_at
+
+    def heard_leader(self, now: float) -> None:
+        """A leader of the present term spoke: an open round is moot."""
+        self._heard_at = now
+        self._open = False
+        self._passing = False
+
+    def lost_leader(self, now: float) -> None:
+        """The leader's connection broke: forget that it was heard and try soon."""
+        self._heard_at = _NEVER
+        span = self._timing.hint_max_s - self._timing.hint_min_s
+        soon = now + self._timing.hint_min_s + span * outside.rng.random()
+        self._inside.deadline = min(self._inside.deadline, soon)
+
+    def ordered(self) -> None:
+        """The leader handed over: the next election needs no permission."""
+        self._ordered_in = self._inside.term
+
+    def postpone(self, now: float) -> None:
+        span = self._timing.election_max_s - self._timing.election_min_s
+        self._inside.deadline = now + self._timing.election_min_s + span * outside.rng.random()
+
+    def gate(self, now: float, may_campaign: bool) -> None:
+        """Run before each tick: keep a passed deadline from the library unless it may pass."""
+        if self._inside.role == LEADER or self._inside.deadline >= now:
+            return
+        if not may_campaign:
+            self._passing = False
+            self.postpone(now)
+            return
+        # The leader that ordered an election goes on sending heartbeats; they do not take it back.
+        if self._passing or self._ordered_in == self._inside.term or self.quorum == 1:
+            self._passing = False
+            self._ordered_in = None
+            self._open = False
+            self._counters.elections += 1
+            return
+        self.postpone(now)
+        self._round += 1
+        self._open = True
+        self._grants = {self._node_id}
+        self._counters.prevotes += 1
+        question = PreVote(
+            round=self._round,
+            term=self._inside.term + 1,
+            last_index=self._journal.last_index,
+            last_term=self._journal.last_term,
+        )
+        for other in self._others:
+            self._send(other, question)
+
+    def on_pre_vote(self, sender: str, question: PreVote, now: float) -> None:
+        ours = (self._journal.last_term, self._journal.last_index)
+        granted = (
+            question.term > self._inside.term
+            and (question.last_term, question.last_index) >= ours
+            and not self._hears_leader(now)
+        )
+        self._send(sender, PreVoteReply(round=question.round, term=self._inside.term, granted=granted))
+
+    def on_reply(self, sender: str, reply: PreVoteReply) -> None:
+        """Count a grant; on a majority the deadline passes at the next tick."""
+        if not self._open or reply.round != self._round or not reply.granted:
+            return
+        self._grants.add(sender)
+        if len(self._grants) >= self.quorum:
+            self._open = False
+            self._passing = True
+            self._inside.deadline = 0.0
+
+    def _hears_leader(self, now: float) -> bool:
+        since = now - self._timing.election_min_s
+        if self._inside.role != LEADER:
+            return self._inside.leader_id is not None and self._heard_at > since
+        answered = sum(1 for at in self._inside.answered_at.values() if at > since)
+        return answered + 1 >= self.quorum

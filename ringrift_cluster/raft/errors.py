@@ -1,0 +1,35 @@
+"""Why a voter refuses to start, or stops. Each carries one sentence for a person."""
+
+from __future__ import annotations
+
+
+class RaftError(Exception):
+    """Base of the raft room's errors."""
+
+
+class PortTaken(RaftError):  # noqa: N818 - names a state of the world
+    """Another process listens on the raft address."""
+
+
+class DataDirLocked(RaftError):  # noqa: N818
+    """Another process uses the data directory."""
+
+
+class MembersContradict(RaftError):  # noqa: N818
+    """The configured voters or node id are not the ones the data directory was made for."""
+
+
+class JournalDamaged(RaftError):  # noqa: N818
+    """The journal or a snapshot on disk cannot be trusted."""
+
+
+class DiskFailed(RaftError):  # noqa: N818
+    """A write or fsync failed. It is never retried: what is on disk is unknown."""
+
+
+class Diverged(RaftError):  # noqa: N818
+    """A peer asks for something that only a log other than ours can lead to."""
+
+
+class DiskLost(RaftError):  # noqa: N818
+    """The cluster knows this voter by a log that is no longer here."""

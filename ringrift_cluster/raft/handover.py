@@ -1,0 +1,107 @@
+"""Leadership transfer that works under load: hold proposals, let the target catch up, then hand over."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from pysyncobj.node import Node
+
+from ringrift_cluster.raft.conf import Timing
+from ringrift_cluster.raft.journal import Journal
+from ringrift_cluster.raft.messages import HandOver, Message, TimeoutNow
+from ringrift_cluster.raft.privates import LEADER, Inside
+from ringrift_cluster.raft.proposals import Proposals
+
+Done = Callable[[str | None], None]
+
+
+@dataclass(slots=True)
+class _Wish:
+    target: str | None
+    deadline: float
+    done: Done
+    leader_before: str | None
+
+
+class Handover:
+    """One transfer at a time on the leader; on others, wishes that wait for a new leader."""
+
+    def __init__(
+        self,
+        node_id: str,
+        timing: Timing,
+        inside: Inside,
+        journal: Journal,
+        proposals: Proposals,
+        nodes: dict[str, Node],
+        send: Callable[[str, Message], None],
+    ) -> None:
+        self._node_id = node_id
+        self._timing = timing
+        self._inside = inside
+        self._journal = journal
+        self._proposals = proposals
+        self._nodes = nodes
+        self._send = send
+        self._wishes: list[_Wish] = []
+        #: the running transfer: target (None: anyone), until when proposals are held, whether it was ordered
+        self._target: str | None = None
+        self._hold_until = 0.0
+        self._ordered = False
+
+    def start(self, target: str | None, now: float, timeout_s: float, done: Done) -> None:
+        leader = self._inside.leader_id
+        if leader is None or leader == target or (target is not None and target not in self._nodes):
+            done(leader if leader is not None and leader == target else None)
+            return
+        if leader != self._node_id:
+            self._send(leader, HandOver(target or ""))
+        elif not self._proposals.held:
+            self._proposals.held = True
+            self._target = target
+            self._ordered = False
+            self._hold_until = now + self._timing.election_min_s
+        self._wishes.append(_Wish(target, now + timeout_s, done, leader))
+
+    def step(self, now: float) -> None:
+        """Run after each tick."""
+        if self._proposals.held:
+            self._advance(now)
+        leader = self._inside.leader_id
+        for wish in list(self._wishes):
+            moved = leader is not None and leader != wish.leader_before
+            if moved or now >= wish.deadline:
+                self._wishes.remove(wish)
+                wish.done(leader if moved else None)
+
+    def _advance(self, now: float) -> None:
+        if self._inside.role != LEADER or now >= self._hold_until:
+            self._proposals.held = False
+            return
+        if self._ordered:
+            return
+        target = self._caught_up()
+        if target is not None:
+            self._send(target, TimeoutNow(self._inside.term))
+            self._ordered = True
+            # The election takes a round trip and an fsync or two; then go on if still leader.
+            self._hold_until = now + self._timing.election_max_s
+
+    def _caught_up(self) -> str | None:
+        last = self._journal.last_index
+        for node, match in sorted(self._inside.match_index.items(), key=lambda item: str(item[0].id)):
+            name = str(node.id)
+            if match == last and (self._target is None or self._target == name) and self._lately(node):
+                return name
+        return None
+
+    def _lately(self, node: Node) -> bool:
+        answered = self._inside.answered_at
+        newest = max(answered.values(), default=0.0)
+        return answered.get(node, 0.0) >= newest - 2 * self._timing.heartbeat_s
+
+    def halt(self) -> None:
+        for wish in self._wishes:
+            wish.done(None)
+        self._wishes.clear()

@@ -1,0 +1,548 @@
+"""One voter without threads, sockets or clocks of its own.
+
+Whoever drives it (the engine with asyncio, the simulation with a virtual clock) does, in turns:
+
+    deliver / submit / read / ...      whatever arrived
+    gather()                           hand it to the library; appends leave at once
+    sync()                             one durable batch; the only step that waits, any thread
+    settle()                           release acks and votes, tick, commit, apply, answer
+    take_job() -> run() -> finish()    now and then: work for another thread (snapshots)
+
+Between `gather` and `settle` nothing else may be called except `deliver`, `submit` and the reads,
+which only queue.
+"""
+
+from __future__ import annotations
+
+import random
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from pysyncobj.node import Node
+
+from ringrift_cluster.raft.conf import VoterConfig, sync_obj_conf
+from ringrift_cluster.raft.consensus import Consensus
+from ringrift_cluster.raft.counters import Counters
+from ringrift_cluster.raft.errors import DiskLost, Diverged, JournalDamaged
+from ringrift_cluster.raft.fetch import Fetch, intact
+from ringrift_cluster.raft.guard import Guard
+from ringrift_cluster.raft.handover import Handover
+from ringrift_cluster.raft.journal import NO_OP, Batch, Journal, Store
+from ringrift_cluster.raft.membership import Membership
+from ringrift_cluster.raft.messages import (
+    FetchPart,
+    Forward,
+    Forwarded,
+    HandOver,
+    Hello,
+    Message,
+    OfferSnapshot,
+    Part,
+    Ping,
+    Welcome,
+)
+from ringrift_cluster.raft.privates import CANDIDATE, LEADER
+from ringrift_cluster.raft.proposals import Outcome, Proposals
+from ringrift_cluster.raft.reads import Reads
+from ringrift_cluster.raft.snapshots import SnapshotDir, SnapshotFile, load
+from ringrift_cluster.raft.window import Applied, Window
+from ringrift_cluster.replica import Halted, ReplicaStatus
+from statemachine.machine import Machine
+from statemachine.snapshot import Header, freeze, header
+
+_UP, _DOWN = "up", "down"
+#: how often expired waiters are looked for
+_EXPIRE_S = 0.05
+
+
+class Links(Protocol):
+    """The connections to the other voters."""
+
+    def send(self, peer: str, message: Message) -> None:
+        """Send if connected, else drop. Never blocks."""
+        ...
+
+
+@dataclass(slots=True)
+class Job:
+    """Work for another thread. `run` first, anywhere; then `finish` on the consensus thread."""
+
+    run: Callable[[], None]
+    finish: Callable[[], None]
+
+
+class RaftNode:
+    """The consensus of one voter and the machine it feeds."""
+
+    def __init__(
+        self,
+        config: VoterConfig,
+        store: Store,
+        snapshots: SnapshotDir,
+        links: Links,
+        *,
+        clock: Callable[[], float],
+        rng: random.Random,
+    ) -> None:
+        """Open what is on disk. Raises JournalDamaged, MembersContradict.
+
+        `clock` is monotonic seconds, the same one the library sees in this thread.
+        """
+        self.config = config
+        self.node_id = config.node_id
+        self.counters = Counters()
+        self._clock = clock
+        self._links = links
+        self._store = store
+        self._snapshots = snapshots
+        self.journal = Journal(store.load(), birth_id=f"{rng.getrandbits(96):024x}")
+        self.machine = self._open_machine()
+        base = self.machine.index
+        self.membership = Membership(config.node_id, config.voters, self.journal, log_id=f"{rng.getrandbits(128):032x}")
+        nodes = {name: Node(name) for name in self.membership.voters}
+        self._nodes = nodes
+        self._fetch = Fetch(snapshots.directory, links.send)
+        self.guard = Guard(
+            self.node_id,
+            nodes,
+            self.journal,
+            config.timing,
+            self.counters,
+            self._send,
+            lambda: snapshots.latest,
+            self._want_snapshot,
+        )
+        conf = sync_obj_conf(config.timing, config.limits, self.journal)
+        self._consensus = Consensus(self.node_id, nodes, conf, self.guard, self._apply)
+        self.inside = self._consensus.inside
+        self.inside.applied = max(self.inside.applied, base)
+        self.inside.commit = min(max(self.inside.commit, base), self.journal.last_index)
+        self.guard.attach(self.inside, clock)
+        self.proposals = Proposals(config.limits, config.timing, self.counters, self._send, self._append)
+        self.reads = Reads(self.proposals, config.timing, clock)
+        self.window = Window(config.limits.window_entries, config.limits.window_bytes, start=base)
+        self._handover = Handover(
+            self.node_id, config.timing, self.inside, self.journal, self.proposals, nodes, self._send
+        )
+        self._inbox: deque[tuple[str, Message | str]] = deque()
+        self.peers_up: set[str] = set()
+        self._batch: Batch | None = None
+        self._jobs: deque[Job] = deque()
+        self._snapshot_running = False
+        self._snapshot_base = base
+        self._applied_bytes = 0
+        self._on_snapshot: list[Callable[[SnapshotFile], None]] = []
+        self._expired_at = 0.0
+        self._pruned_at = 0.0
+        self._applied_some = False
+        self.halted: str | None = None
+        self._status = self._make_status()
+
+    # Opening
+
+    def _open_machine(self) -> Machine:
+        """Machine and journal at one position; completes an install that a crash interrupted."""
+        opened = self._snapshots.open()
+        journal = self.journal
+        fresh = len(journal) == 0
+        if opened is None:
+            if not fresh and journal.first_index > 1:
+                raise JournalDamaged(
+                    f"the journal of {self.node_id} begins at entry {journal.first_index} and there is no "
+                    "snapshot before it; restore the snapshots directory or remove and re-add this voter"
+                )
+            return Machine()
+        head, machine = opened
+        if fresh and not journal.fact("node_id"):
+            raise JournalDamaged(
+                f"there is a snapshot at entry {head.index} but no journal beside it; restore the journal "
+                "or remove and re-add this voter"
+            )
+        known = journal.fact("cluster_id")
+        if known and head.cluster_id != known:
+            raise JournalDamaged(
+                f"the snapshot at entry {head.index} is of cluster {head.cluster_id}, the journal of {known}"
+            )
+        if fresh or (head.index >= journal.first_index and journal.term_at(head.index) != head.term):
+            journal.reset(head.index, head.term)
+            journal.set_fact("cluster_id", head.cluster_id)
+        elif head.index < journal.first_index:
+            raise JournalDamaged(
+                f"the journal of {self.node_id} begins at entry {journal.first_index}, after its newest "
+                f"snapshot at {head.index}; restore the snapshots directory or remove and re-add this voter"
+            )
+        return machine
+
+    # In: these only queue
+
+    def deliver(self, peer: str, message: Message) -> None:
+        """A message of a connected voter."""
+        self._inbox.append((peer, message))
+
+    def connected(self, peer: str) -> None:
+        """The handshake with a voter is complete at both ends."""
+        self._inbox.append((peer, _UP))
+
+    def disconnected(self, peer: str) -> None:
+        self._inbox.append((peer, _DOWN))
+
+    def submit(self, commands: Sequence[bytes], timeout_s: float, done: Callable[[Outcome], None]) -> None:
+        """Propose encoded commands; `done` is called once, on this thread."""
+        if self.halted is not None:
+            done(Halted(self.halted))
+            return
+        self.proposals.submit(commands, self._clock(), timeout_s, done)
+
+    def hand_over(self, target: str | None, timeout_s: float, done: Callable[[str | None], None]) -> None:
+        """Give leadership away; `done` gets who leads then, or None when nobody took it."""
+        self._handover.start(target, self._clock(), timeout_s, done)
+
+    # Handshakes. The answer may leave once `sync` has run.
+
+    def hello(self, nonce: bytes) -> Hello:
+        return self.membership.hello(nonce)
+
+    def judge(self, hello: Hello) -> Welcome:
+        return self.membership.judge(hello)
+
+    def welcomed(self, hello: Hello, answer: Welcome) -> None:
+        """Take a peer's answer to our greeting. Raises DiskLost when it knows us by another log."""
+        self.membership.answered(hello, answer)
+        if self.membership.disowned is not None:
+            raise DiskLost(self.membership.disowned)
+
+    # The turn
+
+    @property
+    def dirty(self) -> bool:
+        """Whether something waits for `sync`."""
+        return self.journal.dirty
+
+    @property
+    def batch_waiting(self) -> bool:
+        """Whether the last `gather` left something to write."""
+        return self._batch is not None
+
+    def gather(self) -> None:
+        """Hand over what arrived; as the leader, make entries of what waits."""
+        now = self._clock()
+        role = self.inside.role
+        while self._inbox:
+            peer, message = self._inbox.popleft()
+            self._receive(peer, message, now)
+        self.reads.start_barriers(now)
+        if self.membership.admitted:
+            self._propose(now)
+        self._note_role(role)
+        self._batch = self.journal.take() if self.journal.dirty else None
+
+    def _propose(self, now: float) -> None:
+        if self.inside.role == LEADER:
+            idle = self.journal.last_index == self.inside.commit
+            self.proposals.propose(self.inside.term, now, idle=idle)
+            return
+        leader = self.inside.leader_id
+        if leader is not None and leader in self.peers_up:
+            self.proposals.forward(leader, now)
+
+    def sync(self) -> None:
+        """Write what `gather` found. May run in another thread. Raises DiskFailed."""
+        batch, self._batch = self._batch, None
+        if batch is None:
+            return
+        started = time.perf_counter()
+        self._store.write(batch)
+        took = time.perf_counter() - started
+        self.counters.fsyncs += 1
+        self.counters.fsync_s += took
+        self.counters.fsync_max_s = max(self.counters.fsync_max_s, took)
+
+    def settle(self) -> None:
+        """Everything gathered is durable: show it, tick, apply, answer. Raises what must end the voter."""
+        now = self._clock()
+        role = self.inside.role
+        self.guard.release()
+        self.journal.settled = max(self.inside.commit, self.inside.applied)
+        others = self.membership.others
+        may_campaign = self.membership.admitted and (not others or bool(self.peers_up))
+        self.guard.elections.gate(now, may_campaign)
+        self._consensus.tick()
+        self._note_role(role)
+        applied = self.inside.applied
+        self.proposals.passed(applied)
+        self._handover.step(now)
+        self.reads.answer(self.machine, applied, self.contact_age_s(now), now)
+        if now - self._expired_at >= _EXPIRE_S:
+            self._expired_at = now
+            self.proposals.expire(now)
+        self.proposals.send_answers()
+        if not self.membership.cluster_id:
+            self._find_cluster_id()
+        self._keep_house(now)
+        self._status = self._make_status()
+        if self._applied_some:
+            self._applied_some = False
+            self.window.wake()
+
+    def _note_role(self, before: int) -> None:
+        if before == LEADER and self.inside.role != LEADER:
+            self.guard.elections.postpone(self._clock())
+
+    def _receive(self, peer: str, message: Message | str, now: float) -> None:
+        if message == _UP:
+            self.peers_up.add(peer)
+            self.guard.connected(peer)
+            return
+        if message == _DOWN:
+            self.peers_up.discard(peer)
+            self.membership.lost(peer)
+            self.guard.disconnected(peer)
+            self.proposals.peer_lost(peer)
+            return
+        if peer not in self._nodes or peer == self.node_id or peer not in self.peers_up:
+            self.counters.refusals["not_a_voter"] += 1
+            return
+        if not self.membership.admitted:
+            self.counters.refusals["not_admitted"] += 1
+            return
+        match message:
+            case Forward():
+                self.proposals.take_forward(peer, message, now, leading=self.inside.role == LEADER)
+            case Forwarded():
+                self.proposals.take_forwarded(peer, message)
+            case FetchPart():
+                self._send_part(peer, message, now)
+            case Part():
+                self._take_part(peer, message, now)
+            case HandOver():
+                self._handover.start(message.target or None, now, 5.0, lambda leader: None)
+            case Ping():
+                pass
+            case Message():
+                self.guard.receive(peer, message)
+
+    def _send(self, peer: str, message: Message) -> None:
+        self._links.send(peer, message)
+
+    def _append(self, entry: bytes) -> int:
+        self._consensus.append(entry)
+        return self.journal.last_index
+
+    def _apply(self, data: bytes) -> None:
+        index = self.inside.applied + 1
+        term = self.journal.term_at(index)
+        if term is None:
+            raise Diverged(f"entry {index} is to be applied but is not in the journal")
+        results = self.machine.apply(index, term, data)
+        self.counters.entries_applied += 1
+        self.counters.commands_applied += len(results)
+        self._applied_bytes += len(data)
+        self._applied_some = True
+        self.window.append(Applied(index, term, data, self.machine.chain))
+        self.proposals.applied(index, term, results)
+
+    def _find_cluster_id(self) -> None:
+        """The first committed no-op that carries an id names the cluster, on every voter alike."""
+        for index in range(max(2, self.journal.first_index), self.inside.commit + 1):
+            data = self.journal.entry(index)[0]
+            if data[0] == NO_OP and len(data) > 1:
+                self.membership.learn_cluster_id(data[1:].decode("ascii"))
+                return
+
+    # Snapshots
+
+    def _keep_house(self, now: float) -> None:
+        since = self.machine.index - self._snapshot_base
+        limits = self.config.limits
+        # Voters take turns by their place in the list, and a leader waits longest.
+        place = self.membership.voters.index(self.node_id)
+        slack = 1.0 + 0.15 * place + (0.75 if self.inside.role == LEADER else 0.0)
+        due = since >= limits.snapshot_entries * slack or self._applied_bytes >= limits.snapshot_bytes * slack
+        if due and since > 0 and not self._snapshot_running:
+            self.start_snapshot()
+        if now - self._pruned_at > 10.0:
+            self._pruned_at = now
+            self._snapshots.prune(now)
+
+    def want_snapshot(self, max_behind: int, done: Callable[[SnapshotFile], None]) -> None:
+        """Call `done` with a file at most `max_behind` entries old, making one when there is none."""
+        latest = self._snapshots.latest
+        if latest is not None and self.machine.index - latest.index <= max_behind:
+            done(latest)
+            return
+        self._on_snapshot.append(done)
+        if not self._snapshot_running:
+            self.start_snapshot()
+
+    def start_snapshot(self) -> None:
+        """Freeze the tables now and queue a job that writes them."""
+        self._snapshot_running = True
+        self._snapshot_base = self.machine.index
+        self._applied_bytes = 0
+        frozen = freeze(self.machine)
+        head = header(frozen, self.membership.cluster_id, self.membership.voters)
+        started = self._clock()
+        written: list[SnapshotFile] = []
+
+        def run() -> None:
+            written.append(self._snapshots.write(frozen, head))
+
+        def finish() -> None:
+            self._snapshot_running = False
+            self.counters.snapshots_written += 1
+            self.counters.snapshot_s = self._clock() - started
+            latest = self._snapshots.latest
+            if latest is not None and latest.index >= head.index and latest.path.exists():
+                written[0].path.unlink(missing_ok=True)
+                file = latest
+            else:
+                file = self._snapshots.adopt(written[0])
+                self._snapshots.prune(self._clock())
+                self._compact(head.index)
+            waiting, self._on_snapshot = self._on_snapshot, []
+            for done in waiting:
+                done(file)
+
+        self._jobs.append(Job(run, finish))
+
+    def _compact(self, snapshot_index: int) -> None:
+        """Drop entries behind the snapshot, except a tail that saves voters that were away from it."""
+        limits = self.config.limits
+        keep_from = max(self.journal.first_index, snapshot_index - limits.tail_entries)
+        size = 0
+        for index in range(snapshot_index, keep_from, -1):
+            size += len(self.journal.entry(index)[0])
+            if size > limits.tail_bytes:
+                keep_from = index
+                break
+        if keep_from > self.journal.first_index:
+            self.journal.drop_before(keep_from)
+
+    def take_job(self) -> Job | None:
+        """Work for another thread, if there is any."""
+        return self._jobs.popleft() if self._jobs else None
+
+    def _want_snapshot(self, peer: str, offer: OfferSnapshot) -> None:
+        self._fetch.want(peer, offer, self._clock())
+
+    def _send_part(self, peer: str, request: FetchPart, now: float) -> None:
+        data = self._snapshots.part(
+            request.index, request.snapshot_term, request.offset, self.config.limits.part_bytes, now
+        )
+        self._send(peer, Part(request.index, request.snapshot_term, request.offset, data))
+
+    def _take_part(self, peer: str, part: Part, now: float) -> None:
+        file = self._fetch.take(peer, part, now)
+        if file is None:
+            return
+        loaded: list[tuple[Header, Machine]] = []
+
+        def run() -> None:
+            if intact(file):
+                loaded.append(load(file.path))
+
+        def finish() -> None:
+            if not loaded:
+                self._fetch.drop()
+                return
+            self._install(file, *loaded[0])
+
+        self._jobs.append(Job(run, finish))
+
+    def _install(self, file: SnapshotFile, head: Header, machine: Machine) -> None:
+        """Take a verified snapshot in place of the log. What is newer here already stays."""
+        settled = max(self.inside.commit, self.inside.applied)
+        unneeded = file.index <= settled or self.journal.term_at(file.index) == file.term
+        if unneeded or (head.index, head.term) != (file.index, file.term):
+            self._fetch.done()
+            return
+        known = self.membership.cluster_id
+        if known and head.cluster_id != known:
+            raise Diverged(f"the leader's snapshot is of cluster {head.cluster_id}, this voter of {known}")
+        self._snapshots.adopt(file)
+        self._fetch.done()
+        self.journal.reset(file.index, file.term)
+        if head.cluster_id:
+            self.membership.learn_cluster_id(head.cluster_id)
+        self.inside.commit = file.index
+        self.inside.applied = file.index
+        self.machine = machine
+        self._snapshot_base = file.index
+        self._applied_bytes = 0
+        self.window.restart(file.index)
+        self.proposals.skipped(file.index)
+        self.counters.snapshots_installed += 1
+        self.guard.installed(self.inside.leader_id, file.index)
+
+    # Out
+
+    def contact_age_s(self, now: float) -> float:
+        """Since the last word of the leader; for the leader, since a quorum last answered."""
+        if self.inside.role != LEADER:
+            heard = self.guard.elections.heard_at
+            return now - heard if heard > 0 else 1e6
+        if not self.membership.others:
+            return 0.0
+        answered = sorted(self.inside.answered_at.values(), reverse=True)
+        return max(0.0, now - answered[self.membership.quorum - 2])
+
+    @property
+    def ready(self) -> bool:
+        """Whether an entry of the present term is committed and applied here."""
+        return self.inside.leader_id is not None and self.journal.term_at(self.inside.applied) == self.inside.term
+
+    def heard(self, now: float) -> tuple[str, ...]:
+        """Voters that answered lately: as the leader knows, elsewhere the ones connected."""
+        if self.inside.role != LEADER:
+            return tuple(sorted({self.node_id, *self.peers_up}))
+        since = now - self.config.timing.election_min_s
+        lately = [str(node.id) for node, at in self.inside.answered_at.items() if at > since]
+        return tuple(sorted([self.node_id, *lately]))
+
+    @property
+    def status(self) -> ReplicaStatus:
+        """As of the end of the last turn."""
+        return self._status
+
+    def _make_status(self) -> ReplicaStatus:
+        now = self._clock()
+        inside = self.inside
+        role = {LEADER: "leader", CANDIDATE: "candidate"}.get(inside.role, "voter")
+        return ReplicaStatus(
+            node_id=self.node_id,
+            cluster_id=self.membership.cluster_id,
+            role=role,
+            leader_id=inside.leader_id,
+            term=inside.term,
+            commit=inside.commit,
+            applied=inside.applied,
+            chain=self.machine.chain.hex(),
+            ready=self.ready,
+            voters=self.membership.voters,
+            voters_heard=self.heard(now),
+            contact_age_ms=min(int(self.contact_age_s(now) * 1000), 10**9),
+            clock_ms=self.machine.state.now_ms,
+            halted=self.halted,
+        )
+
+    def close_door(self, sentence: str | None) -> None:
+        """Take no more commands (None: take them again) and let another voter lead."""
+        opening = self.proposals.closed is None and sentence is not None
+        self.proposals.closed = sentence
+        if opening and self.inside.role == LEADER and self.membership.others:
+            self.hand_over(None, 5.0, lambda leader: None)
+
+    def halt(self, sentence: str) -> None:
+        """Answer everyone who waits; nothing works here any longer."""
+        self.halted = sentence
+        self.proposals.halt(sentence)
+        self.reads.halt(sentence)
+        self._handover.halt()
+        self._status = self._make_status()
+
+    def last_batch(self) -> Batch | None:
+        """What is left to write at an orderly stop (the commit index, usually)."""
+        return self.journal.take()

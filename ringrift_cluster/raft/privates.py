@@ -1,0 +1,107 @@
+"""The private attributes of pysyncobj 0.3.17 that the corrections read or set, all in one place.
+
+A test asserts that each exists, so that another version of the library fails there and not in a cluster.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pysyncobj.node import Node
+
+FOLLOWER, CANDIDATE, LEADER = 0, 1, 2
+
+TERM = "_SyncObj__raftCurrentTerm"
+ROLE = "_SyncObj__raftState"
+COMMIT = "_SyncObj__raftCommitIndex"
+APPLIED = "_SyncObj__raftLastApplied"
+ELECTION_DEADLINE = "_SyncObj__raftElectionDeadline"
+NEXT_APPEND_AT = "_SyncObj__newAppendEntriesTime"
+NEXT_INDEX = "_SyncObj__raftNextIndex"
+MATCH_INDEX = "_SyncObj__raftMatchIndex"
+ANSWERED_AT = "_SyncObj__lastResponseTime"
+SERIALIZER = "_SyncObj__serializer"
+
+ATTRIBUTES = (
+    TERM,
+    ROLE,
+    COMMIT,
+    APPLIED,
+    ELECTION_DEADLINE,
+    NEXT_APPEND_AT,
+    NEXT_INDEX,
+    MATCH_INDEX,
+    ANSWERED_AT,
+    SERIALIZER,
+)
+
+
+class Inside:
+    """Typed access to the private state of one SyncObj."""
+
+    __slots__ = ("_state", "_sync_obj")
+
+    def __init__(self, sync_obj: Any) -> None:
+        self._sync_obj = sync_obj
+        self._state: dict[str, Any] = sync_obj.__dict__
+
+    @property
+    def term(self) -> int:
+        return int(self._state[TERM])
+
+    @property
+    def role(self) -> int:
+        return int(self._state[ROLE])
+
+    @property
+    def commit(self) -> int:
+        return int(self._state[COMMIT])
+
+    @commit.setter
+    def commit(self, index: int) -> None:
+        self._state[COMMIT] = index
+
+    @property
+    def applied(self) -> int:
+        return int(self._state[APPLIED])
+
+    @applied.setter
+    def applied(self, index: int) -> None:
+        self._state[APPLIED] = index
+
+    @property
+    def deadline(self) -> float:
+        """When an election is due, in seconds of the library's clock."""
+        return float(self._state[ELECTION_DEADLINE])
+
+    @deadline.setter
+    def deadline(self, at: float) -> None:
+        self._state[ELECTION_DEADLINE] = at
+
+    def send_soon(self) -> None:
+        """Make the leader's next tick send, instead of the next heartbeat."""
+        self._state[NEXT_APPEND_AT] = 0.0
+
+    @property
+    def next_index(self) -> dict[Node, int]:
+        found: dict[Node, int] = self._state[NEXT_INDEX]
+        return found
+
+    @property
+    def match_index(self) -> dict[Node, int]:
+        found: dict[Node, int] = self._state[MATCH_INDEX]
+        return found
+
+    @property
+    def answered_at(self) -> dict[Node, float]:
+        """Leader: when each voter last answered."""
+        found: dict[Node, float] = self._state[ANSWERED_AT]
+        return found
+
+    def set_serializer(self, serializer: object) -> None:
+        self._state[SERIALIZER] = serializer
+
+    @property
+    def leader_id(self) -> str | None:
+        leader = self._sync_obj._getLeader()
+        return None if leader is None else str(leader.id)
