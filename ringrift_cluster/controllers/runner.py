@@ -1,0 +1,165 @@
+"""Runs the policies on the leader: read, decide, propose, wait for the next change.
+
+A policy sees one consistent view and its commands are checked again by the law, so two leaders for a moment,
+or a view that is a little old, cost a refusal and nothing else.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from functools import partial
+
+import httpx
+
+from ringrift_cluster.controllers import liveness
+from ringrift_cluster.controllers.placement import place
+from ringrift_cluster.controllers.population import populate
+from ringrift_cluster.controllers.promotion import judge, rate
+from ringrift_cluster.controllers.retention import forget
+from ringrift_cluster.controllers.training import train
+from ringrift_cluster.replica import Replica, ReplicaError
+from ringrift_cluster.supervise import TaskReport, supervise
+from statemachine.commands import Command, encode_command
+from statemachine.errors import Code, Rejected
+from statemachine.state import State
+
+log = logging.getLogger("ringrift.controllers")
+
+Policy = Callable[[State], list[Command]]
+
+#: name of the controller (as in settings controller/NAME) to its policy and the longest pause between two looks
+POLICIES: Mapping[str, tuple[Policy, float]] = {
+    "population": (populate, 5.0),
+    "placement": (place, 1.0),
+    "training": (train, 5.0),
+    "promotion": (judge, 5.0),
+    "rating": (rate, 10.0),
+    "retention": (forget, 60.0),
+}
+#: commands in one proposal
+BATCH = 64
+#: how soon a controller that does not lead looks again whether it does
+IDLE_S = 0.25
+#: shortest pause between two looks of one controller
+BREATH_S = 0.02
+PROBE_TIMEOUT_S = 2.0
+
+#: refusals that mean "somebody was quicker" or "the view was a little old"
+RACES = frozenset({Code.CONFLICT, Code.ILLEGAL_TRANSITION, Code.INELIGIBLE, Code.STALE_INCARNATION, Code.EVIDENCE})
+
+
+class Controllers:
+    """All policies of this node; they act only while it leads."""
+
+    def __init__(
+        self,
+        replica: Replica,
+        *,
+        http: httpx.AsyncClient,
+        policies: Mapping[str, tuple[Policy, float]] = POLICIES,
+        monotonic_s: Callable[[], float] = time.monotonic,
+        wall_s: Callable[[], float] = time.time,
+    ) -> None:
+        self._replica = replica
+        self._http = http
+        self._policies = policies
+        self._monotonic_s = monotonic_s
+        self._wall_s = wall_s
+        self.reports = {name: TaskReport(name) for name in (*policies, "liveness")}
+        self.commands = 0
+        self.refusals: dict[str, int] = {}
+
+    async def run(self) -> None:
+        """Supervise one loop a policy until cancelled."""
+        async with asyncio.TaskGroup() as group:
+            for name, (policy, every_s) in self._policies.items():
+                group.create_task(self._supervised(name, partial(self._loop, name, policy, every_s)))
+            group.create_task(self._supervised("liveness", self._liveness))
+
+    async def _supervised(self, name: str, run: Callable[[], Awaitable[None]]) -> None:
+        await supervise(self.reports[name], run, clock=self._monotonic_s, wall_s=self._wall_s)
+
+    def _leads(self) -> bool:
+        status = self._replica.status()
+        return status.role == "leader" and status.ready
+
+    async def _loop(self, name: str, policy: Policy, every_s: float) -> None:
+        report = self.reports[name]
+        while True:
+            if not self._leads():
+                await asyncio.sleep(IDLE_S)
+                continue
+            try:
+                index = await self._look(name, policy)
+            except ReplicaError as error:
+                # Leadership moved, or the queue is full: nothing is lost, the next look decides anew.
+                report.bad_rounds += 1
+                report.last_error = f"{type(error).__name__}: {error}"
+                await asyncio.sleep(IDLE_S)
+                continue
+            report.rounds += 1
+            report.last_run_s = self._wall_s()
+            await asyncio.sleep(BREATH_S)
+            await self._replica.wait_for(index + 1, every_s)
+
+    async def _look(self, name: str, policy: Policy) -> int:
+        """One round; returns the index that was looked at."""
+        report = self.reports[name]
+
+        def decide(state: State) -> tuple[bool, list[Command]]:
+            enabled = state.controller(name).enabled
+            return enabled, policy(state) if enabled else []
+
+        seen = await self._replica.read(decide)
+        report.enabled, commands = seen.value
+        index = seen.index
+        for at in range(0, len(commands), BATCH):
+            index = await self._propose(name, commands[at : at + BATCH])
+        return index
+
+    async def _propose(self, name: str, commands: Sequence[Command]) -> int:
+        proposed = await self._replica.propose([encode_command(c) for c in commands])
+        self.commands += len(commands)
+        for command, result in zip(commands, proposed.results, strict=True):
+            if isinstance(result, Rejected):
+                self.refusals[result.code] = self.refusals.get(result.code, 0) + 1
+                level = logging.DEBUG if result.code in RACES else logging.WARNING
+                log.log(
+                    level,
+                    'event=command_refused controller=%s command=%s code=%s index=%d detail="%s"',
+                    name,
+                    type(command).__name__,
+                    result.code,
+                    proposed.index,
+                    result.detail,
+                )
+        return proposed.index
+
+    async def _liveness(self) -> None:
+        report = self.reports["liveness"]
+        while True:
+            await asyncio.sleep(IDLE_S * 4)
+            if not self._leads():
+                continue
+            try:
+                seen = await self._replica.read(liveness.suspects)
+                answered = [(peer, inc) for peer, inc, address in seen.value if await self._answers(address)]
+                commands = liveness.vouch(answered, self._replica.status().node_id)
+                if commands:
+                    await self._propose("liveness", commands)
+            except ReplicaError as error:
+                report.bad_rounds += 1
+                report.last_error = f"{type(error).__name__}: {error}"
+                continue
+            report.rounds += 1
+            report.last_run_s = self._wall_s()
+
+    async def _answers(self, address: str) -> bool:
+        try:
+            answer = await self._http.get(f"{address}/health", timeout=PROBE_TIMEOUT_S)
+        except httpx.HTTPError:
+            return False
+        return answer.is_success
