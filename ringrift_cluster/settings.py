@@ -1,0 +1,355 @@
+"""What one node needs to know before it starts: flags, environment, file, and the decision they lead to.
+
+    flags  >  environment (RINGRIFT_...)  >  TOML file (--config, RINGRIFT_CONFIG)  >  defaults
+              `Settings` (what was said)  --resolve-->  `NodeConfig` (what it means)
+
+These values belong to one machine. What all nodes must agree on lives in the replicated settings and
+is changed with `ringrift-node settings set`.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import secrets
+import socket
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import SecretStr
+
+from ringrift_cluster.members import (
+    DEFAULT_PORT,
+    NODE_ID,
+    Member,
+    SettingsError,
+    is_loopback,
+    is_wildcard,
+    join,
+    parse_cluster,
+    parse_member,
+)
+from ringrift_cluster.retired import retired
+from ringrift_cluster.sources import Network, Role, Settings, load
+
+__all__ = ["Member", "Network", "NodeConfig", "Role", "Settings", "SettingsError", "load", "node_config", "resolve"]
+
+NODE_ID_FILE = "node-id"
+
+
+#: election timeout bounds and the append period of each preset, in seconds
+TIMING: dict[Network, tuple[float, float, float]] = {
+    Network.FAST: (0.5, 1.0, 0.1),
+    Network.WIDE: (1.5, 3.0, 0.2),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class NodeConfig:
+    """The settings of one node after every decision: nothing in here contradicts anything else."""
+
+    node_id: str
+    role: Role
+    voters: tuple[Member, ...]
+    bind: str
+    port: int
+    #: None on a follower
+    raft_port: int | None
+    advertise_host: str
+    advertise_port: int
+    data_dir: Path
+    log_level: str
+    #: None: as many as the machine has cores
+    cpu_slots: int | None
+    labels: tuple[str, ...]
+    auth_token: SecretStr | None
+    cluster_secret: SecretStr | None
+    insecure: bool
+    election_min_s: float
+    election_max_s: float
+    append_period_s: float
+    stop_jobs: bool
+    stop_grace_s: float
+    fresh_within_s: float
+    snapshot_every_entries: int
+    fail_on_subscription_failure: bool
+    warnings: tuple[str, ...] = ()
+
+    @property
+    def url(self) -> str:
+        """Where other nodes reach this one's HTTP."""
+        return f"http://{join(self.advertise_host, self.advertise_port)}"
+
+    @property
+    def is_voter(self) -> bool:
+        return self.role is Role.VOTER
+
+
+def resolve(
+    settings: Settings,
+    *,
+    stored_id: str | None,
+    hostname: str,
+    fresh_id: str,
+    environ: Mapping[str, str] | None = None,
+    auth_token: SecretStr | None = None,
+    cluster_secret: SecretStr | None = None,
+) -> NodeConfig:
+    """Decide what the node is. Pure.
+
+    `stored_id` is the identity its data directory already has, `fresh_id` the one to use when nothing
+    else names it; the two secrets are the ones read from files. Raises SettingsError.
+    """
+    if not settings.cluster:
+        raise SettingsError(
+            "No voters are named; give --cluster (or RINGRIFT_P2P_VOTERS) the same list on every node,"
+            f" for one machine alone --cluster 127.0.0.1:{settings.port or DEFAULT_PORT}."
+        )
+    if settings.node_id and stored_id and settings.node_id != stored_id:
+        raise SettingsError(
+            f"The data directory {settings.data_dir} belongs to node {stored_id}, but this node is to be"
+            f" {settings.node_id}; give the old id, or another --data-dir."
+        )
+    members = parse_cluster(settings.cluster)
+    wanted = settings.node_id or stored_id
+    said_host, said_port = _advertised(settings)
+    mine = _find_self(settings, members, wanted, said_host, said_port, hostname)
+    role = _decide_role(settings, mine, wanted, members)
+    port = settings.port or (mine.port if mine else DEFAULT_PORT)
+    if mine is not None:
+        _check_listing(settings, mine, wanted, said_host, said_port, port)
+        host, advertise_port = mine.host, mine.port
+        if said_host is None and not (is_wildcard(settings.bind) or _covers(settings.bind, mine.host)):
+            raise SettingsError(
+                f"Voter {mine.id} is listed at {mine.address}, but --bind {settings.bind} takes connections"
+                " from this machine only; give --bind 0.0.0.0 or the address of the interface."
+            )
+    else:
+        if said_host is None and is_wildcard(settings.bind):
+            raise SettingsError(
+                f"With --bind {settings.bind} other nodes do not know how to reach this one;"
+                " give --advertise HOST[:PORT]."
+            )
+        host, advertise_port = said_host or settings.bind, said_port or port
+    raft_port = (settings.raft_port or (mine.raft_port if mine else port + 1)) if role is Role.VOTER else None
+    if raft_port == port or (raft_port or 0) > 65535:
+        raise SettingsError(
+            f"The Raft port {raft_port} does not work with the HTTP port {port}; give another --raft-port."
+        )
+    secret = settings.cluster_secret or cluster_secret
+    token = settings.auth_token or auth_token
+    _check_exposure(settings, role, secret)
+    low, high, period = TIMING[settings.network]
+    return NodeConfig(
+        node_id=mine.id if mine else (wanted or fresh_id),
+        role=role,
+        voters=members,
+        bind=settings.bind,
+        port=port,
+        raft_port=raft_port,
+        advertise_host=host,
+        advertise_port=advertise_port,
+        data_dir=settings.data_dir.expanduser(),
+        log_level=settings.log_level,
+        cpu_slots=settings.cpu_slots,
+        labels=settings.labels,
+        auth_token=token,
+        cluster_secret=secret,
+        insecure=settings.insecure,
+        election_min_s=low,
+        election_max_s=high,
+        append_period_s=period,
+        stop_jobs=settings.stop_jobs,
+        stop_grace_s=settings.stop_grace_s,
+        fresh_within_s=settings.fresh_within_s,
+        snapshot_every_entries=settings.snapshot_every_entries,
+        fail_on_subscription_failure=settings.fail_on_subscription_failure,
+        warnings=(*_count_warnings(members), *_exposure_warnings(settings, token), *retired(environ or {})),
+    )
+
+
+def _advertised(settings: Settings) -> tuple[str | None, int | None]:
+    """The host and port of --advertise, as far as they were said."""
+    if settings.advertise is None:
+        return None, settings.advertise_port
+    said = parse_member(settings.advertise)
+    explicit = said.port if re.search(r"(?:\]|^[^:]+):\d+$", settings.advertise) else None
+    if explicit and settings.advertise_port and explicit != settings.advertise_port:
+        raise SettingsError(
+            f"--advertise says port {explicit} and advertise_port says {settings.advertise_port}; say it once."
+        )
+    if is_wildcard(said.host):
+        raise SettingsError(f"Nobody can dial {said.host}; give --advertise a host name or an address.")
+    return said.host, explicit or settings.advertise_port
+
+
+def _find_self(
+    settings: Settings,
+    members: tuple[Member, ...],
+    wanted: str | None,
+    said_host: str | None,
+    said_port: int | None,
+    hostname: str,
+) -> Member | None:
+    """This node's own entry: by its id, by its advertised address, else by where it listens."""
+    by_id = next((m for m in members if m.id == wanted), None)
+    if said_host is not None:
+        hosts: tuple[str, ...] = (said_host,)
+    elif is_wildcard(settings.bind):
+        hosts = (hostname, hostname.partition(".")[0])
+    else:
+        hosts = (settings.bind, hostname, hostname.partition(".")[0])
+    ports = {said_port or settings.port or DEFAULT_PORT}
+    by_address = next((m for m in members if m.host in hosts and m.port in ports), None)
+    if by_id and said_host is not None and by_address and by_address is not by_id:
+        raise SettingsError(
+            f"In --cluster the id {by_id.id} is at {by_id.address}, but --advertise {by_address.address} is"
+            f" {by_address.id}; correct the list or the flag."
+        )
+    return by_id or by_address
+
+
+def _decide_role(settings: Settings, mine: Member | None, wanted: str | None, members: tuple[Member, ...]) -> Role:
+    if settings.role is Role.VOTER and mine is None:
+        called = f"node {wanted}" if wanted else "this node"
+        raise SettingsError(
+            f"--role voter, but {called} is not in --cluster {','.join(m.id for m in members)};"
+            " add it to the list on every node, or give --role follower."
+        )
+    if settings.role is Role.FOLLOWER and mine is not None:
+        raise SettingsError(
+            f"--role follower, but this node is in --cluster as the voter {mine.id} at {mine.address};"
+            " take it out of the list on every node, or leave --role away."
+        )
+    return Role.VOTER if mine is not None else Role.FOLLOWER
+
+
+def _check_listing(
+    settings: Settings,
+    mine: Member,
+    wanted: str | None,
+    said_host: str | None,
+    said_port: int | None,
+    port: int,
+) -> None:
+    if wanted is not None and mine.id != wanted:
+        raise SettingsError(
+            f"This node is {wanted}, but its address stands in --cluster as {mine.id}; write"
+            f" {wanted}={mine.address} in the list on every node."
+        )
+    if said_host is not None and (said_host, said_port or port) != (mine.host, mine.port):
+        raise SettingsError(
+            f"Voter {mine.id} is listed at {mine.address}, but --advertise says"
+            f" {join(said_host, said_port or port)}; they must be the same."
+        )
+    if said_host is None and port != mine.port:
+        raise SettingsError(
+            f"Voter {mine.id} is listed at {mine.address}, but --port is {port}; make them the same, or give"
+            " --advertise when something forwards the port."
+        )
+    if said_host is None and settings.raft_port not in (None, mine.raft_port):
+        raise SettingsError(
+            f"Voter {mine.id} is listed with Raft port {mine.raft_port}, but --raft-port is"
+            f" {settings.raft_port}; write {mine.id}={mine.address}/{settings.raft_port} in the list on every node."
+        )
+
+
+def _covers(bind: str, host: str) -> bool:
+    """Whether a listener on `bind` can be what the others reach as `host`."""
+    return not is_loopback(bind) or is_loopback(host) or bind == host
+
+
+def _check_exposure(settings: Settings, role: Role, secret: SecretStr | None) -> None:
+    if is_loopback(settings.bind):
+        return
+    if not settings.insecure:
+        raise SettingsError(
+            f"--bind {settings.bind} opens this node to the network and its traffic is not encrypted; give"
+            " --insecure if the network is trusted (a VPN, a private subnet), or bind to 127.0.0.1."
+        )
+    if role is Role.VOTER and secret is None:
+        raise SettingsError(
+            f"A voter on {settings.bind} needs a cluster secret to know its fellow voters by; give"
+            " --cluster-secret-file (or RINGRIFT_CLUSTER_SECRET) the same value on every voter."
+        )
+
+
+def _count_warnings(members: tuple[Member, ...]) -> list[str]:
+    count = len(members)
+    if count % 2 == 0:
+        return [f"{count} voters survive no more failures than {count - 1} do; use 3 or 5."]
+    return [f"{count} voters make every commit wait for {count // 2 + 1} of them; use 3 or 5."] if count > 7 else []
+
+
+def _exposure_warnings(settings: Settings, token: SecretStr | None) -> list[str]:
+    if is_loopback(settings.bind) or token is not None:
+        return []
+    variable = "RINGRIFT_CLUSTER_AUTH_TOKEN"
+    return [f"Everyone who reaches {settings.bind} can change the cluster: no auth token is set ({variable})."]
+
+
+# --- the edge: identity file and secret files -----------------------------------------------------
+
+
+def node_config(flags: Mapping[str, Any], config: Path | None = None) -> NodeConfig:
+    """Read everything, decide, and give the data directory its identity on the first start.
+
+    Raises SettingsError.
+    """
+    settings = load(flags, config)
+    data_dir = settings.data_dir.expanduser()
+    hostname = socket.gethostname()
+    plain = re.sub(r"[^A-Za-z0-9.-]+", "-", hostname.partition(".")[0]).strip("-.") or "node"
+    decided = resolve(
+        settings,
+        stored_id=_stored_id(data_dir),
+        hostname=hostname,
+        fresh_id=f"{plain}-{secrets.token_hex(3)}",
+        environ=os.environ,
+        auth_token=_secret_from(settings.auth_token_file, "auth_token_file"),
+        cluster_secret=_secret_from(settings.cluster_secret_file, "cluster_secret_file"),
+    )
+    _store_id(data_dir, decided.node_id)
+    return decided
+
+
+def _stored_id(data_dir: Path) -> str | None:
+    path = data_dir / NODE_ID_FILE
+    try:
+        stored = path.read_text(encoding="utf-8").strip()
+    except FileNotFoundError:
+        return None
+    except (OSError, UnicodeDecodeError) as error:
+        raise SettingsError(f"The identity file {path} cannot be read: {error}.") from error
+    if not NODE_ID.match(stored):
+        raise SettingsError(f"The identity file {path} holds no node id; write the node's id into it.")
+    return stored
+
+
+def _store_id(data_dir: Path, node_id: str) -> None:
+    path = data_dir / NODE_ID_FILE
+    if path.exists():
+        return
+    try:
+        data_dir.mkdir(parents=True, exist_ok=True)
+        draft = path.with_suffix(f".{os.getpid()}")
+        draft.write_text(f"{node_id}\n", encoding="utf-8")
+        draft.rename(path)
+    except OSError as error:
+        raise SettingsError(
+            f"The data directory {data_dir} cannot be written ({error.strerror}); give another --data-dir."
+        ) from error
+
+
+def _secret_from(path: Path | None, name: str) -> SecretStr | None:
+    if path is None:
+        return None
+    try:
+        text = path.expanduser().read_text(encoding="utf-8").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise SettingsError(f"{name} {path} cannot be read: {error}.") from error
+    if not text:
+        raise SettingsError(f"{name} {path} is empty; write the value into it.")
+    return SecretStr(text)

@@ -1,0 +1,157 @@
+"""What is said about a node: flags, then the environment, then a TOML file, each value checked alone."""
+
+from __future__ import annotations
+
+import os
+import re
+import tomllib
+from collections.abc import Mapping
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import AliasChoices, Field, SecretStr, ValidationError, field_validator
+from pydantic_settings import (
+    BaseSettings,
+    InitSettingsSource,
+    NoDecode,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+)
+
+from ringrift_cluster.members import NODE_ID, SettingsError
+
+#: how the file's content reaches the sources
+_FILE = "_file"
+
+
+class Role(StrEnum):
+    AUTO = "auto"
+    VOTER = "voter"
+    FOLLOWER = "follower"
+
+
+class Network(StrEnum):
+    """Raft timing presets."""
+
+    #: one site: elections after 0.5 to 1 s of silence
+    FAST = "fast"
+    #: several sites or busy machines: 1.5 to 3 s
+    WIDE = "wide"
+
+
+def _setting(field: str, default: Any, *more: str, **constraints: Any) -> Any:
+    """A field under its own name (file, flags) and under its environment names, the newest first."""
+    names = AliasChoices(field, f"RINGRIFT_{field.upper()}", *more)
+    return Field(default=default, validation_alias=names, **constraints)
+
+
+class Settings(BaseSettings):
+    """What flags, environment and file say about this node, each value checked on its own."""
+
+    model_config = SettingsConfigDict(extra="forbid", populate_by_name=True, env_ignore_empty=True, frozen=True)
+
+    node_id: str | None = _setting("node_id", None)
+    cluster: Annotated[tuple[str, ...], NoDecode] = _setting("cluster", (), "RINGRIFT_P2P_VOTERS", "RINGRIFT_P2P_SEEDS")
+    role: Role = _setting("role", Role.AUTO)
+    port: int | None = _setting("port", None, "RINGRIFT_P2P_PORT", ge=1, le=65535)
+    raft_port: int | None = _setting("raft_port", None, "RINGRIFT_RAFT_BIND_PORT", ge=1, le=65535)
+    bind: str = _setting("bind", "127.0.0.1", min_length=1)
+    advertise: str | None = _setting(
+        "advertise", None, "RINGRIFT_ADVERTISE_HOST", "RINGRIFT_P2P_ADVERTISE_HOST", min_length=1
+    )
+    advertise_port: int | None = _setting("advertise_port", None, ge=1, le=65535)
+    data_dir: Path = _setting("data_dir", Path("~/.local/state/ringrift"))
+    log_level: str = _setting("log_level", "INFO")
+    cpu_slots: int | None = _setting("cpu_slots", None, ge=0, le=1024)
+    labels: Annotated[tuple[str, ...], NoDecode] = _setting("labels", ())
+    auth_token: SecretStr | None = _setting("auth_token", None, "RINGRIFT_CLUSTER_AUTH_TOKEN")
+    auth_token_file: Path | None = _setting("auth_token_file", None, "RINGRIFT_CLUSTER_AUTH_TOKEN_FILE")
+    cluster_secret: SecretStr | None = _setting("cluster_secret", None)
+    cluster_secret_file: Path | None = _setting("cluster_secret_file", None)
+    insecure: bool = _setting("insecure", False)
+    network: Network = _setting("network", Network.FAST)
+    stop_jobs: bool = _setting("stop_jobs", False)
+    stop_grace_s: float = _setting("stop_grace_s", 10.0, ge=0.0, le=3600.0)
+    fresh_within_s: float = _setting("fresh_within_s", 5.0, gt=0.0, le=3600.0)
+    snapshot_every_entries: int = _setting("snapshot_every_entries", 10_000, ge=100, le=10_000_000)
+    fail_on_subscription_failure: bool = _setting("fail_on_subscription_failure", False)
+
+    @field_validator("cluster", "labels", mode="before")
+    @classmethod
+    def _split(cls, value: object) -> object:
+        return tuple(p for p in re.split(r"[,\s]+", value) if p) if isinstance(value, str) else value
+
+    @field_validator("log_level")
+    @classmethod
+    def _level(cls, value: str) -> str:
+        level = value.upper()
+        if level not in ("DEBUG", "INFO", "WARNING", "ERROR"):
+            raise ValueError("must be DEBUG, INFO, WARNING or ERROR")
+        return level
+
+    @field_validator("node_id")
+    @classmethod
+    def _node_id(cls, value: str | None) -> str | None:
+        if value is not None and not NODE_ID.match(value):
+            raise ValueError("must start with a letter or digit and hold only letters, digits and ._:@/+-")
+        return value
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Flags, then the environment; the file travels among the flags."""
+        flags = dict(init_settings())
+        file = flags.pop(_FILE, {})
+        return (
+            InitSettingsSource(settings_cls, init_kwargs=flags),
+            env_settings,
+            InitSettingsSource(settings_cls, init_kwargs=file),
+        )
+
+
+def load(flags: Mapping[str, Any], config: Path | None = None) -> Settings:
+    """Read the sources in order. A flag that is None was not given.
+
+    Raises SettingsError naming the source, the key and what is wrong with it.
+    """
+    path = config or (Path(p) if (p := os.environ.get("RINGRIFT_CONFIG")) else None)
+    file: dict[str, Any] = {}
+    if path is not None:
+        try:
+            file = tomllib.loads(path.expanduser().read_text(encoding="utf-8"))
+        except OSError as error:
+            raise SettingsError(
+                f"The settings file {path} cannot be read ({error.strerror}); check --config or RINGRIFT_CONFIG."
+            ) from error
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+            raise SettingsError(f"The settings file {path} is not valid TOML: {error}.") from error
+        for key in file:
+            if key not in Settings.model_fields:
+                raise SettingsError(
+                    f"The settings file {path} has the key {key!r}, which no setting is called;"
+                    f" settings are {', '.join(sorted(Settings.model_fields))}."
+                )
+    try:
+        given = {key: value for key, value in flags.items() if value is not None}
+        return Settings(**{**given, _FILE: file})
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = str(first["loc"][0]) if first["loc"] else "a setting"
+        reason = first["msg"].removeprefix("Value error, ")
+        shown = "" if _is_secret(name) else f" {first['input']!r}"
+        raise SettingsError(f"{name}{shown} is not usable: {_lower(reason)}.") from error
+
+
+def _is_secret(name: str) -> bool:
+    return "token" in name.lower() or "secret" in name.lower()
+
+
+def _lower(sentence: str) -> str:
+    return sentence[:1].lower() + sentence[1:]

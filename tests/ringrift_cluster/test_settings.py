@@ -1,0 +1,234 @@
+from __future__ import annotations
+
+import re
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ringrift_cluster.members import parse_member
+from ringrift_cluster.settings import NodeConfig, Role, Settings, SettingsError, load, node_config, resolve
+
+THREE = "n1=127.0.0.1:9001,n2=127.0.0.1:9011,n3=127.0.0.1:9021"
+REMOTE = "a=10.0.0.1,b=10.0.0.2,c=10.0.0.3"
+
+
+@pytest.fixture(autouse=True)
+def _no_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    import os
+
+    for name in list(os.environ):
+        if name.startswith("RINGRIFT_"):
+            monkeypatch.delenv(name)
+
+
+def decide(stored_id: str | None = None, hostname: str = "box", environ: Any = None, **flags: Any) -> NodeConfig:
+    return resolve(load(flags), stored_id=stored_id, hostname=hostname, fresh_id="box-abc123", environ=environ)
+
+
+def test_a_node_whose_id_is_listed_is_a_voter_and_takes_its_ports_from_the_list() -> None:
+    config = decide(cluster=THREE, node_id="n2")
+    assert (config.role, config.port, config.raft_port, config.url) == (
+        Role.VOTER,
+        9011,
+        9012,
+        "http://127.0.0.1:9011",
+    )
+    assert [m.raft_address for m in config.voters] == ["127.0.0.1:9002", "127.0.0.1:9012", "127.0.0.1:9022"]
+
+
+def test_a_node_whose_address_is_listed_is_a_voter_under_the_listed_id() -> None:
+    config = decide(cluster=REMOTE, advertise="10.0.0.2", bind="0.0.0.0", insecure=True, cluster_secret="s")
+    assert (config.node_id, config.role, config.port) == ("b", Role.VOTER, 8770)
+
+
+def test_a_host_that_is_listed_by_name_is_a_voter_without_any_further_flag() -> None:
+    config = decide(cluster="a,b,c", hostname="b.example.org", bind="0.0.0.0", insecure=True, cluster_secret="s")
+    assert (config.node_id, config.role, config.url) == ("b", Role.VOTER, "http://b:8770")
+
+
+def test_any_other_node_is_a_follower_without_a_raft_port() -> None:
+    config = decide(cluster=THREE, port=9031)
+    assert (config.node_id, config.role, config.raft_port) == ("box-abc123", Role.FOLLOWER, None)
+    assert config.url == "http://127.0.0.1:9031"
+
+
+def test_the_stored_identity_is_kept() -> None:
+    assert decide(cluster=THREE, stored_id="n3").port == 9021
+    assert decide(cluster=THREE, stored_id="gpu-7", port=9031).node_id == "gpu-7"
+
+
+CONTRADICTIONS: dict[str, tuple[dict[str, Any], str]] = {
+    "no voters": ({}, "No voters are named"),
+    "another identity": ({"cluster": THREE, "node_id": "n1", "stored_id": "n2"}, "belongs to node n2"),
+    "voter not listed": ({"cluster": THREE, "role": "voter", "node_id": "x", "port": 1}, "node x is not in --cluster"),
+    "follower listed": ({"cluster": THREE, "role": "follower", "node_id": "n1"}, "in --cluster as the voter n1"),
+    "listed under another id": ({"cluster": THREE, "node_id": "x", "port": 9001}, "write x=127.0.0.1:9001"),
+    "id and address disagree": (
+        {"cluster": REMOTE, "node_id": "a", "advertise": "10.0.0.2:8770"},
+        "id a is at 10.0.0.1:8770, but --advertise 10.0.0.2:8770 is b",
+    ),
+    "advertise is not the listed address": (
+        {"cluster": REMOTE, "node_id": "a", "advertise": "10.0.0.9"},
+        "--advertise says 10.0.0.9:8770",
+    ),
+    "port is not the listed one": ({"cluster": THREE, "node_id": "n1", "port": 9002}, "--port is 9002"),
+    "raft port is not the listed one": ({"cluster": THREE, "node_id": "n1", "raft_port": 7}, "--raft-port is 7"),
+    "bound to loopback": ({"cluster": REMOTE, "node_id": "a"}, "give --bind 0.0.0.0"),
+    "wildcard without address": ({"cluster": THREE, "bind": "0.0.0.0"}, "give --advertise HOST"),
+    "open without saying so": ({"cluster": REMOTE, "bind": "10.0.0.9"}, "--insecure"),
+    "open voter without secret": (
+        {"cluster": REMOTE, "node_id": "a", "bind": "10.0.0.1", "insecure": True},
+        "needs a cluster secret",
+    ),
+    "advertised wildcard": ({"cluster": THREE, "advertise": "0.0.0.0"}, "Nobody can dial"),
+    "advertised port said twice": (
+        {"cluster": THREE, "advertise": "h:1", "advertise_port": 2},
+        "advertise_port says 2",
+    ),
+    "id twice": ({"cluster": "a=h1,a=h2"}, "The id a stands twice"),
+    "address twice": ({"cluster": "a=h1,b=h1"}, "The address h1:8770 stands twice"),
+    "raft address twice": ({"cluster": "a=h:1/5,b=h:2/5"}, "The Raft address h:5 stands twice"),
+    "no address": ({"cluster": "http://a:8770"}, "is no address"),
+    "port out of range": ({"cluster": "a:70000"}, "between 1 and 65535"),
+    "id missing before =": ({"cluster": "=a:1"}, "not usable"),
+    "IPv6 without an id": ({"cluster": "[::1]:8770"}, "write id=host:port"),
+}
+
+
+@pytest.mark.parametrize("case", CONTRADICTIONS)
+def test_a_contradiction_is_one_sentence_that_says_what_to_change(case: str) -> None:
+    flags, expected = CONTRADICTIONS[case]
+    with pytest.raises(SettingsError) as caught:
+        decide(**flags)
+    said = str(caught.value)
+    assert expected in said
+    assert said.endswith(".")
+    assert "\n" not in said
+
+
+WRONG_VALUES: list[tuple[dict[str, Any], str]] = [
+    ({"port": 99999}, "port 99999 is not usable"),
+    ({"log_level": "LOUD"}, "log_level 'LOUD' is not usable: must be DEBUG"),
+    ({"role": "king"}, "role 'king' is not usable"),
+    ({"node_id": "-x"}, "node_id '-x' is not usable"),
+    ({"cpu_slots": -1}, "cpu_slots -1"),
+]
+
+
+@pytest.mark.parametrize(("flags", "expected"), WRONG_VALUES)
+def test_a_wrong_value_is_named_with_its_setting(flags: dict[str, Any], expected: str) -> None:
+    with pytest.raises(SettingsError, match=re.escape(expected)):
+        load(flags)
+
+
+def test_flags_win_over_the_environment_and_the_environment_over_the_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "node.toml"
+    file.write_text('port = 1\nbind = "127.0.0.9"\nlog_level = "ERROR"\ncluster = ["f:1"]\n')
+    monkeypatch.setenv("RINGRIFT_P2P_PORT", "2")
+    monkeypatch.setenv("RINGRIFT_LOG_LEVEL", "debug")
+    monkeypatch.setenv("RINGRIFT_CONFIG", str(file))
+    settings = load({"port": 3, "bind": None})
+    assert (settings.port, settings.log_level, settings.bind, settings.cluster) == (3, "DEBUG", "127.0.0.9", ("f:1",))
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "field", "expected"),
+    [
+        ("RINGRIFT_NODE_ID", "n9", "node_id", "n9"),
+        ("RINGRIFT_P2P_PORT", "9999", "port", 9999),
+        ("RINGRIFT_P2P_SEEDS", "a:1, b:2", "cluster", ("a:1", "b:2")),
+        ("RINGRIFT_P2P_VOTERS", "a:1", "cluster", ("a:1",)),
+        ("RINGRIFT_ADVERTISE_HOST", "h", "advertise", "h"),
+        ("RINGRIFT_P2P_ADVERTISE_HOST", "h", "advertise", "h"),
+        ("RINGRIFT_ADVERTISE_PORT", "5", "advertise_port", 5),
+        ("RINGRIFT_FAIL_ON_SUBSCRIPTION_FAILURE", "true", "fail_on_subscription_failure", True),
+        ("RINGRIFT_RAFT_BIND_PORT", "4321", "raft_port", 4321),
+        ("RINGRIFT_DATA_DIR", "/x", "data_dir", Path("/x")),
+    ],
+)
+def test_the_variables_that_operators_know_still_work(
+    name: str, value: str, field: str, expected: object, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(name, value)
+    assert getattr(load({}), field) == expected
+
+
+def test_a_variable_that_must_not_exist_any_more_is_one_warning_each() -> None:
+    environ = {
+        "RINGRIFT_CONSENSUS_MODE": "hybrid",
+        "RINGRIFT_IS_COORDINATOR": "1",
+        "RINGRIFT_SWIM_PORT": "1",
+        "HOME": "/",
+    }
+    warnings = decide(cluster=THREE, node_id="n1", environ=environ).warnings
+    assert [w.split()[0] for w in warnings] == sorted(environ)[1:]
+    assert all(w.endswith(".") for w in warnings)
+
+
+def test_an_even_number_of_voters_is_warned_about() -> None:
+    (warning,) = decide(cluster="a=127.0.0.1:1,b=127.0.0.1:3", node_id="a").warnings
+    assert warning.startswith("2 voters")
+    assert decide(cluster=THREE, node_id="n1").warnings == ()
+
+
+def test_the_identity_is_made_once_and_kept_in_the_data_directory(tmp_path: Path) -> None:
+    flags = {"cluster": THREE, "port": 9031, "data_dir": tmp_path / "d"}
+    first = node_config(flags)
+    assert node_config(flags).node_id == first.node_id
+    assert (tmp_path / "d" / "node-id").read_text().strip() == first.node_id
+    with pytest.raises(SettingsError, match="belongs to node"):
+        node_config({**flags, "node_id": "other"})
+
+
+def test_a_secret_comes_from_its_file_and_is_never_shown(tmp_path: Path) -> None:
+    secret = tmp_path / "secret"
+    secret.write_text("hush-hush\n")
+    flags = {"cluster": THREE, "node_id": "n1", "data_dir": tmp_path, "cluster_secret_file": secret}
+    config = node_config(flags)
+    assert config.cluster_secret is not None
+    assert config.cluster_secret.get_secret_value() == "hush-hush"
+    assert "hush-hush" not in repr(config)
+    secret.write_text("")
+    with pytest.raises(SettingsError, match="is empty"):
+        node_config(flags)
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [("port = ", "not valid TOML"), ("ports = 1", "'ports', which no setting is called"), (None, "cannot be read")],
+)
+def test_a_bad_settings_file_is_named(tmp_path: Path, content: str | None, expected: str) -> None:
+    file = tmp_path / "node.toml"
+    if content is not None:
+        file.write_text(content)
+    with pytest.raises(SettingsError, match=expected) as caught:
+        load({}, file)
+    assert str(file) in str(caught.value)
+
+
+def test_the_documented_example_names_every_setting_with_its_default(tmp_path: Path) -> None:
+    path = Path(__file__).parents[2] / "deploy" / "node.example.toml"
+    text = path.read_text()
+    given = tomllib.loads(text)
+    commented = set(re.findall(r"^# (\w+) = ", text, flags=re.MULTILINE))
+    assert set(given) | commented == set(Settings.model_fields)
+    assert not set(given) & commented
+    defaults = load({})
+    loaded = load({}, path)
+    for key in set(given) - {"cluster"}:
+        assert getattr(loaded, key) == getattr(defaults, key), key
+    for key in commented:
+        assert getattr(defaults, key) is None, key
+    bare = re.sub(r"^# (\w+ = )", r"\1", text, flags=re.MULTILINE)
+    file = tmp_path / "all.toml"
+    file.write_text(bare)
+    assert load({}, file).port == 8770
+
+
+def test_an_entry_may_name_its_raft_port_and_an_ipv6_address() -> None:
+    member = parse_member("x=[fd00::1]:9/12")
+    assert (member.id, member.address, member.raft_address) == ("x", "[fd00::1]:9", "[fd00::1]:12")
