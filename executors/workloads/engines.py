@@ -89,16 +89,16 @@ class Heuristic(Generic[S]):
 
 
 class PolicyOnly(Generic[S]):
-    """Asks the network once; plays the best action, or with a generator draws from the policy."""
+    """Asks the network once and draws from its policy; a low temperature favours the best actions."""
 
-    def __init__(self, game: Game[S], net: Net, generator: torch.Generator | None) -> None:
+    def __init__(self, game: Game[S], net: Net, generator: torch.Generator, temperature: float) -> None:
         self.evaluate = evaluator(game, net)
         self.generator = generator
+        self.temperature = temperature
 
     def decide(self, state: S) -> Decision:
-        policy = torch.softmax(self.evaluate(state).logits, 1)
-        action = policy.argmax(1) if self.generator is None else sample(policy, self.generator)
-        return Decision(action, policy)
+        policy = torch.softmax(self.evaluate(state).logits / self.temperature, 1)
+        return Decision(sample(policy, self.generator), policy)
 
 
 class GumbelMcts(Generic[S]):

@@ -126,7 +126,7 @@ def main(arguments: Sequence[str], stop: StopSignal) -> int:
     parser.add_argument("--engine", choices=("gumbel-mcts", "policy-only"), default="gumbel-mcts")
     parser.add_argument("--opening-plies", type=whole(0, 64), default=4)
     parser.add_argument("--batch", type=whole(1, 65536), default=256, help="games in play at a time")
-    players.add_search_arguments(parser, 16)
+    players.add_engine_arguments(parser, simulations=16, temperature=0.25)
     chosen = parser.parse_args(arguments)
     device = players.prepare(chosen.threads, chosen.device)
     game = games.load(chosen.config, device)

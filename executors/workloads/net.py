@@ -61,6 +61,8 @@ class Net(nn.Module):
         self.stem = nn.Conv2d(game.codes, spec.channels, 3, padding=1)
         self.blocks = nn.Sequential(*(Block(spec.channels) for _ in range(spec.blocks)))
         self.policy = nn.Conv2d(spec.channels, 1, 1)
+        # Untrained it has no preference, rather than an accidental one.
+        nn.init.zeros_(self.policy.weight)
         self.value_maps = nn.Conv2d(spec.channels, self.VALUE_MAPS, 1)
         self.value_hidden = nn.Linear(self.VALUE_MAPS * game.height * game.width, self.VALUE_HIDDEN)
         self.value = nn.Linear(self.VALUE_HIDDEN, game.players)

@@ -23,9 +23,10 @@ def prepare(threads: int, device: str) -> torch.device:
     return torch.device("cuda" if there else "cpu")
 
 
-def add_search_arguments(parser: argparse.ArgumentParser, simulations: int) -> None:
+def add_engine_arguments(parser: argparse.ArgumentParser, *, simulations: int, temperature: float) -> None:
     """The arguments that ``engine`` reads."""
     parser.add_argument("--simulations", type=whole(1, 4096), default=simulations)
+    parser.add_argument("--temperature", type=real(0.01, 100), default=temperature, help="of policy-only")
     parser.add_argument("--considered", type=whole(1, 1024), default=16, help="root actions in the halving")
     parser.add_argument("--score-scale", type=real(0.001, 100), default=0.2, help="trust in searched scores")
 
@@ -39,7 +40,7 @@ def engine(
     *,
     explore: bool,
 ) -> Engine[State]:
-    """Build an engine; ``explore`` draws its actions, without it the networks play what they believe best.
+    """Build an engine; without ``explore`` a search plays what it believes best.
 
     Raises WorkloadError when the engine needs a network and there is none.
     """
@@ -49,9 +50,9 @@ def engine(
         return Heuristic(game, generator)
     if network is None:
         raise WorkloadError(f"The engine {name} needs a model; give one by --model.")
-    drawing = generator if explore else None
     if name == "policy-only":
-        return PolicyOnly(game, network, drawing)
+        return PolicyOnly(game, network, generator, chosen.temperature)
+    drawing = generator if explore else None
     return GumbelMcts(game, network, drawing, chosen.simulations, chosen.considered, chosen.score_scale)
 
 

@@ -144,7 +144,7 @@ def main(arguments: Sequence[str], stop: StopSignal) -> int:
     parser.add_argument("--batch", type=whole(1, 8192), default=64, help="games in play at a time")
     parser.add_argument("--opening-plies", type=whole(0, 64), default=4, help="most random plies at the start")
     parser.add_argument("--shard-games", type=whole(1), default=1024, help="least games in a full shard")
-    players.add_search_arguments(parser, 32)
+    players.add_engine_arguments(parser, simulations=32, temperature=1.0)
     chosen = parser.parse_args(arguments)
     device = players.prepare(chosen.threads, chosen.device)
     game = games.load(chosen.config, device)
