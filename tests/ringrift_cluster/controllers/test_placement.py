@@ -1,0 +1,172 @@
+"""Placement as a table: who gets what, and why."""
+
+from __future__ import annotations
+
+import pytest
+
+from ringrift_cluster.controllers.liveness import suspects, vouch
+from ringrift_cluster.controllers.placement import gpu_power, place
+from statemachine.commands import (
+    AddWork,
+    Beat,
+    DrainPeer,
+    FailJob,
+    Gpu,
+    JoinPeer,
+    Needs,
+    PeerFacts,
+    PlaceWork,
+    RecordHeartbeats,
+    ReportJob,
+)
+from tests.support.fleet import Fleet
+
+GIB = 1 << 30
+
+
+@pytest.fixture
+def fleet() -> Fleet:
+    """No peers yet, and no config that would make work of its own."""
+    return Fleet(peers=0)
+
+
+def join(fleet: Fleet, name: str, **facts: object) -> None:
+    fleet.apply(JoinPeer(name, 1, f"boot-{name}", "follower", f"http://{name}", PeerFacts(**facts)))  # type: ignore[arg-type]
+
+
+def placements(fleet: Fleet) -> list[tuple[str, str]]:
+    commands = place(fleet.state)
+    assert all(isinstance(c, PlaceWork) for c in commands)
+    return [(c.work, c.peer) for c in commands if isinstance(c, PlaceWork)]
+
+
+def add(fleet: Fleet, name: str, **fields: object) -> None:
+    fields = {"template": "selfplay", "work_type": "selfplay", **fields}
+    (answer,) = fleet.apply(AddWork(work=name, **fields))  # type: ignore[arg-type]
+    assert type(answer).__name__ == "Done"
+
+
+def test_the_higher_priority_goes_first_when_there_is_one_slot(fleet: Fleet) -> None:
+    join(fleet, "a", cpu_slots=1)
+    add(fleet, "low", priority=10)
+    add(fleet, "high", priority=90)
+    assert placements(fleet) == [("high", "a")]
+
+
+def test_waiting_raises_an_item_above_a_newer_one_of_slightly_higher_priority(fleet: Fleet) -> None:
+    add(fleet, "old", priority=50)
+    for _ in range(200):
+        fleet.apply(step_ms=2_000)
+    join(fleet, "a", cpu_slots=1)
+    add(fleet, "new", priority=54)
+    assert placements(fleet) == [("old", "a")]
+
+
+def test_configs_share_the_slots_by_their_weights(fleet: Fleet) -> None:
+    join(fleet, "a", cpu_slots=13)
+    for n in range(15):
+        add(fleet, f"c{n}", config="connect4_2p")
+        add(fleet, f"s{n}", config="square8_2p")
+    placed = [work[0] for work, _ in placements(fleet)]
+    assert (placed.count("c"), placed.count("s")) == (10, 3)
+
+
+def test_a_pass_never_gives_a_peer_more_than_its_slots(fleet: Fleet) -> None:
+    join(fleet, "a", cpu_slots=2)
+    join(fleet, "b", cpu_slots=1)
+    for n in range(6):
+        add(fleet, f"w{n}")
+    assert sorted(peer for _, peer in placements(fleet)) == ["a", "a", "b"]
+
+
+@pytest.mark.parametrize(
+    ("facts", "placed"),
+    [
+        ({"cpu_slots": 0}, False),
+        ({"cpu_slots": 1, "not_ready": "disk below its floor"}, False),
+        ({"cpu_slots": 1}, True),
+    ],
+)
+def test_a_peer_takes_work_only_with_a_slot_and_while_it_is_ready(
+    fleet: Fleet, facts: dict[str, object], placed: bool
+) -> None:
+    join(fleet, "a", **facts)
+    add(fleet, "w")
+    assert bool(placements(fleet)) is placed
+
+
+def test_a_drained_peer_gets_nothing(fleet: Fleet) -> None:
+    join(fleet, "a", cpu_slots=1)
+    fleet.apply(DrainPeer(peer="a", drain=True, reason="new disk"))
+    add(fleet, "w")
+    assert placements(fleet) == []
+
+
+def test_a_suspect_gets_nothing(fleet: Fleet) -> None:
+    join(fleet, "a", cpu_slots=1)
+    for _ in range(5):
+        fleet.apply(step_ms=2_000)
+    assert fleet.state.peers["a"].status == "suspect"
+    add(fleet, "w")
+    assert placements(fleet) == []
+
+
+def test_an_item_that_failed_on_a_peer_goes_to_another_one_first(fleet: Fleet) -> None:
+    join(fleet, "a", cpu_slots=1)
+    add(fleet, "w")
+    fleet.decide()
+    (job,) = fleet.state.jobs.values()
+    fleet.apply(ReportJob(job.job, job.fence, "running"), FailJob(job.job, job.fence, "user", "it crashed"))
+    fleet.apply(step_ms=2_000)
+    join(fleet, "b", cpu_slots=1)
+    assert placements(fleet) == [("w", "b")]
+
+
+def test_a_gpu_job_gets_the_strongest_free_gpu_by_uuid_and_never_a_faulty_one(fleet: Fleet) -> None:
+    slow = Gpu("GPU-slow", "NVIDIA GeForce RTX 3060", 12 * GIB)
+    fast = Gpu("GPU-fast", "NVIDIA H100 80GB HBM3", 80 * GIB)
+    broken = Gpu("GPU-bad", "NVIDIA H100 80GB HBM3", 80 * GIB, "XID 79: fell off the bus")
+    join(fleet, "a", gpus=(slow,))
+    join(fleet, "b", gpus=(broken, fast))
+    add(fleet, "t", needs=Needs(gpus=1))
+    (command,) = place(fleet.state)
+    assert isinstance(command, PlaceWork)
+    assert (command.peer, command.gpus) == ("b", ("GPU-fast",))
+
+
+def test_selfplay_shares_a_gpu_by_its_memory_and_training_takes_one_whole(fleet: Fleet) -> None:
+    join(fleet, "a", gpus=(Gpu("GPU-1", "NVIDIA A100", 10 * GIB),), ram_bytes=64 * GIB)
+    for n in range(4):
+        add(fleet, f"w{n}", needs=Needs(gpus=1, vram_bytes=4 * GIB))
+    assert len(placements(fleet)) == 2
+    fleet.apply(*place(fleet.state))
+    add(fleet, "t", needs=Needs(gpus=1), priority=100)
+    assert placements(fleet) == []
+
+
+def test_an_item_without_a_template_is_left_for_a_worker_that_claims_it(fleet: Fleet) -> None:
+    join(fleet, "a", cpu_slots=1)
+    add(fleet, "w", template="")
+    assert placements(fleet) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "power"),
+    [("NVIDIA GH200 480GB", 2000), ("NVIDIA H200", 2500), ("NVIDIA GeForce RTX 4090", 330), ("something", 10)],
+)
+def test_a_gh200_is_not_taken_for_an_h200(name: str, power: int) -> None:
+    assert gpu_power(name) == power
+
+
+def test_a_suspect_that_answers_a_probe_is_vouched_for_and_does_not_die(fleet: Fleet) -> None:
+    join(fleet, "a", cpu_slots=1)
+    seen = False
+    for _ in range(40):
+        fleet.apply(step_ms=2_000)
+        found = suspects(fleet.state)
+        seen = seen or bool(found)
+        fleet.apply(*vouch([(peer, incarnation) for peer, incarnation, _ in found], by="leader"))
+    assert seen
+    assert fleet.state.peers["a"].status == "suspect"
+    fleet.apply(RecordHeartbeats((Beat("a", 1),)))
+    assert fleet.state.peers["a"].status == "alive"
