@@ -114,7 +114,7 @@ def test_a_suspect_gets_nothing(fleet: Fleet) -> None:
 def test_an_item_that_failed_on_a_peer_goes_to_another_one_first(fleet: Fleet) -> None:
     join(fleet, "a", cpu_slots=1)
     add(fleet, "w")
-    fleet.decide()
+    fleet.apply(*place(fleet.state))
     (job,) = fleet.state.jobs.values()
     fleet.apply(ReportJob(job.job, job.fence, "running"), FailJob(job.job, job.fence, "user", "it crashed"))
     fleet.apply(step_ms=2_000)
