@@ -1,0 +1,441 @@
+"""One attempt from its grant to the answered report.
+
+    PREPARING  fetch and verify inputs -> folder -> ledger: intent -> keeper -> ledger: handle
+    RUNNING    report `running`, wait for the keeper's end      (an adopted attempt begins here)
+    STOPPING   the same, with an end in sight
+    ENDED      judge, move outputs into the store, report until answered
+    REPORTED   wait until the committed jobs show it
+
+Nothing here decides whether an attempt should live; `reconcile` does.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+from collections.abc import Callable
+from concurrent.futures import Executor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TypeVar
+
+import httpx
+import msgspec
+
+from executors import logs, outcome, processes, templates
+from executors.blobs import Blobs, HoldersGone
+from executors.folder import BadInputName, Folder
+from executors.ledger import Entry, Ledger
+from executors.outcome import Failure, Progress, Success
+from executors.ports import Clock, Cluster, ClusterError
+from executors.reconcile import Held, Phase
+from statemachine import queries
+from statemachine.commands import (
+    MAX_COMMAND_BYTES,
+    Command,
+    CompleteJob,
+    Output,
+    ReleaseJob,
+    ReportJob,
+    decode_command,
+    encode_command,
+)
+from statemachine.errors import Code, Done, Rejected, Result
+from statemachine.queries import Assignment, ResolvedInput
+from statemachine.rows import Actual
+from statemachine.settings import Timing
+
+log = logging.getLogger(__name__)
+T = TypeVar("T")
+
+FETCH_ROUNDS = 3
+STDERR_LINES = 20
+_encode = msgspec.msgpack.Encoder().encode
+_decode = msgspec.msgpack.Decoder(Assignment).decode
+
+
+@dataclass
+class Bench:
+    """What attempts work with; one for all attempts of an agent."""
+
+    cluster: Cluster
+    clock: Clock
+    ledger: Ledger
+    blobs: Blobs
+    http: httpx.AsyncClient
+    #: threads for hashing and large files; threads that only start processes
+    disk: Executor
+    starts: Executor
+    data_dir: Path
+    boot_id: str
+    margin_s: float
+    max_log_bytes: int
+    #: wakes the agent's loop
+    wake: Callable[[], None]
+    fetches: asyncio.Semaphore
+    timing: Timing = field(default_factory=Timing)
+    #: when the last acknowledged sign of life was sent; every lease is counted from it
+    heard_s: float = 0.0
+    #: digests that were fetched and not made known yet
+    fetched: set[str] = field(default_factory=set)
+    #: counters since the start
+    started: int = 0
+    completed: int = 0
+    failed: int = 0
+
+    async def on_disk(self, call: Callable[[], T]) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self.disk, call)
+
+
+class Attempt:
+    """One job under one fence on this machine."""
+
+    def __init__(self, bench: Bench, assignment: Assignment) -> None:
+        self.bench = bench
+        self.assignment = assignment
+        self.job = assignment.job
+        self.folder = Folder(bench.data_dir, self.job.job, self.job.fence)
+        self.phase = Phase.PREPARING
+        self.process: processes.Identity | None = None
+        self.started_at_s = 0.0
+        self.stop_by_s = 0.0
+        self.stop_cause = ""
+        #: it is not ours any more: whatever it makes stays unpublished
+        self.unwanted = False
+        #: why it is handed back before it started
+        self.release_reason = ""
+        self.progress: Progress | None = None
+        self.progress_sent_s = 0.0
+        self._preparing: asyncio.Future[None] | None = None
+
+    @classmethod
+    def adopt(cls, bench: Bench, entry: Entry) -> Attempt | None:
+        """An attempt that an earlier node process started; None when it never came to life.
+
+        Blocks: it may have to end what is left of an attempt. Raises msgspec.MsgspecError.
+        """
+        attempt = cls(bench, _decode(entry.assignment))
+        attempt.started_at_s = entry.started_at_s
+        attempt.stop_cause = entry.stop_cause
+        attempt.process = entry.process
+        if entry.reported:
+            attempt.phase = Phase.REPORTED
+            return attempt
+        if entry.process.pid == 0:
+            attempt.process = processes.keeper_of(attempt.folder.path, bench.boot_id)
+            if attempt.process is not None:
+                bench.ledger.handle(entry.job, entry.fence, attempt.process)
+            elif processes.exit_record(attempt.folder.path) is None:
+                processes.end_leftovers(attempt.folder.path, bench.boot_id)
+                return None
+        if attempt.process is None or not processes.alive(attempt.process, bench.boot_id):
+            attempt.phase = Phase.ENDED
+        elif entry.stop_cause:
+            attempt.phase = Phase.STOPPING
+            attempt.stop_by_s = bench.clock.boot_s() + attempt.grace_s
+        else:
+            attempt.phase = Phase.RUNNING
+        return attempt
+
+    @property
+    def key(self) -> tuple[str, int]:
+        return self.job.job, self.job.fence
+
+    @property
+    def grace_s(self) -> float:
+        template = self.assignment.template
+        return ((template.grace_ms if template else 0) or self.bench.timing.grace_ms) / 1000
+
+    @property
+    def is_alive(self) -> bool:
+        return self.phase in (Phase.RUNNING, Phase.STOPPING)
+
+    def held(self) -> Held:
+        return Held(*self.key, self.job.work, self.phase, self.started_at_s, self.stop_by_s, self.job.gpus)
+
+    # --- orders from the agent --------------------------------------------------------------------
+
+    def stop(self, cause: str) -> None:
+        """End the program with its grace. `cause` is `asked` or `timeout`."""
+        self.stop_cause = cause
+        self.phase = Phase.STOPPING
+        self.stop_by_s = self.bench.clock.boot_s() + self.grace_s
+        self.bench.ledger.stopping(*self.key, cause)
+        if self.process is not None:
+            processes.stop(self.process, self.bench.boot_id)
+
+    def kill(self) -> None:
+        """End the program at once."""
+        if self.process is not None:
+            processes.kill(self.process, self.bench.boot_id)
+
+    def disown(self) -> None:
+        """The job is not ours any more: end it, report nothing, publish nothing."""
+        self.unwanted = True
+        self._abandon()
+        self.kill()
+
+    def release(self, reason: str) -> None:
+        """Hand it back unless it has started meanwhile."""
+        self.release_reason = reason
+        self._abandon()
+
+    def _abandon(self) -> None:
+        if self._preparing is not None:
+            self._preparing.cancel()
+
+    def renew(self, ends_at_s: float) -> None:
+        """Let the keeper know the lease's new end; a file write."""
+        try:
+            processes.renew(self.folder.path, ends_at_s)
+        except OSError as error:
+            # The attempt ends with the lease it has, which is what the cluster will believe as well.
+            log.warning("lease_not_written job=%s error=%s", self.job.job, error)
+
+    # --- the life ---------------------------------------------------------------------------------
+
+    async def conduct(self) -> None:
+        """See the attempt through to its answered report, from whatever phase it is in."""
+        if self.phase is Phase.PREPARING:
+            command = await self._prepare()
+            if command is not None:
+                await self.close(command)
+                return
+        if self.is_alive and not self.unwanted:
+            await self.report(ReportJob(*self.key, Actual.RUNNING, self.bench.clock.wall_ms()))
+        if self.is_alive and self.process is not None:
+            await processes.gone(self.process, self.bench.boot_id)
+        if self.phase is not Phase.REPORTED:
+            self.phase = Phase.ENDED
+            self.bench.wake()
+            await self._finish()
+
+    async def close(self, command: Command | None) -> None:
+        """Report the end (unless it is not ours any more) and become REPORTED."""
+        self.phase = Phase.ENDED
+        result = await self.report(command) if command is not None and not self.unwanted else None
+        if isinstance(result, Rejected) and isinstance(command, CompleteJob) and result.code not in _OVER:
+            # The cluster refuses the result itself. Said as a failure, it is not repeated for ever.
+            kind = "infrastructure" if result.code == Code.INTERNAL else "no_output"
+            refused = Failure(kind, f"its result was refused: {result.detail}", command.exit_code)
+            await self.close(refused.command(self.job, self.bench.clock.wall_ms()))
+            return
+        if isinstance(result, Rejected):
+            log.warning("report_refused job=%s code=%s detail=%r", self.job.job, result.code, result.detail)
+        self._count(command, result)
+        self.bench.ledger.reported(*self.key)
+        published = isinstance(result, Done) and isinstance(command, CompleteJob)
+        await self.bench.on_disk(lambda: self.folder.clear(checkpoint=self.job.work if published else ""))
+        self.phase = Phase.REPORTED
+        self.bench.wake()
+
+    async def report(self, command: Command) -> Result | None:
+        """Propose until answered, the same command again and again; None when it became pointless."""
+        pause_s = 0.1
+        while not self.unwanted:
+            try:
+                (result,) = await self.bench.cluster.propose([command])
+            except ClusterError as error:
+                log.info("report_waits job=%s retry_s=%.1f error=%s", self.job.job, pause_s, error)
+                await asyncio.sleep(pause_s)
+                pause_s = min(pause_s * 2, 5.0)
+                continue
+            if isinstance(result, Rejected) and result.code == Code.STALE_FENCE:
+                self.disown()
+            return result
+        return None
+
+    # --- before -----------------------------------------------------------------------------------
+
+    async def _prepare(self) -> Command | None:
+        """Start the keeper. Returns the command that closes the attempt when it did not start."""
+        work, template = self.assignment.work, self.assignment.template
+        now = self.bench.clock.wall_ms()
+        if work is None:
+            return ReleaseJob(*self.key, "its item is no longer known")
+        if template is None:
+            name = work.spec.template
+            text = f"the setting template/{name} does not exist; set it and retry the item"
+            return Failure("user", text if name else "the item names no template; add it again with one").command(
+                self.job, now
+            )
+        try:
+            files = await self._inputs()
+        except asyncio.CancelledError:
+            if not self.release_reason and not self.unwanted:
+                raise  # the agent itself is being stopped
+            return ReleaseJob(*self.key, self.release_reason or "not ours any more")
+        except HoldersGone as error:
+            return Failure("infrastructure", str(error)).command(self.job, now)
+        except OSError as error:
+            return Failure("infrastructure", f"its inputs could not be stored: {error}").command(self.job, now)
+        if self.unwanted or self.release_reason:
+            return ReleaseJob(*self.key, self.release_reason or "not ours any more")
+        started = await asyncio.get_running_loop().run_in_executor(self.bench.starts, self._start, files)
+        if isinstance(started, Failure):
+            return started.command(self.job, now)
+        self.process = started
+        self.phase = Phase.RUNNING
+        self.bench.started += 1
+        log.debug("job_started job=%s fence=%d pid=%d", *self.key, started.pid)
+        if self.unwanted:
+            self.kill()
+        elif self.release_reason:
+            self.stop("asked")
+        return None
+
+    async def _inputs(self) -> dict[str, Path]:
+        """Input names to verified local files. Raises HoldersGone, OSError."""
+        found: dict[str, Path] = {}
+        missing: list[ResolvedInput] = []
+        for item in self.assignment.inputs:
+            path = self.bench.blobs.path(item.digest)
+            if path is None:
+                missing.append(item)
+            else:
+                found[item.name] = path
+        if missing:
+            said = asyncio.ensure_future(self.report(ReportJob(*self.key, Actual.STARTING, self.bench.clock.wall_ms())))
+            fetching = asyncio.gather(*(self._fetch(item) for item in missing))
+            self._preparing = fetching  # type: ignore[assignment]
+            try:
+                found |= dict(await fetching)
+                await said
+            finally:
+                self._preparing = None
+                said.cancel()
+        return found
+
+    async def _fetch(self, item: ResolvedInput) -> tuple[str, Path]:
+        """Fetch one input; between rounds ask the cluster who holds it by now."""
+        current = item
+        for left in reversed(range(FETCH_ROUNDS)):
+            try:
+                async with self.bench.fetches:
+                    path = await self.bench.blobs.fetch(
+                        current.digest, current.size_bytes, current.holders, self.bench.http
+                    )
+                self.bench.fetched.add(item.digest)
+                return item.name, path
+            except HoldersGone:
+                if not left:
+                    raise
+            await asyncio.sleep(0.2 * (FETCH_ROUNDS - left) ** 2)
+            try:
+                current, _ = await self.bench.cluster.read(lambda s: queries.resolve(s, item.name, item.digest))
+            except ClusterError:
+                continue
+        raise AssertionError("the last round returns or raises")
+
+    def _start(self, files: dict[str, Path]) -> processes.Identity | Failure:
+        """Make the folder and start the keeper; runs on a thread of its own."""
+        bench, work, template = self.bench, self.assignment.work, self.assignment.template
+        if work is None or template is None:
+            raise AssertionError("checked by the caller")
+        try:
+            paths = self.folder.prepare(self.assignment, files, template)
+            rendered = templates.render(template, work.spec, self.job, paths, os.environ)
+        except (templates.TemplateError, BadInputName) as error:
+            return Failure("user", str(error))
+        except OSError as error:
+            return Failure("infrastructure", f"its folder could not be made: {error}")
+        now = bench.clock.boot_s()
+        order = processes.Order(
+            argv=rendered.argv,
+            env=rendered.env,
+            cwd=rendered.cwd,
+            nice=rendered.nice,
+            grace_s=self.grace_s,
+            margin_s=bench.margin_s,
+            max_log_bytes=bench.max_log_bytes,
+        )
+        lease_end_s = bench.heard_s + self.job.lease_ms / 1000
+        bench.ledger.intend(*self.key, _encode(self.assignment), str(self.folder.path), bench.boot_id, now)
+        try:
+            process = processes.start(self.folder.path, order, lease_end_s, bench.boot_id)
+        except OSError as error:
+            return Failure("infrastructure", f"its keeper could not be started: {error}")
+        bench.ledger.handle(*self.key, process)
+        self.started_at_s = now
+        return process
+
+    # --- after ------------------------------------------------------------------------------------
+
+    async def _finish(self) -> None:
+        if self.unwanted:
+            await self.bench.on_disk(lambda: processes.end_leftovers(self.folder.path, self.bench.boot_id))
+            await self.close(None)
+            return
+        verdict = await self.bench.on_disk(self._judge)
+        now = self.bench.clock.wall_ms()
+        if isinstance(verdict, Failure):
+            await self.close(verdict.command(self.job, now))
+            return
+        stored = await self.bench.on_disk(lambda: self._store(verdict))
+        if isinstance(stored, Failure):
+            await self.close(stored.command(self.job, now))
+            return
+        command = CompleteJob(
+            *self.key,
+            counts=verdict.counts,
+            metrics=verdict.metrics,
+            outputs=stored,
+            match=verdict.match,
+            stopped=verdict.stopped,
+            exit_code=verdict.exit_code,
+            at_ms=now,
+        )
+        problem = unfit(command)
+        if problem:
+            failure = Failure("no_output", f"its result cannot be reported: {problem}", verdict.exit_code)
+            await self.close(failure.command(self.job, now))
+            return
+        with self.bench.blobs.pinned([output.digest for output in stored]):
+            await self.close(command)
+
+    def _judge(self) -> Success | Failure:
+        work, template = self.assignment.work, self.assignment.template
+        if work is None or template is None:
+            raise AssertionError("nothing starts without them")
+        ended = processes.exit_record(self.folder.path)
+        if ended is None or ended.error:
+            processes.end_leftovers(self.folder.path, self.bench.boot_id)
+        stderr = logs.tail_of(self.folder.path, "stderr", STDERR_LINES, 16 * 1024)
+        return outcome.judge(ended, self.folder.result(), work, template, self.stop_cause, stderr)
+
+    def _store(self, success: Success) -> tuple[Output, ...] | Failure:
+        """Hash the outputs and move them into the store."""
+        made = []
+        for output in success.outputs:
+            path = self.folder.output(output.path)
+            if path is None:
+                return Failure("no_output", f"its result.json names the output {output.path!r}, which is not in out/")
+            try:
+                digest, size = self.bench.blobs.adopt(path)
+            except OSError as error:
+                return Failure("infrastructure", f"its output {output.path!r} could not be stored: {error}")
+            made.append(Output(output.path, digest, size, output.kind, output.counts))
+        return tuple(made)
+
+    def _count(self, command: Command | None, result: Result | None) -> None:
+        if isinstance(result, Done) and isinstance(command, CompleteJob):
+            self.bench.completed += 1
+        elif command is not None and not isinstance(command, ReleaseJob):
+            self.bench.failed += 1
+
+
+#: answers after which nothing is left to say about a job
+_OVER = frozenset({Code.STALE_FENCE, Code.NOT_FOUND, Code.ILLEGAL_TRANSITION})
+
+
+def unfit(command: Command) -> str:
+    """Why a command could not enter the log; empty when it can."""
+    encoded = encode_command(command)
+    if len(encoded) > MAX_COMMAND_BYTES:
+        return f"it takes {len(encoded)} bytes, {MAX_COMMAND_BYTES} are accepted"
+    try:
+        decode_command(encoded)
+    except msgspec.MsgspecError as error:
+        return str(error)
+    return ""

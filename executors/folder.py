@@ -1,0 +1,151 @@
+"""The folder of one attempt.
+
+<data>/jobs/<job>-<fence>/
+    spec.json                 the item, its parameters, inputs, seed, GPUs, fence
+    inputs/NAME               links to verified files
+    inputs-PREFIX.txt         paths of the inputs whose name starts with PREFIX
+    out/                      what the program makes
+    checkpoint                link to <data>/checkpoints/<work>, kept across attempts on this node
+    progress.jsonl            totals so far, one object a line
+    result.json               the program's word on how it ended
+    stdout.log, stderr.log, order.json, lease, pids.json, exit.json, shim.log
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from urllib.parse import quote
+
+import msgspec
+
+from executors import templates
+from executors.outcome import MAX_RESULT_BYTES, Progress
+from statemachine.queries import Assignment
+from statemachine.settings import Template
+
+#: progress lines older than this many bytes are skipped: totals are cumulative, only the last line counts
+PROGRESS_WINDOW_BYTES = 64 * 1024
+
+
+class BadInputName(Exception):  # noqa: N818
+    """An input's name cannot be a path below inputs/."""
+
+
+def file_name(key: str) -> str:
+    """An id as one path component; `/` becomes `%2F`."""
+    return quote(key, safe=":@+")
+
+
+class Folder:
+    """Lays out and reads one attempt's folder. All calls touch the disk; none hashes."""
+
+    def __init__(self, data_dir: Path, job: str, fence: int) -> None:
+        self.path = data_dir / "jobs" / f"{file_name(job)}-{fence}"
+        self._checkpoints = data_dir / "checkpoints"
+        self._read_to = 0
+
+    @property
+    def out(self) -> Path:
+        return self.path / "out"
+
+    def prepare(self, assignment: Assignment, files: Mapping[str, Path], template: Template) -> templates.Paths:
+        """Make the folder and link the inputs (name to verified file) into it.
+
+        Raises OSError, and BadInputName when a name would lead out of `inputs/`.
+        """
+        job, work = assignment.job, assignment.work
+        if self.path.exists():
+            shutil.rmtree(self.path)  # an earlier process of this node died while it prepared
+        self.out.mkdir(parents=True)
+        inputs_dir = self.path / "inputs"
+        inputs_dir.mkdir()
+        kept = self._checkpoints / file_name(job.work)
+        kept.mkdir(parents=True, exist_ok=True)
+        (self.path / "checkpoint").symlink_to(kept, target_is_directory=True)
+        inputs: dict[str, Path] = {}
+        for name, source in files.items():
+            if any(part in ("", ".", "..") for part in name.split("/")):
+                raise BadInputName(f"the input name {name!r} is no path below inputs/; rename it")
+            target = inputs_dir / name
+            target.parent.mkdir(parents=True, exist_ok=True)
+            link_or_copy(source, target)
+            inputs[name] = target
+        lists: dict[str, Path] = {}
+        for prefix in templates.list_prefixes(template):
+            paths = sorted(str(p) for n, p in inputs.items() if n.startswith(prefix))
+            lists[prefix] = self.path / templates.list_file(prefix)
+            lists[prefix].write_text("".join(f"{p}\n" for p in paths))
+        spec = {
+            "job": job.job,
+            "fence": job.fence,
+            "work": work.spec if work else None,
+            "params": dict(work.spec.params) if work else {},
+            "inputs": {i.name: {"digest": i.digest, "path": str(inputs[i.name])} for i in assignment.inputs},
+            "seed": templates.seed_of(job.work),
+            "gpus": list(job.gpus),
+            "cpu_slots": job.needs.cpu_slots,
+        }
+        (self.path / "spec.json").write_bytes(msgspec.json.format(msgspec.json.encode(spec), indent=1))
+        return templates.Paths(self.path, self.out, self.path / "checkpoint", sys.executable, inputs, lists)
+
+    def progress(self) -> Progress | None:
+        """The newest line of progress.jsonl since the last call; None when there is no new one."""
+        try:
+            with (self.path / "progress.jsonl").open("rb") as file:
+                size = os.fstat(file.fileno()).st_size
+                if size < self._read_to:
+                    self._read_to = 0  # the program began its file anew
+                if size == self._read_to:
+                    return None
+                start = max(self._read_to, size - PROGRESS_WINDOW_BYTES)
+                file.seek(start)
+                data = file.read(PROGRESS_WINDOW_BYTES)
+        except OSError:
+            return None
+        end = data.rfind(b"\n") + 1
+        if not end:
+            return None
+        self._read_to = start + end
+        for line in reversed(data[:end].splitlines()):
+            with contextlib.suppress(msgspec.MsgspecError):
+                return msgspec.json.decode(line, type=Progress)
+        return None
+
+    def result(self) -> bytes | None:
+        """result.json, at most one byte longer than what is accepted; None when there is none."""
+        try:
+            with (self.path / "result.json").open("rb") as file:
+                return file.read(MAX_RESULT_BYTES + 1)
+        except OSError:
+            return None
+
+    def output(self, path: str) -> Path | None:
+        """A regular file below out/, links not followed out of it; None when it is not there."""
+        found = self.out / path
+        if found.is_symlink() or not found.is_file() or not found.resolve().is_relative_to(self.out.resolve()):
+            return None
+        return found
+
+    def clear(self, *, checkpoint: str = "") -> None:
+        """Drop inputs and outputs, keep the logs; with a work id drop its checkpoint as well."""
+        shutil.rmtree(self.out, ignore_errors=True)
+        shutil.rmtree(self.path / "inputs", ignore_errors=True)
+        if checkpoint:
+            shutil.rmtree(self._checkpoints / file_name(checkpoint), ignore_errors=True)
+
+
+def link_or_copy(source: Path, target: Path) -> None:
+    """A hard link where the file system allows one, else a copy written beside and renamed."""
+    try:
+        target.hardlink_to(source)
+    except FileExistsError:
+        return
+    except OSError:
+        beside = target.with_name(target.name + ".partial")
+        shutil.copyfile(source, beside)
+        beside.replace(target)

@@ -1,0 +1,122 @@
+"""Reads the logs of attempts, and drops old ones.
+
+What a program prints goes straight into files (no pipe to break when the node process restarts); its
+keeper halves a file that grows too long and leaves the older part in `<stream>.log.1`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shutil
+import time
+from collections.abc import AsyncIterator, Collection
+from pathlib import Path
+from typing import Literal
+
+from executors.folder import file_name
+
+Stream = Literal["stdout", "stderr", "shim"]
+MAX_TAIL_BYTES = 1024 * 1024
+CHUNK_BYTES = 64 * 1024
+
+
+class NoLogs(Exception):  # noqa: N818
+    """This node has no folder of that job: it ran elsewhere, or its logs are older than the retention."""
+
+
+class Logs:
+    """The logs below `<data>/jobs`. The calls read at most MAX_TAIL_BYTES each."""
+
+    def __init__(self, data_dir: Path) -> None:
+        self._jobs = data_dir / "jobs"
+
+    def folder(self, job: str) -> Path:
+        """The folder of a job, of its highest fence. Raises NoLogs."""
+        prefix = file_name(job) + "-"
+        found: list[tuple[int, Path]] = []
+        if self._jobs.is_dir():
+            for entry in self._jobs.iterdir():
+                fence = entry.name.removeprefix(prefix)
+                if entry.name.startswith(prefix) and fence.isdecimal():
+                    found.append((int(fence), entry))
+        if not found:
+            raise NoLogs(f"no logs of job {job!r} are on this node; ask the node that ran it")
+        return max(found)[1]
+
+    def tail(self, job: str, stream: Stream = "stdout", lines: int = 100) -> str:
+        """The last lines a job's program wrote. Raises NoLogs."""
+        return tail_of(self.folder(job), stream, lines)
+
+    async def follow(self, job: str, stream: Stream = "stdout", poll_s: float = 0.25) -> AsyncIterator[bytes]:
+        """Everything the file holds, then what is added to it, until the attempt has ended. Raises NoLogs."""
+        folder = await asyncio.to_thread(self.folder, job)
+        path = folder / f"{stream}.log"
+        at = 0
+        while True:
+            ended = (folder / "exit.json").exists()  # looked at before the read: nothing is written after it
+            while chunk := _read(path, at):
+                at += len(chunk)
+                yield chunk
+            if ended or not folder.exists():
+                return
+            if path.exists() and path.stat().st_size < at:
+                at = 0  # its keeper halved it
+            await asyncio.sleep(poll_s)
+
+    def sweep(self, keep: Collection[Path], max_age_s: float, max_bytes: int) -> list[Path]:
+        """Delete folders of ended attempts that are too old, then the oldest until they fit; blocks.
+
+        Returns the deleted folders. `keep` holds the folders of attempts that still matter.
+        """
+        if not self._jobs.is_dir():
+            return []
+        kept = {path.name for path in keep}
+        found = []
+        for entry in self._jobs.iterdir():
+            if entry.name not in kept and entry.is_dir() and not entry.is_symlink():
+                ended = entry / "exit.json"
+                stamp = (ended if ended.exists() else entry).stat().st_mtime
+                found.append((stamp, entry, _size(entry)))
+        found.sort(key=lambda item: item[0])
+        total, now, gone = sum(size for _, _, size in found), time.time(), []
+        for stamp, entry, size in found:
+            if now - stamp > max_age_s or total > max_bytes:
+                shutil.rmtree(entry, ignore_errors=True)
+                gone.append(entry)
+                total -= size
+        return gone
+
+
+def tail_of(folder: Path, stream: Stream, lines: int, max_bytes: int = MAX_TAIL_BYTES) -> str:
+    """The last lines of one stream, reaching into the older file when the newer one was just begun."""
+    data = b""
+    for path in (folder / f"{stream}.log", folder / f"{stream}.log.1"):
+        if data.count(b"\n") > lines or len(data) >= max_bytes:
+            break
+        data = _read(path, -(max_bytes - len(data)), max_bytes - len(data)) + data
+    text = data.decode("utf-8", "replace")
+    return "".join(text.splitlines(keepends=True)[-lines:]) if lines > 0 else ""
+
+
+def _read(path: Path, at: int, most: int = CHUNK_BYTES) -> bytes:
+    """Up to `most` bytes from a position, negative ones counted from the end; empty when there is no file."""
+    try:
+        with path.open("rb") as file:
+            if at < 0:
+                at = max(file.seek(0, os.SEEK_END) + at, 0)
+            file.seek(at)
+            return file.read(most)
+    except OSError:
+        return b""
+
+
+def _size(folder: Path) -> int:
+    total = 0
+    for root, _, files in os.walk(folder):
+        for name in files:
+            try:
+                total += (Path(root) / name).lstat().st_size
+            except OSError:
+                continue
+    return total

@@ -1,0 +1,157 @@
+"""What has to be done so that this machine looks like the committed jobs. Pure.
+
+    committed        here            action
+    run              nothing         start it, if there is room; else wait
+    run, "running"   nothing         say that it is lost: no process survived
+    run              preparing       -
+    run              running         stop it when it ran longer than it may, else -
+    stop             nothing         hand it back
+    stop             preparing       abandon it and hand it back
+    stop             running         stop it with its grace
+    anything         stopping        kill it when the grace is long over
+    anything         ended, reported -
+    not ours         anything        kill it and forget it; its files stay unpublished
+
+Doing nothing is always safe: the next pass sees the rest.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+
+#: a keeper kills by itself; the agent only steps in when it has not done so by then
+OVERDUE_S = 5.0
+
+
+class Phase(StrEnum):
+    #: inputs are being fetched, nothing runs yet
+    PREPARING = "preparing"
+    #: the keeper is alive
+    RUNNING = "running"
+    #: the keeper was told to end its program
+    STOPPING = "stopping"
+    #: nothing runs any more; outputs and report are under way
+    ENDED = "ended"
+    #: the cluster has answered the report; kept until the committed jobs show it
+    REPORTED = "reported"
+
+
+class Kind(StrEnum):
+    START = "start"
+    STOP = "stop"
+    KILL = "kill"
+    #: give back what never ran
+    RELEASE = "release"
+    #: report a failure of something that is not here
+    LOST = "lost"
+    FORGET = "forget"
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """A live job of this node as committed."""
+
+    job: str
+    fence: int
+    work: str
+    #: desired run, else stop
+    run: bool = True
+    #: the cluster believes that its process runs
+    started: bool = False
+    timeout_s: float = 0.0
+    gpus: tuple[str, ...] = ()
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """An attempt that this machine knows."""
+
+    job: str
+    fence: int
+    work: str
+    phase: Phase
+    started_at_s: float = 0.0
+    #: when its stop should be through at the latest
+    stop_by_s: float = 0.0
+    gpus: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Room:
+    """What the machine still takes."""
+
+    processes: int = 1_000_000
+    #: starts allowed in this pass by the spawn rate
+    starts: int = 1_000_000
+    #: why nothing may start just now although it could soon; empty when it may
+    wait: str = ""
+    #: why this node refuses to start anything; empty when it does not
+    refusal: str = ""
+    #: GPUs whose memory has not come back yet
+    unsettled_gpus: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True, slots=True)
+class Action:
+    kind: Kind
+    job: str
+    fence: int
+    reason: str
+
+
+def plan(desired: Sequence[Wanted], actual: Sequence[Held], now: float, room: Room) -> list[Action]:
+    """Actions in the order of their performance: endings first, then starts by age of the grant.
+
+    `now` is on the clock of `started_at_s`.
+    """
+    wanted = {(w.job, w.fence): w for w in desired}
+    held = {(h.job, h.fence): h for h in actual}
+    actions = [a for h in actual for a in _for_held(h, wanted.get((h.job, h.fence)), now)]
+    fresh = sorted((w for k, w in wanted.items() if k not in held), key=lambda w: w.fence)
+    busy = set(room.unsettled_gpus)
+    ending: set[str] = set()
+    occupied = 0
+    for h in actual:
+        if h.phase in (Phase.PREPARING, Phase.RUNNING, Phase.STOPPING):
+            occupied += 1
+            ending.add(h.work)
+            if (h.job, h.fence) not in wanted or h.phase is Phase.STOPPING:
+                busy.update(h.gpus)
+    free, starts = room.processes - occupied, room.starts
+    for w in fresh:
+        if not w.run:
+            if w.started:
+                actions.append(Action(Kind.LOST, w.job, w.fence, "told to stop, and no process of it is here"))
+            else:
+                actions.append(Action(Kind.RELEASE, w.job, w.fence, w.reason or "told to stop before it started"))
+        elif w.started:
+            actions.append(Action(Kind.LOST, w.job, w.fence, "no process of it survived on this node"))
+        elif room.refusal:
+            actions.append(Action(Kind.RELEASE, w.job, w.fence, room.refusal))
+        elif not room.wait and free > 0 and starts > 0 and w.work not in ending and not busy & set(w.gpus):
+            actions.append(Action(Kind.START, w.job, w.fence, "granted to this node"))
+            ending.add(w.work)
+            free, starts = free - 1, starts - 1
+    return actions
+
+
+def _for_held(held: Held, wanted: Wanted | None, now: float) -> list[Action]:
+    def act(kind: Kind, reason: str) -> list[Action]:
+        return [Action(kind, held.job, held.fence, reason)]
+
+    if wanted is None:
+        if held.phase in (Phase.RUNNING, Phase.STOPPING):
+            return act(Kind.KILL, "it is no longer assigned to this node under this fence")
+        return act(Kind.FORGET, "it is no longer assigned to this node under this fence")
+    if held.phase is Phase.STOPPING and now > held.stop_by_s + OVERDUE_S:
+        return act(Kind.KILL, "it did not end within its grace")
+    if not wanted.run and held.phase is Phase.PREPARING:
+        return act(Kind.RELEASE, wanted.reason or "told to stop before it started")
+    if not wanted.run and held.phase is Phase.RUNNING:
+        return act(Kind.STOP, wanted.reason or "told to stop")
+    if held.phase is Phase.RUNNING and wanted.timeout_s and now - held.started_at_s >= wanted.timeout_s:
+        return act(Kind.STOP, f"it ran for {wanted.timeout_s:g} s, its limit")
+    return []
