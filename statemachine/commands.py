@@ -15,14 +15,20 @@ from msgspec import Meta, Struct
 #: One encoded command; larger ones are refused before they reach the log.
 MAX_COMMAND_BYTES = 256 * 1024
 
-Id = Annotated[str, Meta(min_length=1, max_length=128, pattern=r"^[A-Za-z0-9][A-Za-z0-9._:@/+-]*$")]
+#: `$` alone would let a trailing newline through
+_NAME = r"^[A-Za-z0-9][A-Za-z0-9._:@/+-]*$(?!\n)"
+Id = Annotated[str, Meta(min_length=1, max_length=128, pattern=_NAME)]
+#: shorter than an Id, because the names of its jobs and matches are made from it
+WorkId = Annotated[str, Meta(min_length=1, max_length=96, pattern=_NAME)]
 #: sha256 of a file's bytes, in lower-case hex
-Digest = Annotated[str, Meta(pattern=r"^[0-9a-f]{64}$")]
+Digest = Annotated[str, Meta(pattern=r"^[0-9a-f]{64}$(?!\n)")]
 Text = Annotated[str, Meta(max_length=4096)]
 Short = Annotated[str, Meta(max_length=256)]
 Natural = Annotated[int, Meta(ge=0, le=2**62)]
-Count = Annotated[int, Meta(ge=0, le=2**53)]
+#: small enough that the sum of millions of them is still an integer of the wire format
+Count = Annotated[int, Meta(ge=0, le=2**40)]
 Priority = Annotated[int, Meta(ge=0, le=1000)]
+Elo = Annotated[int, Meta(ge=-4_000, le=4_000)]
 Counts = Annotated[dict[Short, Count], Meta(max_length=64)]
 #: opaque parameters; numbers travel as canonical decimal text
 Params = Annotated[dict[Short, Text], Meta(max_length=128)]
@@ -194,7 +200,7 @@ class RemovePeer(Base, frozen=True, tag="peer.remove"):
 class AddWork(Base, frozen=True, tag="work.add"):
     """Queue one item under an id its client chose. The same item again is no second item."""
 
-    work: Id
+    work: WorkId
     work_type: Id
     config: Annotated[str, Meta(max_length=64)] = ""
     priority: Priority = 50
@@ -363,8 +369,8 @@ class StartGauntlet(Base, frozen=True, tag="gauntlet.start"):
     opponent: Id
     baselines: Annotated[tuple[Id, ...], Meta(max_length=8)] = ()
     #: bounds of the sequential test in Elo, and its error rates in thousandths
-    elo0: int = 0
-    elo1: int = 70
+    elo0: Elo = 0
+    elo1: Elo = 70
     alpha_milli: Annotated[int, Meta(ge=1, le=499)] = 50
     beta_milli: Annotated[int, Meta(ge=1, le=499)] = 50
     floor_games: Annotated[int, Meta(ge=2, le=10**6)] = 100

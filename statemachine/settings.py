@@ -18,7 +18,7 @@ from typing import Annotated
 import msgspec
 from msgspec import Meta, Struct, field
 
-from statemachine.commands import Count, Counts, Id, Natural, Needs, Params, Priority, Short, Text
+from statemachine.commands import Count, Counts, Elo, Id, Natural, Needs, Params, Priority, Short, Text
 
 Span = Annotated[int, Meta(ge=1, le=10**12)]
 
@@ -111,8 +111,8 @@ class Gate(Struct, frozen=True, forbid_unknown_fields=True):
     """The promotion test: SPRT on groups with a floor and a cap of games."""
 
     stage: Stage
-    elo0: int = 0
-    elo1: int = 70
+    elo0: Elo = 0
+    elo1: Elo = 70
     alpha_milli: Annotated[int, Meta(ge=1, le=499)] = 50
     beta_milli: Annotated[int, Meta(ge=1, le=499)] = 50
     floor_games: Annotated[int, Meta(ge=2, le=10**6)] = 100

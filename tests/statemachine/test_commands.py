@@ -1,0 +1,118 @@
+"""The wire contract: what may enter the log at all."""
+
+from __future__ import annotations
+
+from typing import get_args
+
+import msgspec
+import pytest
+
+from statemachine.commands import (
+    AddWork,
+    CompleteJob,
+    Effect,
+    Evidence,
+    FailJob,
+    MatchResult,
+    Once,
+    Output,
+    ReportJob,
+    StartGauntlet,
+    Tally,
+    decode_command,
+    encode_command,
+)
+from statemachine.entries import ENTRY_FORMAT, decode_entry, encode_entry
+from statemachine.machine import HANDLERS
+from tests.support.law import Cluster, claimed, digest_of, given, item, node
+
+
+def refused_at_the_door(command: object, *words: str) -> None:
+    with pytest.raises(msgspec.ValidationError) as caught:
+        decode_command(encode_command(command))  # type: ignore[arg-type]
+    for word in words:
+        assert word in str(caught.value)
+
+
+def test_a_command_survives_its_wire_form():
+    for command in (item("w1", params={"a": "1"}), node("a", gpus=2), Once("r1", 10, claimed("c1"))):
+        assert decode_command(encode_command(command)) == command
+
+
+def test_every_command_has_exactly_one_transition():
+    assert set(HANDLERS) == set(get_args(Effect))
+
+
+def test_an_entry_is_spliced_from_encoded_commands_without_touching_them():
+    commands = [item("w1"), claimed("c1")]
+    entry = decode_entry(encode_entry(7, 1_500, [encode_command(c) for c in commands]))
+    assert (entry.format, entry.clock_term, entry.elapsed_ms) == (ENTRY_FORMAT, 7, 1_500)
+    assert entry.commands == commands
+
+
+def test_a_name_that_ends_in_a_newline_is_no_name():
+    refused_at_the_door(item("w1\n"), "$.work")
+    refused_at_the_door(CompleteJob("j", 1, outputs=(Output("f", digest_of("x") + "\n", 1, "games"),)), "digest")
+
+
+@pytest.mark.parametrize("name", ["", " ", "../x y", "-leading", "tab\there", "x" * 129, "naïve"])
+def test_names_are_plain(name: str):
+    refused_at_the_door(item("w1", name), "$.work_type")
+
+
+def test_the_jobs_and_matches_of_the_longest_work_id_can_still_be_named():
+    longest = "w" * 96
+    refused_at_the_door(item(longest + "w"), "$.work")
+    cluster = given(item(longest, "evaluation"), claimed("c1"))
+    job = cluster.job(longest)
+    assert cluster.do(ReportJob(job.job, job.fence, "running")) == "run"
+    played = MatchResult("m", "n", (Tally(1, 1, 2, 0, 0),))
+    assert cluster.do(CompleteJob(job.job, job.fence, match=played)) == {"published": True}
+    (match,) = cluster.state.matches
+    assert len(match) <= 128
+
+
+def test_an_error_without_a_text_is_refused():
+    refused_at_the_door(FailJob("j", 1, "user", ""), "$.error")
+
+
+def test_unknown_fields_and_unknown_kinds_are_refused():
+    with pytest.raises(msgspec.ValidationError, match="unknown field"):
+        decode_command(msgspec.msgpack.encode({"kind": "cluster.pause", "paused": True, "for_ms": 5}))
+    with pytest.raises(msgspec.ValidationError, match="Invalid value"):
+        decode_command(msgspec.msgpack.encode({"kind": "leader.force", "node": "a"}))
+
+
+def test_a_request_id_cannot_wrap_another_request_id():
+    nested = msgspec.msgpack.encode(
+        {"kind": "once", "request": "a", "expires_at_ms": 1, "command": msgspec.to_builtins(Once("b", 1, item("w")))}
+    )
+    with pytest.raises(msgspec.ValidationError):
+        decode_command(nested)
+
+
+def test_counts_are_small_enough_that_their_sums_stay_integers_of_the_wire():
+    refused_at_the_door(CompleteJob("j", 1, counts={"games": 2**40 + 1}), "$.counts")
+    cluster = Cluster()
+    for n in range(3):
+        cluster.do(item(f"w{n}"), claimed(f"c{n}"))
+        job = cluster.job(f"w{n}")
+        cluster.do(CompleteJob(job.job, job.fence, counts={"games": 2**40, "positions": 2**40}))
+    assert cluster.state.totals["square8_2p"].games == 3 * 2**40
+
+
+def test_bounds_of_a_test_are_elo_that_a_float_can_hold():
+    refused_at_the_door(StartGauntlet("g", "c", digest_of("m"), "random", elo1=10**9), "$.elo1")
+
+
+def test_a_command_says_its_kind_on_the_wire_and_omits_defaults():
+    plain = msgspec.msgpack.decode(encode_command(AddWork("w1", "selfplay")))
+    assert plain == {"kind": "work.add", "work": "w1", "work_type": "selfplay"}
+
+
+def test_a_tally_counts_its_games():
+    assert Tally(1, 1, 3, 2, 1).games == 6
+
+
+def test_evidence_defaults_to_nothing_at_all():
+    assert msgspec.to_builtins(Evidence("initial")) == {"kind": "initial"}
