@@ -16,7 +16,7 @@ from msgspec.structs import replace
 from statemachine import events
 from statemachine.cluster import next_fence, next_seq
 from statemachine.commands import AddWork, CancelWork, ClaimWork, PlaceWork, RetryWork
-from statemachine.eligibility import item_obstacle, peer_obstacle
+from statemachine.eligibility import free_gpus, item_obstacle, peer_obstacle
 from statemachine.errors import Code, Refused
 from statemachine.rows import (
     LIVE_WORK,
@@ -166,17 +166,19 @@ def place(txn: Txn, cmd: PlaceWork) -> dict[str, object]:
             f"peer {cmd.peer!r} is at incarnation {peer.incarnation}, the placement saw {cmd.incarnation}",
         )
     state = txn.state
-    obstacle = item_obstacle(row, txn.now_ms, txn.work.get, state.index.live_by_class)
-    if obstacle is None:
-        held = [txn.jobs.require(j) for j in state.index.live_jobs_of(cmd.peer)]
-        obstacle = peer_obstacle(peer, row.spec.needs, held, state.limits)
+    held = [txn.jobs.require(j) for j in state.index.live_jobs_of(cmd.peer)]
+    obstacle = item_obstacle(row, txn.now_ms, txn.work.get, state.index.live_by_class) or peer_obstacle(
+        peer, row.spec.needs, held, state.limits
+    )
     if obstacle is not None:
         raise Refused(Code.INELIGIBLE, f"work {cmd.work!r} cannot run on {cmd.peer!r}: {obstacle.detail}")
-    known = {gpu.uuid for gpu in peer.facts.gpus}
-    if len(set(cmd.gpus)) != row.spec.needs.gpus or not known.issuperset(cmd.gpus):
+    needed = row.spec.needs.gpus
+    free = free_gpus(peer, row.spec.needs, held) if needed else []
+    if len(cmd.gpus) != needed or len(set(cmd.gpus)) != needed or not set(free).issuperset(cmd.gpus):
         raise Refused(
             Code.INVALID,
-            f"work {cmd.work!r} needs {row.spec.needs.gpus} GPUs of {cmd.peer!r}, the placement names {list(cmd.gpus)}",
+            f"work {cmd.work!r} needs {needed} GPUs, free on {cmd.peer!r} are {free}, the placement names "
+            f"{list(cmd.gpus)}",
         )
     job = grant(txn, row, peer=cmd.peer, incarnation=cmd.incarnation, claim="", gpus=cmd.gpus, placed=cmd.reason)
     return {"job": job.job, "fence": job.fence}
