@@ -1,0 +1,208 @@
+"""What operators do: leave, hand over, drain, pause, look for what is stuck."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from msgspec import Meta, Struct
+
+from ringrift_cluster.api import examples, probes, raft
+from ringrift_cluster.api.endpoint import Call, Reply, Routes, reply
+from ringrift_cluster.api.services import AgentStatus, LoopStatus, ShutdownOrder
+from ringrift_cluster.api.views import View, look
+from ringrift_cluster.api.writes import Outcome, Requested, carry_out, carry_out_once
+from statemachine.commands import DrainPeer, Id, PauseCluster, RemovePeer, Short
+from statemachine.deadlines import lease_end_ms
+from statemachine.errors import Code
+from statemachine.rows import PeerStatus
+from statemachine.state import State
+
+route = Routes("admin", "For operators.")
+
+route(
+    "GET",
+    "/admin/health",
+    "This node's parts, one by one",
+    answer=probes.AdminHealth(
+        probes.EXAMPLE,
+        probes.Readiness(True, ""),
+        raft.EXAMPLE_STATUS,
+        AgentStatus(True, 3),
+        {"placement": LoopStatus(enabled=True, running=True)},
+        0,
+    ),
+)(probes.admin_health)
+
+
+class Shutdown(Struct, frozen=True, forbid_unknown_fields=True):
+    reason: Short = ""
+    #: stop this node's jobs with their grace instead of leaving them for adoption
+    stop_jobs: bool = False
+
+
+class ShuttingDown(Struct, frozen=True):
+    node_id: str
+    detail: str
+
+
+@route(
+    "POST",
+    "/admin/shutdown",
+    "Stop this node",
+    example=Shutdown("kernel update"),
+    answer=ShuttingDown("a", "this node hands leadership over and leaves; its jobs go on and are adopted"),
+    statuses=(202,),
+)
+async def shutdown(call: Call, body: Shutdown) -> Reply | ShuttingDown:
+    """Leadership is handed over first. Jobs are left running for adoption unless `stop_jobs` is set."""
+    call.services.shutdown(ShutdownOrder(body.reason or "asked for over HTTP", body.stop_jobs))
+    jobs = "its jobs are stopped with their grace" if body.stop_jobs else "its jobs go on and are adopted"
+    node = call.services.replica.status().node_id
+    return reply(ShuttingDown(node, f"this node hands leadership over and leaves; {jobs}"), status=202)
+
+
+class Transfer(Struct, frozen=True, forbid_unknown_fields=True):
+    #: a voter; the most up-to-date one when left out
+    target: Id | None = None
+
+
+class Transferred(Struct, frozen=True):
+    leader_id: str
+
+
+@route(
+    "POST",
+    "/admin/election/start",
+    "Hand leadership over",
+    example=Transfer("b"),
+    answer=Transferred("b"),
+    errors=("no_leader",),
+)
+async def transfer(call: Call, body: Transfer) -> Transferred:
+    """A leadership transfer: the leader stops proposing, brings a voter up to date and lets it take over."""
+    return Transferred(await call.services.replica.transfer_leadership(body.target))
+
+
+class Drain(Requested, frozen=True, kw_only=True):
+    #: this node when left out
+    node_id: Id | None = None
+    reason: Short = ""
+    #: jobs that still run then are stopped; 0 lets them finish
+    deadline_seconds: Annotated[float, Meta(ge=0, le=10**7)] = 0
+
+
+@route(
+    "POST",
+    "/admin/drain",
+    "Take a node out of placement",
+    example=Drain(node_id="gpu-1", reason="new disk", deadline_seconds=600),
+    answer=Outcome(True, 1204),
+    errors=(Code.NOT_FOUND,),
+)
+async def drain(call: Call, body: Drain) -> Outcome:
+    """It gets no new work; what runs goes on, until the deadline when there is one."""
+    peer = body.node_id or call.services.replica.status().node_id
+    deadline_ms = round(body.deadline_seconds * 1000)
+    command = DrainPeer(peer=peer, drain=True, reason=body.reason, deadline_ms=deadline_ms)
+    return await carry_out_once(call, command, body.request_id)
+
+
+class Undrain(Requested, frozen=True, kw_only=True):
+    #: this node when left out
+    node_id: Id | None = None
+
+
+@route(
+    "POST",
+    "/admin/undrain",
+    "Put a node back into placement",
+    example=Undrain(node_id="gpu-1"),
+    answer=Outcome(False, 1204),
+    errors=(Code.NOT_FOUND,),
+)
+async def undrain(call: Call, body: Undrain) -> Outcome:
+    peer = body.node_id or call.services.replica.status().node_id
+    return await carry_out_once(call, DrainPeer(peer=peer, drain=False), body.request_id)
+
+
+class Removal(Requested, frozen=True, kw_only=True):
+    node_id: Id
+    reason: Short = ""
+
+
+@route(
+    "POST",
+    "/admin/peers/remove",
+    "Forget a node",
+    example=Removal(node_id="gpu-1", reason="sold"),
+    answer=Outcome(True, 1204),
+    errors=(Code.NOT_FOUND, Code.ILLEGAL_TRANSITION),
+)
+async def remove(call: Call, body: Removal) -> Outcome:
+    """For nodes that are dead or drained; jobs they still hold are lost at once."""
+    return await carry_out_once(call, RemovePeer(peer=body.node_id, reason=body.reason), body.request_id)
+
+
+class Pause(Struct, frozen=True, forbid_unknown_fields=True):
+    paused: bool
+    reason: Short = ""
+
+
+@route(
+    "POST",
+    "/admin/pause",
+    "Pause or resume the cluster",
+    example=Pause(True, "power work"),
+    answer=Outcome(True, 1204),
+)
+async def pause(call: Call, body: Pause) -> Outcome:
+    """While it is paused nothing is placed or claimed; reports and reads go on."""
+    return await carry_out(call, PauseCluster(paused=body.paused, reason=body.reason))
+
+
+class StaleJob(Struct, frozen=True):
+    """A job whose lease runs out because its node is silent. Negative: it is over and waits for the clock."""
+
+    job: str
+    work: str
+    peer: str
+    peer_status: str
+    lease_ends_in_ms: int
+
+
+class StaleJobs(Struct, frozen=True):
+    found: list[StaleJob]
+    detail: str
+
+
+LEASES_DO_IT = (
+    "nothing was reset: a job whose node falls silent is lost when its lease ends, and its item returns to the "
+    "queue by itself; to end one sooner, POST /work/stop or remove its dead node with POST /admin/peers/remove"
+)
+
+
+@route(
+    "POST",
+    "/admin/jobs/reset-stale",
+    "What is stuck",
+    answer=StaleJobs([StaleJob(examples.JOB.job, examples.JOB.work, "gpu-1", "suspect", 120_000)], LEASES_DO_IT),
+)
+async def reset_stale(call: Call, query: View) -> StaleJobs:
+    """Leases reset stale jobs, so this changes nothing and reports what they will do, and when."""
+
+    def ask(state: State) -> list[StaleJob]:
+        found = []
+        for peer, held in state.index.live_jobs.items():
+            row = state.peers.get(peer)
+            status = str(row.status) if row else "unknown"
+            for name in held:
+                job = state.jobs[name]
+                left = lease_end_ms(job, state.peers) - state.now_ms
+                silent = status not in (PeerStatus.ALIVE, "unknown")
+                if silent or left <= 0:
+                    found.append(StaleJob(name, job.work, peer, status, left))
+                if len(found) >= 1000:
+                    return found
+        return found
+
+    return StaleJobs(await look(call, ask, query), LEASES_DO_IT)

@@ -1,0 +1,141 @@
+"""The application: every route of the table, bound to the services of one node."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import msgspec
+from fastapi import FastAPI
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Mount, Route
+
+from ringrift_cluster.api import (
+    admin,
+    artifacts,
+    dump,
+    elo,
+    events,
+    gauntlets,
+    gone,
+    jobs,
+    metrics,
+    models,
+    openapi,
+    peers,
+    probes,
+    propose,
+    raft,
+    reports,
+    settings,
+    status,
+    work,
+)
+from ringrift_cluster.api.endpoint import Bound, Reply, position, problem_reply, send_reply
+from ringrift_cluster.api.problems import Problem
+from ringrift_cluster.api.services import Services
+from statemachine.errors import Code
+
+TITLE = "ringrift-cluster"
+DESCRIPTION = (
+    "The control plane of a selfplay and training fleet: one replicated log, every node answers. Reads say how "
+    "consistent they are (`consistency`, `index`, `wait`); every answer carries `Ringrift-Index`. Errors are "
+    "problem documents (RFC 9457) with a stable `code`; GET /problems lists them."
+)
+
+#: in the order in which they are matched: the hot ones first, catch-all paths last within their file
+GROUPS = (
+    reports.route,
+    work.route,
+    peers.route,
+    propose.route,
+    status.route,
+    probes.route,
+    metrics.route,
+    jobs.route,
+    elo.route,
+    models.route,
+    gauntlets.route,
+    raft.route,
+    events.route,
+    settings.route,
+    artifacts.route,
+    dump.route,
+    admin.route,
+)
+
+
+class Api(FastAPI):
+    """FastAPI with the document of our own table."""
+
+    def __init__(self, document: dict[str, Any]) -> None:
+        super().__init__(title=TITLE, version=document["info"]["version"], openapi_url=None, redirect_slashes=False)
+        self._document = document
+
+    def openapi(self) -> dict[str, Any]:
+        return self._document
+
+
+def create_app(services: Services) -> FastAPI:
+    """The HTTP face of one node."""
+    document = openapi.document(GROUPS, title=TITLE, version=services.version, description=DESCRIPTION)
+    app = Api(document)
+    bound = [Bound(endpoint, services) for group in GROUPS for endpoint in group.endpoints]
+    # The first path that matches answers, so one with a name in it must not hide a fixed one.
+    bound.sort(key=lambda one: "{" in one.endpoint.path)
+    for one in bound:
+        app.router.routes.append(Route(one.endpoint.path, one, methods=[one.endpoint.method]))
+    if services.feed is not None:
+        app.router.routes.append(Mount("/feed", services.feed))
+    encoded = Reply(msgspec.json.encode(document))
+    app.router.routes.append(Route("/openapi.json", _Fixed(services, lambda _: encoded), methods=["GET"]))
+    for path in gone.GONE:
+        answer = partial(problem_reply, gone.problem(path), services)
+        app.router.routes.append(Route(path, _Fixed(services, answer)))
+    app.add_exception_handler(HTTPException, _no_route(services))
+    app.add_exception_handler(Exception, _mistake(services))
+    return app
+
+
+class _Fixed:
+    """Answers everything with what `make` gives for the path."""
+
+    def __init__(self, services: Services, make: Callable[[str], Reply]) -> None:
+        self._services = services
+        self._make = make
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        await send_reply(self._make(scope["path"]), scope, send, position(self._services))
+
+
+def _answer(services: Services, problem: Problem, request: Request) -> Response:
+    made = problem_reply(problem, services, request.url.path)
+    response = Response(made.body, made.status, media_type=made.media_type)
+    response.raw_headers.extend([*position(services), *made.headers])
+    return response
+
+
+def _no_route(services: Services) -> Any:
+    async def answer(request: Request, error: Exception) -> Response:
+        wrong_method = isinstance(error, HTTPException) and error.status_code == 405
+        if wrong_method:
+            problem = Problem(
+                "method_not_allowed", f"{request.url.path} does not take {request.method}; see /openapi.json"
+            )
+        else:
+            problem = Problem(Code.NOT_FOUND, f"no path {request.url.path!r} is served; see /openapi.json")
+        return _answer(services, problem, request)
+
+    return answer
+
+
+def _mistake(services: Services) -> Any:
+    async def answer(request: Request, error: Exception) -> Response:
+        # The server logs the traceback; the client learns only where to look.
+        text = f"{request.method} {request.url.path} failed with {type(error).__name__}; the node's log says more"
+        return _answer(services, Problem("unexpected", text), request)
+
+    return answer

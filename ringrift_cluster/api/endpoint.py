@@ -1,0 +1,321 @@
+"""One declaration a route: the handler's signature is its contract, its OpenAPI operation and its decoder.
+
+    route = Routes("work", "The queue of work items")
+
+    @route("POST", "/work/cancel", "End an item", example=Cancel(work_id="a"), answer=Outcome(True, 7))
+    async def cancel(call: Call, body: Cancel) -> Outcome: ...
+
+Parameters after `call`: `query` (a Struct of query parameters), `body` (what the JSON or msgpack body is
+decoded to), and any other name is a path parameter. Bodies go from the raw bytes straight into msgspec
+Structs, answers straight back into bytes; nothing between them validates a second time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from types import UnionType
+from typing import Any, Union, get_args, get_origin, get_type_hints
+from urllib.parse import parse_qsl
+
+import msgspec
+from msgspec import Struct
+from starlette.responses import Response
+
+from ringrift_cluster.api import problems
+from ringrift_cluster.api.meter import Meter
+from ringrift_cluster.api.problems import LeaderHint, Problem
+from ringrift_cluster.api.services import Services
+from ringrift_cluster.api.token import carries_token
+from ringrift_cluster.replica import ReplicaError
+from statemachine.errors import Code, Refused
+
+Handler = Callable[..., Awaitable[object]]
+Header = tuple[bytes, bytes]
+
+MSGPACK = b"application/msgpack"
+
+_encode = msgspec.json.Encoder().encode
+
+
+class Disconnected(Exception):  # noqa: N818 - nobody is left to be told
+    """The client went away before its body was complete."""
+
+
+class Call:
+    """One request, as its handler sees it."""
+
+    __slots__ = ("headers", "index", "receive", "scope", "services")
+
+    def __init__(self, services: Services, scope: dict[str, Any], receive: Any) -> None:
+        self.services = services
+        self.scope = scope
+        self.receive = receive
+        self.headers: dict[bytes, bytes] = dict(scope["headers"])
+        #: the applied index the answer was computed at; None is this replica's present one
+        self.index: int | None = None
+
+    def header(self, name: bytes) -> str:
+        """One request header (lower-case name), or an empty text."""
+        return self.headers.get(name, b"").decode("latin-1")
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """An answer that is not simply a Struct with status 200."""
+
+    body: bytes
+    status: int = 200
+    media_type: str = "application/json"
+    headers: tuple[Header, ...] = ()
+
+
+def reply(value: Struct, *, status: int = 200) -> Reply:
+    """A Struct with another status than 200."""
+    return Reply(_encode(value), status)
+
+
+@dataclass(frozen=True, slots=True)
+class Endpoint:
+    """What the table knows about one (method, path)."""
+
+    method: str
+    path: str
+    tag: str
+    summary: str
+    handler: Handler
+    description: str
+    path_arguments: tuple[str, ...]
+    query: type[Struct] | None
+    bodies: tuple[Any, ...]
+    answers: tuple[Any, ...]
+    #: reads the raw JSON body when its type depends on its shape
+    decode: Callable[[bytes], object] | None
+    example: object
+    answer: object
+    #: media types of answers that are not JSON, with a sentence each
+    produces: dict[str, str]
+    #: media type of a body that the handler reads itself
+    consumes: str
+    errors: tuple[str, ...]
+    #: the statuses an answer may have
+    statuses: tuple[int, ...]
+    stream: bool
+
+    @property
+    def template(self) -> str:
+        """The path as OpenAPI writes it."""
+        return self.path.replace(":path}", "}")
+
+
+class Routes:
+    """The endpoints of one noun, in the order in which they are matched."""
+
+    def __init__(self, tag: str, about: str) -> None:
+        self.tag = tag
+        self.about = about
+        self.endpoints: list[Endpoint] = []
+
+    def __call__(
+        self,
+        method: str,
+        path: str,
+        summary: str,
+        *,
+        example: object = None,
+        answer: object = None,
+        errors: tuple[str, ...] = (),
+        statuses: tuple[int, ...] = (200,),
+        produces: dict[str, str] | None = None,
+        consumes: str = "",
+        decode: Callable[[bytes], object] | None = None,
+        stream: bool = False,
+    ) -> Callable[[Handler], Handler]:
+        def register(handler: Handler) -> Handler:
+            hints = get_type_hints(handler, include_extras=True)
+            answers = _members(hints.pop("return"))
+            hints.pop("call", None)
+            query = hints.pop("query", None)
+            body = hints.pop("body", None)
+            self.endpoints.append(
+                Endpoint(
+                    method=method,
+                    path=path,
+                    tag=self.tag,
+                    summary=summary,
+                    handler=handler,
+                    description=(handler.__doc__ or "").strip(),
+                    path_arguments=tuple(hints),
+                    query=query,
+                    bodies=_members(body) if body is not None else (),
+                    answers=tuple(a for a in answers if a is not Reply and not _is_response(a)),
+                    decode=decode,
+                    example=example,
+                    answer=answer,
+                    produces=produces or {},
+                    consumes=consumes,
+                    errors=errors,
+                    statuses=statuses,
+                    stream=stream,
+                )
+            )
+            return handler
+
+        return register
+
+
+def _members(hint: Any) -> tuple[Any, ...]:
+    return get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
+
+
+def _is_response(hint: Any) -> bool:
+    return isinstance(hint, type) and issubclass(hint, Response)
+
+
+class Bound:
+    """An endpoint with its services: the ASGI application behind one route."""
+
+    def __init__(self, endpoint: Endpoint, services: Services) -> None:
+        self.endpoint = endpoint
+        self.meter = Meter(endpoint.method, endpoint.template)
+        services.meters.append(self.meter)
+        self._services = services
+        self._handler = endpoint.handler
+        self._paths = endpoint.path_arguments
+        self._query = endpoint.query
+        self._takes_body = bool(endpoint.bodies)
+        self._guarded = endpoint.method not in ("GET", "HEAD") and services.token is not None
+        self._header_bytes = services.limits.header_bytes
+        kind = endpoint.bodies[0] if len(endpoint.bodies) == 1 else Any
+        self._decode_json = endpoint.decode or msgspec.json.Decoder(kind).decode
+        self._decode_msgpack = msgspec.msgpack.Decoder(kind).decode
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        services = self._services
+        started = services.monotonic_s()
+        call = Call(services, scope, receive)
+        status = 499
+        try:
+            try:
+                answer = await self._answer(call)
+            except (Problem, Refused, ReplicaError) as error:
+                answer = problem_reply(problems.of(error), services, scope["path"])
+            if isinstance(answer, Response):
+                status = answer.status_code
+                await self._respond(call, answer, send)
+            else:
+                made = answer if isinstance(answer, Reply) else Reply(_encode(answer))
+                status = made.status
+                await send_reply(made, scope, send, position(services, call.index))
+        except Disconnected:
+            return
+        finally:
+            self.meter.count(status, services.monotonic_s() - started)
+
+    async def _answer(self, call: Call) -> object:
+        scope = call.scope
+        if sum([len(k) + len(v) for k, v in scope["headers"]]) > self._header_bytes:
+            raise Problem("headers_too_large", f"the headers are over {self._header_bytes} bytes together")
+        if self._guarded and not carries_token(call, self._services.token or ""):
+            raise Problem("unauthorized", "send the cluster's token as `Authorization: Bearer TOKEN`")
+        arguments: dict[str, Any] = {name: scope["path_params"][name] for name in self._paths}
+        if self._query is not None:
+            arguments["query"] = parse_query(scope["query_string"], self._query)
+        if self._takes_body:
+            arguments["body"] = self._body(call, await read_body(call, self._services.limits.body_bytes))
+        return await self._handler(call, **arguments)
+
+    def _body(self, call: Call, raw: bytes) -> object:
+        packed = call.headers.get(b"content-type") == MSGPACK
+        try:
+            return self._decode_msgpack(raw) if packed and not self.endpoint.decode else self._decode_json(raw)
+        except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+            raise Problem(Code.INVALID, f"the body: {error}") from None
+
+    async def _respond(self, call: Call, answer: Response, send: Any) -> None:
+        services = self._services
+        answer.raw_headers.extend(position(services, call.index))
+        if not self.endpoint.stream:
+            await answer(call.scope, call.receive, send)
+            return
+        services.streams += 1
+        try:
+            await answer(call.scope, call.receive, send)
+        finally:
+            services.streams -= 1
+
+
+def parse_query(raw: bytes, kind: type[Struct]) -> Struct:
+    """Query parameters as a Struct; a bad or unknown one is named in the problem."""
+    try:
+        pairs = dict(parse_qsl(raw.decode("latin-1"), keep_blank_values=True, max_num_fields=64))
+        return msgspec.convert(pairs, kind, strict=False)
+    except ValueError as error:  # msgspec's ValidationError is one
+        raise Problem(Code.INVALID, f"the query: {error}") from None
+
+
+async def read_body(call: Call, limit_bytes: int) -> bytes:
+    """The whole body; raises Problem when it is over the limit and Disconnected when it never ends."""
+    announced = call.headers.get(b"content-length", b"0")
+    if announced.isdigit() and int(announced) > limit_bytes:
+        raise Problem("too_large", f"the body is {int(announced)} bytes; at most {limit_bytes} are taken")
+    message = await call.receive()
+    if message["type"] == "http.disconnect":
+        raise Disconnected
+    body: bytes = message.get("body", b"")
+    if not message.get("more_body", False) and len(body) <= limit_bytes:
+        return body
+    parts = [body]
+    size = len(body)
+    while message.get("more_body", False):
+        if size > limit_bytes:
+            break
+        message = await call.receive()
+        if message["type"] == "http.disconnect":
+            raise Disconnected
+        parts.append(message.get("body", b""))
+        size += len(parts[-1])
+    if size > limit_bytes:
+        raise Problem("too_large", f"the body is over {limit_bytes} bytes; send it in smaller parts")
+    return b"".join(parts)
+
+
+def position(services: Services, index: int | None = None) -> list[Header]:
+    """The headers that say where in the log an answer stands, and who leads."""
+    status = services.replica.status()
+    headers = [(b"ringrift-index", b"%d" % (status.applied if index is None else index))]
+    if status.leader_id:
+        headers.append((b"ringrift-leader", status.leader_id.encode("latin-1", "replace")))
+    return headers
+
+
+def problem_reply(problem: Problem, services: Services, instance: str) -> Reply:
+    kind = problems.TABLE[problem.code]
+    leader = services.replica.status().leader_id
+    hint = LeaderHint(leader, services.voters.get(leader)) if leader else None
+    headers: list[Header] = []
+    if kind.retry_after_s is not None:
+        headers.append((b"retry-after", b"%d" % kind.retry_after_s))
+    if kind.status == 401:
+        headers.append((b"www-authenticate", b"Bearer"))
+    if kind.status in (413, 431):
+        # What is left of the body will not be read.
+        headers.append((b"connection", b"close"))
+    return Reply(_encode(problems.document(problem, instance, hint)), kind.status, problems.MEDIA_TYPE, tuple(headers))
+
+
+async def send_reply(made: Reply, scope: Any, send: Any, extra: list[Header]) -> None:
+    body = made.body
+    await send(
+        {
+            "type": "http.response.start",
+            "status": made.status,
+            "headers": [
+                (b"content-type", made.media_type.encode("latin-1")),
+                (b"content-length", b"%d" % len(body)),
+                *extra,
+                *made.headers,
+            ],
+        }
+    )
+    await send({"type": "http.response.body", "body": b"" if scope["method"] == "HEAD" else body})

@@ -1,0 +1,130 @@
+"""What the HTTP face is given by the node that composes it, and nothing more.
+
+A test composes the whole face from plain objects: the face never learns which kind of replica stands behind
+it, nor how heartbeats travel, and of the executor it knows the files on disk and a status.
+"""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import httpx
+from msgspec import Struct
+
+from executors.blobs import Blobs
+from executors.logs import Logs
+from ringrift_cluster.api.meter import Meter
+from ringrift_cluster.replica import Replica
+from statemachine.commands import Beat
+from statemachine.elo import Ranking, Table
+
+#: An ASGI application, such as the follower feed's router.
+Asgi = Callable[[Any, Any, Any], Awaitable[None]]
+
+
+class Heartbeats(Protocol):
+    """Where a sign of life goes: into the next batch on a voter, to a voter elsewhere."""
+
+    async def record(self, beat: Beat) -> int:
+        """Return the index at which the heartbeat was applied.
+
+        Raises ReplicaError, or statemachine.errors.Refused when the law did not take it.
+        """
+        ...
+
+
+class AgentStatus(Struct, frozen=True):
+    """What this node's executor says about itself."""
+
+    healthy: bool
+    jobs_active: int = 0
+    #: wall time of its last pass, in ms
+    last_pass_at_ms: int = 0
+    #: the applied index it last acted on
+    acted_index: int = 0
+    #: empty when it takes work
+    not_ready: str = ""
+
+
+class LoopStatus(Struct, frozen=True):
+    """One background loop of this node: a controller, the feed, the agent."""
+
+    enabled: bool
+    running: bool
+    #: wall time in seconds, 0 when it never ran
+    last_run: float = 0.0
+    #: per cent of the last runs
+    success_rate: float = 100.0
+    last_error: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class ApiLimits:
+    """Bounds on what one request, or all of them together, may take."""
+
+    body_bytes: int = 8 * 1024 * 1024
+    upload_bytes: int = 4 * 1024 * 1024 * 1024
+    header_bytes: int = 32 * 1024
+    items: int = 1000
+    page: int = 1000
+    wait_s: float = 60.0
+    stream_s: float = 3600.0
+    streams: int = 64
+    #: a loop that has not turned for this long is not alive
+    stall_s: float = 10.0
+
+
+@dataclass(frozen=True, slots=True)
+class ShutdownOrder:
+    """How this node should leave."""
+
+    reason: str
+    stop_jobs: bool
+
+
+@dataclass(slots=True)
+class Services:
+    """Everything a route may use."""
+
+    replica: Replica
+    heartbeats: Heartbeats
+    blobs: Blobs
+    logs: Logs
+    agent: Callable[[], AgentStatus]
+    #: begins to stop the process and returns at once
+    shutdown: Callable[[ShutdownOrder], None]
+    #: node id to "http://host:port"
+    voters: Mapping[str, str] = field(default_factory=dict)
+    #: for requests passed on to other nodes
+    http: httpx.AsyncClient | None = None
+    feed: Asgi | None = None
+    #: seconds since each essential loop of the process last turned (consensus, http, agent)
+    pulse: Callable[[], Mapping[str, float]] = dict
+    loops: Callable[[], Mapping[str, LoopStatus]] = dict
+    #: further numbers for /metrics: name without prefix, ending in _total when it only grows
+    counters: Callable[[], Mapping[str, float]] = dict
+    #: true once the process is leaving, so that streams end
+    closing: Callable[[], bool] = bool
+    monotonic_s: Callable[[], float] = time.monotonic
+    wall_ms: Callable[[], int] = lambda: time.time_ns() // 1_000_000
+    new_id: Callable[[], str] = lambda: uuid.uuid4().hex
+    #: required on everything but GET and HEAD when set
+    token: str | None = None
+    version: str = "0.1.0"
+    started_s: float = field(default_factory=time.monotonic)
+    limits: ApiLimits = ApiLimits()
+    #: streams that are open now
+    streams: int = field(default=0, init=False)
+    #: one a route, filled by the application
+    meters: list[Meter] = field(default_factory=list, init=False)
+    #: the last fit of each config, by the sums it was made from
+    ratings: dict[str, tuple[Table, list[Ranking]]] = field(default_factory=dict, init=False)
+
+    def leader_address(self) -> str | None:
+        """The HTTP address of the present leader, where it is known."""
+        leader = self.replica.status().leader_id
+        return self.voters.get(leader) if leader else None

@@ -1,0 +1,96 @@
+"""Proposals: from commands to results, each checked at the door before it can reach the log.
+
+A command that the log's decoder would not take stops every replica that applies it, so what is built
+from a request is decoded once more here: the same bytes, the same decoder, before anybody else sees them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Annotated, Any
+
+import msgspec
+from msgspec import Meta, Struct
+
+from ringrift_cluster.api.endpoint import Call
+from ringrift_cluster.api.problems import Problem, of_rejection
+from statemachine.commands import MAX_COMMAND_BYTES, Command, Effect, Once, decode_command, encode_command
+from statemachine.errors import Code, Rejected, Result
+
+#: how long a request id is remembered, on the cluster clock
+REQUEST_LIFE_MS = 10 * 60_000
+#: one proposal stays below the size at which an entry is closed
+_BATCH_BYTES = 384 * 1024
+REQUEST_ID = b"request-id"
+
+
+class Outcome(Struct, frozen=True):
+    """What a command came to, and where in the log."""
+
+    result: Any
+    index: int
+
+
+def sealed(command: Command) -> bytes:
+    """Encode a command; raises Problem naming the field when the law's decoder would not take it."""
+    try:
+        data = encode_command(command)
+        decode_command(data)
+    except (msgspec.MsgspecError, UnicodeEncodeError, OverflowError) as error:
+        raise Problem(Code.INVALID, f"the {command.__struct_config__.tag} command: {error}") from None
+    if len(data) > MAX_COMMAND_BYTES:
+        raise Problem("too_large", f"the command is {len(data)} bytes; at most {MAX_COMMAND_BYTES} are taken")
+    return data
+
+
+async def propose(call: Call, commands: Sequence[bytes]) -> list[Result]:
+    """Commit sealed commands in order; one result each. Raises ReplicaError."""
+    results: list[Result] = []
+    batch: list[bytes] = []
+    size = 0
+    for data in commands:
+        if batch and size + len(data) > _BATCH_BYTES:
+            results += await _commit(call, batch)
+            batch, size = [], 0
+        batch.append(data)
+        size += len(data)
+    if batch:
+        results += await _commit(call, batch)
+    return results
+
+
+async def _commit(call: Call, batch: list[bytes]) -> tuple[Result, ...]:
+    proposed = await call.services.replica.propose(batch)
+    call.index = proposed.index
+    return proposed.results
+
+
+class Requested(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Base of bodies whose command is not idempotent by an id of its own."""
+
+    #: the same as the header `Request-Id`: under it the request takes effect at most once
+    request_id: Annotated[str, Meta(max_length=128)] = ""
+
+
+async def carry_out(call: Call, command: Effect) -> Outcome:
+    """Commit one command that is idempotent by its own id; a refusal leaves as its problem."""
+    return await _settle(call, command)
+
+
+async def carry_out_once(call: Call, command: Effect, request_id: str) -> Outcome:
+    """Commit one command, at most once under the request id when the request has one.
+
+    A repeat is answered with the first one's result until ten minutes of the cluster clock are over.
+    """
+    request = request_id or call.header(REQUEST_ID)
+    if not request:
+        return await _settle(call, command)
+    expires = call.services.replica.status().clock_ms + REQUEST_LIFE_MS
+    return await _settle(call, Once(request=request, expires_at_ms=expires, command=command))
+
+
+async def _settle(call: Call, command: Command) -> Outcome:
+    (result,) = await propose(call, [sealed(command)])
+    if isinstance(result, Rejected):
+        raise of_rejection(result)
+    return Outcome(result.value, call.index or 0)
