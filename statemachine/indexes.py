@@ -2,10 +2,14 @@
 
 Nothing here is replicated. Each structure is a function of the present rows alone, never of the order in
 which they came to be, so a replica that loaded a snapshot has the same one as a replica that replayed
-the log; the deadline queue in particular decides what the clock does next.
+the log. The deadline queue alone may hold a job later than its row says, when its peer's heartbeats carried
+it; the row gets its turn at the same time either way (see `deadlines`).
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 from statemachine.ordered import Ordered
 from statemachine.rows import (
@@ -14,12 +18,16 @@ from statemachine.rows import (
     Artifact,
     Job,
     Model,
+    ModelStatus,
     Peer,
     PeerStatus,
     Row,
     Work,
     WorkStatus,
 )
+
+K = TypeVar("K")
+P = TypeVar("P", bound=tuple[object, ...])
 
 
 class Indexes:
@@ -31,8 +39,8 @@ class Indexes:
         self.work_by_type: dict[tuple[str, WorkStatus], int] = {}
         #: open items by (work type, config, status)
         self.work_by_class: dict[tuple[str, str, WorkStatus], int] = {}
-        #: pending items by type, best first: (-priority, seq, work id)
-        self.queue: dict[str, Ordered[tuple[int, int, str]]] = {}
+        #: pending items by (work type, config), best first: (-priority, seq, work id)
+        self.queue: dict[tuple[str, str], Ordered[tuple[int, int, str]]] = {}
         #: open items by their unique name
         self.unique: dict[str, str] = {}
         #: open items of a gauntlet
@@ -52,6 +60,13 @@ class Indexes:
         #: what the clock has to look at next: (due, table, key)
         self.deadlines: Ordered[tuple[int, str, str]] = Ordered()
         self._queued: dict[tuple[str, str], int] = {}
+        self._keepers: dict[str, Callable[[str, Any, Any], None]] = {
+            "peers": self._peer,
+            "work": self._work,
+            "jobs": self._job,
+            "artifacts": self._artifact,
+            "models": self._model,
+        }
 
     def live_jobs_of(self, peer: str) -> list[str]:
         """Ids of the peer's jobs that are not over, oldest grant first."""
@@ -59,22 +74,9 @@ class Indexes:
 
     def changed(self, table: str, key: str, old: Row | None, new: Row | None) -> None:
         """Move one row from its old to its new place in every structure."""
-        if isinstance(old, Work) or isinstance(new, Work):
-            self._work(key, old, new)  # type: ignore[arg-type]
-        elif isinstance(old, Job) or isinstance(new, Job):
-            self._job(key, old, new)  # type: ignore[arg-type]
-        elif isinstance(old, Peer) or isinstance(new, Peer):
-            if isinstance(old, Peer):
-                self.peers_by_status[old.status] -= 1
-            if isinstance(new, Peer):
-                self.peers_by_status[new.status] += 1
-        elif isinstance(old, Artifact) or isinstance(new, Artifact):
-            if isinstance(old, Artifact):
-                self.artifacts[old.kind, old.config].discard((old.seq, key))
-            if isinstance(new, Artifact):
-                self.artifacts.setdefault((new.kind, new.config), Ordered()).add((new.seq, key))
-        elif isinstance(old, Model) or isinstance(new, Model):
-            self._model(key, old, new)  # type: ignore[arg-type]
+        keep = self._keepers.get(table)
+        if keep is not None:
+            keep(key, old, new)
 
     def schedule(self, table: str, key: str, due_ms: int) -> None:
         """Put a row at its place in the deadline queue, or take it out (0)."""
@@ -90,7 +92,15 @@ class Indexes:
         else:
             del self._queued[place]
 
+    def _peer(self, key: str, old: Peer | None, new: Peer | None) -> None:
+        if old is not None:
+            self.peers_by_status[old.status] -= 1
+        if new is not None:
+            self.peers_by_status[new.status] += 1
+
     def _work(self, key: str, old: Work | None, new: Work | None) -> None:
+        if old is not None and new is not None and old.status is new.status:
+            return
         if old is not None:
             self._count_work(key, old, -1)
         if new is not None:
@@ -101,28 +111,17 @@ class Indexes:
         self.work_by_status[row.status] += by
         if row.status not in OPEN_WORK:
             return
-        by_type = (spec.work_type, row.status)
-        self.work_by_type[by_type] = self.work_by_type.get(by_type, 0) + by
-        by_class = (spec.work_type, spec.config, row.status)
-        self.work_by_class[by_class] = self.work_by_class.get(by_class, 0) + by
+        _count(self.work_by_type, (spec.work_type, row.status), by)
+        _count(self.work_by_class, (spec.work_type, spec.config, row.status), by)
         if row.status is WorkStatus.PENDING:
-            place = (-spec.priority, row.seq, key)
-            queue = self.queue.setdefault(spec.work_type, Ordered())
-            if by > 0:
-                queue.add(place)
-            else:
-                queue.discard(place)
+            _shelve(self.queue, (spec.work_type, spec.config), (-spec.priority, row.seq, key), by)
         for needed in spec.inputs:
-            readers = self.readers.get(needed.digest, 0) + by
-            if readers:
-                self.readers[needed.digest] = readers
-            else:
-                del self.readers[needed.digest]
+            _count(self.readers, needed.digest, by)
         if spec.unique:
             if by > 0:
                 self.unique[spec.unique] = key
             else:
-                self.unique.pop(spec.unique, None)
+                del self.unique[spec.unique]
         if spec.gauntlet:
             members = self.gauntlet_work.setdefault(spec.gauntlet, set())
             if by > 0:
@@ -133,34 +132,60 @@ class Indexes:
                     del self.gauntlet_work[spec.gauntlet]
 
     def _job(self, key: str, old: Job | None, new: Job | None) -> None:
+        row = new or old
+        assert row is not None
         was = old is not None and old.actual in LIVE_JOB
         now = new is not None and new.actual in LIVE_JOB
-        if old is not None and was and not now:
-            self._count_job(key, old, -1)
-            del self.live_jobs[old.peer][key]
-            if not self.live_jobs[old.peer]:
-                del self.live_jobs[old.peer]
-        if new is not None and now and not was:
-            self._count_job(key, new, 1)
-            self.live_jobs.setdefault(new.peer, {})[key] = None
-        if new is not None and new.claim and old is None:
-            self.claims.setdefault(new.claim, {})[key] = None
-        if old is not None and old.claim and new is None:
-            self.claims[old.claim].pop(key, None)
-            if not self.claims[old.claim]:
-                del self.claims[old.claim]
+        if was != now:
+            by = 1 if now else -1
+            _count(self.live_by_type, row.work_type, by)
+            _count(self.live_by_class, (row.work_type, row.config), by)
+            _list(self.live_jobs, row.peer, key, by)
+        if row.claim and (old is None or new is None):
+            _list(self.claims, row.claim, key, 1 if old is None else -1)
 
-    def _count_job(self, key: str, row: Job, by: int) -> None:
-        self.live_by_type[row.work_type] = self.live_by_type.get(row.work_type, 0) + by
-        place = (row.work_type, row.config)
-        self.live_by_class[place] = self.live_by_class.get(place, 0) + by
+    def _artifact(self, key: str, old: Artifact | None, new: Artifact | None) -> None:
+        row = new or old
+        assert row is not None
+        if old is None or new is None:
+            _shelve(self.artifacts, (row.kind, row.config), (row.seq, key), 1 if old is None else -1)
 
-    def _model(self, key: str, old: Model | None, new: Model | None) -> None:
-        if old is not None:
-            self.models[old.config].discard((old.seq, key))
-            if self.champions.get(old.config) == key:
-                del self.champions[old.config]
-        if new is not None:
-            self.models.setdefault(new.config, Ordered()).add((new.seq, key))
-            if new.status == "champion":
-                self.champions[new.config] = key
+    def _model(self, key: str, old: Model | None, new: Model) -> None:
+        """Models are never deleted."""
+        if old is None:
+            _shelve(self.models, new.config, (new.seq, key), 1)
+        elif old.status is ModelStatus.CHAMPION:
+            del self.champions[old.config]
+        if new.status is ModelStatus.CHAMPION:
+            self.champions[new.config] = key
+
+
+def _count(counter: dict[K, int], key: K, by: int) -> None:
+    """Add to a counter that forgets what stands at nought."""
+    count = counter.get(key, 0) + by
+    if count:
+        counter[key] = count
+    else:
+        del counter[key]
+
+
+def _list(lists: dict[str, dict[str, None]], name: str, key: str, by: int) -> None:
+    """Append to a named list or take out of it; an empty one is forgotten."""
+    members = lists.setdefault(name, {})
+    if by > 0:
+        members[key] = None
+        return
+    del members[key]
+    if not members:
+        del lists[name]
+
+
+def _shelve(shelves: dict[K, Ordered[P]], name: K, place: P, by: int) -> None:
+    """Put a place on a named shelf or take it off; an empty shelf is forgotten."""
+    shelf = shelves.setdefault(name, Ordered())
+    if by > 0:
+        shelf.add(place)
+        return
+    shelf.discard(place)
+    if not len(shelf):
+        del shelves[name]

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
+from heapq import merge
+from itertools import islice
 from typing import Any
 
 import msgspec
@@ -182,10 +184,9 @@ def overview(state: State) -> Overview:
 
 
 def pending(state: State, work_type: str = "", limit: int = 100) -> list[Work]:
-    """Pending items, best first within each type, types in the order of their best item."""
-    queues = [q for name, q in state.index.queue.items() if len(q) and (not work_type or name == work_type)]
-    places = sorted(place for q in queues for _, place in zip(range(limit), q, strict=False))
-    return [state.work[place[2]] for place in places[:limit]]
+    """Pending items, best first."""
+    queues = [queue for (kind, _), queue in state.index.queue.items() if kind == work_type or not work_type]
+    return [state.work[name] for _, _, name in islice(merge(*queues), limit)]
 
 
 def events_after(state: State, seq: int, limit: int = 1_000) -> list[Event]:

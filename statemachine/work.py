@@ -10,6 +10,8 @@ failed, cancelled, expired -> pending    by an operator's retry
 from __future__ import annotations
 
 from collections.abc import Iterator
+from heapq import merge
+from itertools import islice
 
 from msgspec.structs import replace
 
@@ -19,6 +21,7 @@ from statemachine.commands import AddWork, CancelWork, ClaimWork, PlaceWork, Ret
 from statemachine.eligibility import free_gpus, item_obstacle, peer_obstacle
 from statemachine.errors import Code, Refused
 from statemachine.rows import (
+    LIVE_JOB,
     LIVE_WORK,
     OPEN_WORK,
     WORK_TRANSITIONS,
@@ -30,7 +33,7 @@ from statemachine.rows import (
 )
 from statemachine.state import Txn
 
-#: pending items a claim looks at before it gives up on finding a fitting one
+#: pending items of one type and config a claim looks at; the ones behind wait until those in front can run
 CLAIM_SCAN = 512
 
 
@@ -93,7 +96,9 @@ def claim(txn: Txn, cmd: ClaimWork) -> list[dict[str, object]]:
     earlier = txn.state.index.claims.get(cmd.claim)
     if earlier:
         rows = [txn.jobs.require(job) for job in earlier]
-        return [granted(job, txn.work.require(job.work)) for job in rows if txn.work.get(job.work)]
+        if rows[0].peer != cmd.peer:
+            raise Refused(Code.CONFLICT, f"claim {cmd.claim!r} is one of {rows[0].peer!r}; choose another id")
+        return [granted(job, txn.work.require(job.work)) for job in rows]
     if txn.cluster.paused:
         raise Refused(Code.PAUSED, f"the cluster is paused: {txn.cluster.pause_reason or 'by an operator'}")
     peer = txn.peers.get(cmd.peer)
@@ -109,27 +114,15 @@ def claim(txn: Txn, cmd: ClaimWork) -> list[dict[str, object]]:
 
 
 def _claimable(txn: Txn, cmd: ClaimWork) -> Iterator[Work]:
-    """Pending items that fit the claim, best first over all asked types."""
-    queues = txn.state.index.queue
-    types = cmd.work_types or tuple(sorted(queues))
-    heads: list[tuple[int, int, str]] = []
-    for work_type in dict.fromkeys(types):
-        queue = queues.get(work_type)
-        if queue is None:
-            continue
-        for looked, place in enumerate(queue):
-            if looked >= CLAIM_SCAN:
-                break
-            heads.append(place)
-            if looked >= cmd.limit and not cmd.configs:
-                break
+    """Pending items that fit the claim, best first over all asked types and configs."""
+    asked = [
+        islice(queue, CLAIM_SCAN)
+        for (work_type, config), queue in txn.state.index.queue.items()
+        if (not cmd.work_types or work_type in cmd.work_types) and (not cmd.configs or config in cmd.configs)
+    ]
     live = dict(txn.state.index.live_by_class)
-    for place in sorted(heads):
-        row = txn.work.get(place[2])
-        if row is None or row.status is not WorkStatus.PENDING:
-            continue
-        if cmd.configs and row.spec.config not in cmd.configs:
-            continue
+    for _, _, name in merge(*asked):
+        row = txn.work.require(name)
         if item_obstacle(row, txn.now_ms, txn.work.get, live) is None:
             kind = (row.spec.work_type, row.spec.config)
             live[kind] = live.get(kind, 0) + 1
@@ -238,6 +231,9 @@ def retry(txn: Txn, cmd: RetryWork) -> str:
     if row.status in LIVE_WORK or row.status is WorkStatus.COMPLETED:
         raise Refused(Code.ILLEGAL_TRANSITION, f"work {cmd.work!r} is {row.status}; only ended items are retried")
     spec = row.spec
+    last = txn.jobs.get(row.job)
+    if last is not None and last.actual in LIVE_JOB:
+        raise Refused(Code.CONFLICT, f"job {last.job!r} is still stopping on {last.peer!r}; retry when it has ended")
     if spec.unique and (holder := _open_under(txn, spec.unique)):
         raise Refused(Code.CONFLICT, f"work {holder!r} holds the unique name {spec.unique!r} now")
     now = txn.now_ms
