@@ -116,18 +116,23 @@ def score(winner: Tensor, pattern: Tensor) -> Outcome:
     return Outcome(groups, tally, histogram, int(half_points.sum()))
 
 
+def parser() -> Arguments:
+    """The arguments of this program."""
+    found = Arguments("evaluation", "Compare two players over groups of seat-rotated games.")
+    found.add_argument("--config", required=True, help="such as connect4_2p")
+    found.add_argument("--a", required=True, help="a model file, random or heuristic")
+    found.add_argument("--b", required=True, help="a model file, random or heuristic")
+    found.add_argument("--groups", type=whole(1, 100_000), default=50)
+    found.add_argument("--engine", choices=("gumbel-mcts", "policy-only"), default="gumbel-mcts")
+    found.add_argument("--opening-plies", type=whole(0, 64), default=4)
+    found.add_argument("--batch", type=whole(1, 65536), default=256, help="games in play at a time")
+    players.add_engine_arguments(found, simulations=16, temperature=0.25)
+    return found
+
+
 def main(arguments: Sequence[str], stop: StopSignal) -> int:
     """Write tally and histogram of the finished groups; zero of them is an error."""
-    parser = Arguments("evaluation", "Compare two players over groups of seat-rotated games.")
-    parser.add_argument("--config", required=True, help="such as connect4_2p")
-    parser.add_argument("--a", required=True, help="a model file, random or heuristic")
-    parser.add_argument("--b", required=True, help="a model file, random or heuristic")
-    parser.add_argument("--groups", type=whole(1, 100_000), default=50)
-    parser.add_argument("--engine", choices=("gumbel-mcts", "policy-only"), default="gumbel-mcts")
-    parser.add_argument("--opening-plies", type=whole(0, 64), default=4)
-    parser.add_argument("--batch", type=whole(1, 65536), default=256, help="games in play at a time")
-    players.add_engine_arguments(parser, simulations=16, temperature=0.25)
-    chosen = parser.parse_args(arguments)
+    chosen = parser().parse_args(arguments)
     device = players.prepare(chosen.threads, chosen.device)
     game = games.load(chosen.config, device)
     a = _player(chosen.a, PLAYER_A, game, chosen, device)

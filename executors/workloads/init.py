@@ -8,13 +8,18 @@ from executors.workloads import games, net
 from executors.workloads.contract import EXIT_OK, Arguments, Job, StopSignal, run, whole
 
 
+def parser() -> Arguments:
+    """The arguments of this program."""
+    found = Arguments("init", "Write the untrained network of a seed.")
+    found.add_argument("--config", required=True, help="such as connect4_2p")
+    found.add_argument("--channels", type=whole(1, net.MAX_CHANNELS), default=32)
+    found.add_argument("--blocks", type=whole(0, net.MAX_BLOCKS), default=2)
+    return found
+
+
 def main(arguments: Sequence[str], stop: StopSignal) -> int:
     """Write ``out/model.pt``; too short to be stopped half way."""
-    parser = Arguments("init", "Write the untrained network of a seed.")
-    parser.add_argument("--config", required=True, help="such as connect4_2p")
-    parser.add_argument("--channels", type=whole(1, net.MAX_CHANNELS), default=32)
-    parser.add_argument("--blocks", type=whole(0, net.MAX_BLOCKS), default=2)
-    chosen = parser.parse_args(arguments)
+    chosen = parser().parse_args(arguments)
     game = games.load(chosen.config)
     job = Job.open(chosen.job_dir)
     spec = net.NetSpec(game.key, chosen.channels, chosen.blocks)

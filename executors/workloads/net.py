@@ -127,10 +127,12 @@ def read(path: Path) -> dict[str, Any]:
     try:
         if path.stat().st_size > MAX_MODEL_BYTES:
             raise WorkloadError(f"The model {path} is larger than {MAX_MODEL_BYTES} bytes.")
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        stored = path.read_bytes()
     except OSError as error:
         raise WorkloadError(f"The model {path} cannot be read: {error.strerror}.") from error
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError) as error:
+    try:
+        content = torch.load(io.BytesIO(stored), map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, OSError, RuntimeError, EOFError, ValueError, KeyError) as error:
         raise WorkloadError(f"The file {path} is not a model of this project.") from error
     if not isinstance(content, dict):
         raise WorkloadError(f"The file {path} is not a model of this project.")

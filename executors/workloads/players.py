@@ -28,7 +28,7 @@ def add_engine_arguments(parser: argparse.ArgumentParser, *, simulations: int, t
     parser.add_argument("--simulations", type=whole(1, 4096), default=simulations)
     parser.add_argument("--temperature", type=real(0.01, 100), default=temperature, help="of policy-only")
     parser.add_argument("--considered", type=whole(1, 1024), default=16, help="root actions in the halving")
-    parser.add_argument("--score-scale", type=real(0.001, 100), default=0.2, help="trust in searched scores")
+    parser.add_argument("--score-scale", type=real(0.001, 100), default=1.0, help="trust in searched scores")
 
 
 def engine(

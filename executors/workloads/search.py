@@ -83,7 +83,7 @@ class GumbelSearch(Generic[S]):
         *,
         considered: int = 16,
         visit_offset: float = 50.0,
-        score_scale: float = 0.2,
+        score_scale: float = 1.0,
     ) -> None:
         self.game = game
         self.evaluate = evaluate

@@ -132,20 +132,25 @@ def play(
         yield finished
 
 
+def parser() -> Arguments:
+    """The arguments of this program."""
+    found = Arguments("selfplay", "Play games against oneself and write them as training data.")
+    found.add_argument("--config", required=True, help="such as connect4_2p")
+    found.add_argument("--games", type=whole(1, 1_000_000), default=256)
+    found.add_argument("--engine", choices=NAMES, help="default: gumbel-mcts with a model, else random")
+    found.add_argument("--model", type=Path, help="default: the untrained network of the seed")
+    found.add_argument("--channels", type=whole(1, net.MAX_CHANNELS), default=32, help="without --model")
+    found.add_argument("--blocks", type=whole(0, net.MAX_BLOCKS), default=2, help="without --model")
+    found.add_argument("--batch", type=whole(1, 8192), default=64, help="games in play at a time")
+    found.add_argument("--opening-plies", type=whole(0, 64), default=4, help="most random plies at the start")
+    found.add_argument("--shard-games", type=whole(1), default=1024, help="least games in a full shard")
+    players.add_engine_arguments(found, simulations=32, temperature=1.0)
+    return found
+
+
 def main(arguments: Sequence[str], stop: StopSignal) -> int:
     """Write shards and their manifest; on SIGTERM those of the games finished so far."""
-    parser = Arguments("selfplay", "Play games against oneself and write them as training data.")
-    parser.add_argument("--config", required=True, help="such as connect4_2p")
-    parser.add_argument("--games", type=whole(1, 1_000_000), default=256)
-    parser.add_argument("--engine", choices=NAMES, help="default: gumbel-mcts with a model, else random")
-    parser.add_argument("--model", type=Path, help="default: the untrained network of the seed")
-    parser.add_argument("--channels", type=whole(1, net.MAX_CHANNELS), default=32, help="without --model")
-    parser.add_argument("--blocks", type=whole(0, net.MAX_BLOCKS), default=2, help="without --model")
-    parser.add_argument("--batch", type=whole(1, 8192), default=64, help="games in play at a time")
-    parser.add_argument("--opening-plies", type=whole(0, 64), default=4, help="most random plies at the start")
-    parser.add_argument("--shard-games", type=whole(1), default=1024, help="least games in a full shard")
-    players.add_engine_arguments(parser, simulations=32, temperature=1.0)
-    chosen = parser.parse_args(arguments)
+    chosen = parser().parse_args(arguments)
     device = players.prepare(chosen.threads, chosen.device)
     game = games.load(chosen.config, device)
     name = chosen.engine or ("gumbel-mcts" if chosen.model else "random")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import zipfile
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -17,6 +18,7 @@ from executors.workloads.contract import WorkloadError, write_atomically
 FORMAT = 1
 MAX_SHARD_BYTES = 4 << 30
 _EPOCH = (1980, 1, 1, 0, 0, 0)
+_DAMAGE = (zipfile.BadZipFile, zlib.error, NotImplementedError)
 
 Array = NDArray[Any]
 
@@ -91,11 +93,13 @@ def read(path: Path, config: str, height: int, width: int, players: int) -> Posi
     try:
         if path.stat().st_size > MAX_SHARD_BYTES:
             raise WorkloadError(f"The data file {path} is larger than {MAX_SHARD_BYTES} bytes.")
-        with np.load(path, allow_pickle=False) as archive:
-            arrays = {name: archive[name] for name in ("format", "config", *_DTYPES)}
+        stored = path.read_bytes()
     except OSError as error:
-        raise WorkloadError(f"The data file {path} cannot be read: {error.strerror or error}.") from error
-    except (ValueError, KeyError, EOFError, AttributeError, zipfile.BadZipFile) as error:
+        raise WorkloadError(f"The data file {path} cannot be read: {error.strerror}.") from error
+    try:
+        with np.load(io.BytesIO(stored), allow_pickle=False) as archive:
+            arrays = {name: archive[name] for name in ("format", "config", *_DTYPES)}
+    except (ValueError, KeyError, EOFError, OSError, AttributeError, TypeError, *_DAMAGE) as error:
         raise WorkloadError(f"The data file {path} is not a selfplay shard of this project.") from error
     if arrays.pop("format").tolist() != FORMAT:
         raise WorkloadError(f"The data file {path} has a format this release does not read.")

@@ -122,28 +122,34 @@ def validate(network: net.Net, window: Window) -> dict[str, str]:
     return {"validation_policy_loss": f"{policy_loss:.4f}", "validation_value_loss": f"{value_loss:.4f}"}
 
 
-def main(arguments: Sequence[str], stop: StopSignal) -> int:
-    """Write ``out/model.pt``; on SIGTERM a checkpoint, from which the next attempt goes on exactly."""
-    parser = Arguments("training", "Train a network on selfplay data.")
-    parser.add_argument("--config", required=True, help="such as connect4_2p")
-    parser.add_argument("--data", type=Path, action="append", default=[], help="a shard; may be repeated")
-    parser.add_argument("--data-list", type=Path, help="a file with the path of one shard a line")
-    parser.add_argument("--init", type=Path, help="the model to continue from; default: untrained")
-    parser.add_argument("--channels", type=whole(1, net.MAX_CHANNELS), default=32, help="without --init")
-    parser.add_argument("--blocks", type=whole(0, net.MAX_BLOCKS), default=2, help="without --init")
-    amount = parser.add_mutually_exclusive_group()
+def parser() -> Arguments:
+    """The arguments of this program."""
+    found = Arguments("training", "Train a network on selfplay data.")
+    found.add_argument("--config", required=True, help="such as connect4_2p")
+    found.add_argument("--data", type=Path, action="append", default=[], help="a shard; may be repeated")
+    found.add_argument("--data-list", type=Path, help="a file with the path of one shard a line")
+    found.add_argument("--init", type=Path, help="the model to continue from; default: untrained")
+    found.add_argument("--channels", type=whole(1, net.MAX_CHANNELS), default=32, help="without --init")
+    found.add_argument("--blocks", type=whole(0, net.MAX_BLOCKS), default=2, help="without --init")
+    amount = found.add_mutually_exclusive_group()
     amount.add_argument("--steps", type=whole(1, 100_000_000))
     amount.add_argument("--epochs", type=whole(1, 100_000), help="default: 2 epochs")
-    parser.add_argument("--batch-size", type=whole(1, 65536), default=256)
-    parser.add_argument("--learning-rate", type=real(1e-8, 1), default=2e-3)
-    parser.add_argument("--weight-decay", type=real(0, 1), default=1e-2)
-    parser.add_argument("--value-weight", type=real(0, 100), default=1.0)
-    parser.add_argument("--validation-share", type=real(0, 0.9), default=0.05)
-    parser.add_argument("--checkpoint-steps", type=whole(1), default=500)
-    chosen = parser.parse_args(arguments)
+    found.add_argument("--batch-size", type=whole(1, 65536), default=256)
+    found.add_argument("--learning-rate", type=real(1e-8, 1), default=2e-3)
+    found.add_argument("--weight-decay", type=real(0, 1), default=1e-2)
+    found.add_argument("--value-weight", type=real(0, 100), default=1.0)
+    found.add_argument("--validation-share", type=real(0, 0.9), default=0.05)
+    found.add_argument("--checkpoint-steps", type=whole(1), default=500)
+    return found
+
+
+def main(arguments: Sequence[str], stop: StopSignal) -> int:
+    """Write ``out/model.pt``; on SIGTERM a checkpoint, from which the next attempt goes on exactly."""
+    words = parser()
+    chosen = words.parse_args(arguments)
     paths = [*chosen.data, *(_listed(chosen.data_list) if chosen.data_list else [])]
     if not 0 < len(paths) <= MAX_SHARDS:
-        parser.error(f"{len(paths)} data files are given; 1 to {MAX_SHARDS} are possible")
+        words.error(f"{len(paths)} data files are given; 1 to {MAX_SHARDS} are possible")
     device = players.prepare(chosen.threads, chosen.device)
     game = games.load(chosen.config, device)
     if chosen.init:

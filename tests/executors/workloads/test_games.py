@@ -122,8 +122,7 @@ def test_the_mover_sees_its_own_discs_under_the_same_code_in_every_seat() -> Non
 
 def test_boards_have_the_published_number_of_cells() -> None:
     cells = {
-        key: games.load(key).longest
-        for key in ("connect4_2p", "square8_2p", "square19_2p", "hex8_2p", "hexagonal_2p")
+        key: games.load(key).longest for key in ("connect4_2p", "square8_2p", "square19_2p", "hex8_2p", "hexagonal_2p")
     }
     assert list(cells.values()) == [42, 64, 361, 61, 469]
 
