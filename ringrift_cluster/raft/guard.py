@@ -68,7 +68,6 @@ class Guard(Transport):  # type: ignore[misc]
         self._held: list[tuple[str, Message]] = []
         self._voted_for_us: tuple[int, set[str]] = (0, set())
         self._backed_off: dict[str, tuple[int, int, float]] = {}
-        self._offered_at: dict[str, float] = {}
         #: voters that lost what they had acknowledged, and the sentence about it
         self.excluded: dict[str, str] = {}
         self._clock: Callable[[], float] = lambda: 0.0
@@ -137,7 +136,11 @@ class Guard(Transport):  # type: ignore[misc]
         snapshot = self._latest_snapshot()
         if snapshot is None:
             raise Diverged(f"{peer} needs entries that are compacted here, and there is no snapshot")
-        self._send_now(peer, OfferSnapshot(term, snapshot.index, snapshot.term, snapshot.size_bytes, snapshot.sha256))
+        offer = OfferSnapshot(term, snapshot.index, snapshot.term, snapshot.size_bytes, snapshot.sha256)
+        self._send_now(peer, offer)
+        # The library would repeat this in a loop for a whole heartbeat. Let it go on as if the voter had
+        # everything: until it does, its rejections bring us back here once a heartbeat.
+        self._inside.next_index[self._nodes[peer]] = self._journal.last_index + 1
 
     # Inbound
 

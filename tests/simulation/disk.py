@@ -1,0 +1,41 @@
+"""A disk that keeps what was synced and forgets the rest."""
+
+from __future__ import annotations
+
+from ringrift_cluster.raft.journal import Batch, Stored
+from ringrift_cluster.raft.messages import LogEntry
+from tests.simulation.world import Broken
+
+
+class Disk:
+    """A journal's store. The driver calls `write` when the virtual fsync returns."""
+
+    def __init__(self, owner: str) -> None:
+        self.owner = owner
+        self.facts: dict[str, str] = {}
+        self.entries: dict[int, LogEntry] = {}
+
+    def load(self) -> Stored:
+        return Stored(dict(self.facts), [self.entries[i] for i in sorted(self.entries)])
+
+    def write(self, batch: Batch) -> None:
+        self._check(batch.facts)
+        if batch.clear:
+            self.entries.clear()
+        if batch.truncate_from is not None:
+            self.entries = {i: e for i, e in self.entries.items() if i < batch.truncate_from}
+        if batch.drop_before is not None:
+            self.entries = {i: e for i, e in self.entries.items() if i >= batch.drop_before}
+        for entry in batch.entries:
+            self.entries[entry[1]] = entry
+        self.facts.update(batch.facts)
+
+    def _check(self, facts: dict[str, str]) -> None:
+        before, after = int(self.facts.get("term", "0")), int(facts.get("term", self.facts.get("term", "0")))
+        if after < before:
+            raise Broken(f"{self.owner}: the term went back from {before} to {after}")
+        vote_before, vote_after = self.facts.get("vote", ""), facts.get("vote", self.facts.get("vote", ""))
+        if after == before and vote_before and vote_after != vote_before:
+            raise Broken(f"{self.owner}: the vote of term {after} changed from {vote_before} to {vote_after or 'none'}")
+
+    def close(self) -> None: ...
