@@ -71,6 +71,8 @@ class NodeConfig:
     election_max_s: float
     append_period_s: float
     stop_jobs: bool
+    #: leave, with the jobs stopped, when the process that started this one is gone
+    exit_with_parent: bool
     stop_grace_s: float
     fresh_within_s: float
     snapshot_every_entries: int
@@ -162,6 +164,7 @@ def resolve(
         election_max_s=high,
         append_period_s=period,
         stop_jobs=settings.stop_jobs,
+        exit_with_parent=settings.exit_with_parent,
         stop_grace_s=settings.stop_grace_s,
         fresh_within_s=settings.fresh_within_s,
         snapshot_every_entries=settings.snapshot_every_entries,
