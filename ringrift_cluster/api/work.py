@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from typing import Annotated
 
 import msgspec
@@ -108,8 +107,10 @@ def decode_items(raw: bytes) -> NewWork | list[NewWork]:
 
 
 def text(value: Scalar) -> str:
-    """A parameter as the law keeps it: text, numbers in canonical decimal form."""
-    return value if isinstance(value, str) else json.dumps(value)
+    """A parameter as the law keeps it: text, and numbers in the shortest decimal form that reads back the same."""
+    if isinstance(value, str):
+        return value
+    return ("false", "true")[value] if isinstance(value, bool) else repr(value)
 
 
 def to_command(item: NewWork, work_id: str, at_ms: int) -> AddWork:
