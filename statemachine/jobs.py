@@ -3,6 +3,8 @@
     pending -> starting -> running -> succeeded | failed | stopped      the executor's word, under its fence
     any live state -> lost                                              the clock's word, past the lease
 
+A job never outlives its item's row, and an item has one live job at most: while it lives, the item is
+claimed or running under it, or was cancelled under it.
 Every report names (job, fence). A repeat of a report is answered like the first; a report under a fence
 that is over is refused, so what a lost node still finishes counts nowhere.
 """
@@ -11,7 +13,7 @@ from __future__ import annotations
 
 from msgspec.structs import replace
 
-from statemachine import artifacts, events, results
+from statemachine import artifacts, deadlines, events, results
 from statemachine.commands import (
     CompleteJob,
     FailJob,
@@ -69,16 +71,22 @@ def report(txn: Txn, cmd: ReportJob) -> str:
     if row.actual is to or (to is Actual.STARTING and row.actual is Actual.RUNNING):
         return row.desired
     move(row, to)
-    now = txn.now_ms
     if to is Actual.STARTING:
         txn.jobs.put(row.job, replace(row, actual=to))
-        return row.desired
-    txn.jobs.put(row.job, replace(row, actual=to, started_at_ms=now, progress_at_ms=now))
-    work = txn.work.get(row.work)
-    if work is not None and work.status is WorkStatus.CLAIMED and work.job == row.job:
+    else:
+        _run(txn, row)
+    return row.desired
+
+
+def _run(txn: Txn, row: Job) -> Job:
+    """The process runs: this burns the item's attempt."""
+    now = txn.now_ms
+    job = txn.jobs.put(row.job, replace(row, actual=Actual.RUNNING, started_at_ms=now, progress_at_ms=now))
+    work = txn.work.require(row.work)
+    if work.status is WorkStatus.CLAIMED:
         txn.work.put(work.work, replace(work, status=WorkStatus.RUNNING, attempts=work.attempts + 1))
         events.emit(txn, "WorkStarted", row.work, job=row.job, peer=row.peer)
-    return row.desired
+    return job
 
 
 def progress(txn: Txn, seen: JobProgress, peer: str) -> bool:
@@ -93,7 +101,10 @@ def progress(txn: Txn, seen: JobProgress, peer: str) -> bool:
 
 
 def renew(txn: Txn, cmd: RenewJobs) -> dict[str, list[str]]:
-    """Extend leases of claimed jobs; answers which fences are over and which jobs should stop."""
+    """Extend leases of claimed jobs; answers which fences are over and which jobs should stop.
+
+    Who claims an item and renews its lease runs it, so the first renewal starts it if no report did.
+    """
     over: list[str] = []
     stop: list[str] = []
     for item in cmd.jobs:
@@ -101,6 +112,8 @@ def renew(txn: Txn, cmd: RenewJobs) -> dict[str, list[str]]:
         if row is None or row.fence != item.fence or row.actual not in LIVE_JOB:
             over.append(item.job)
             continue
+        if row.claim and row.actual is not Actual.RUNNING:
+            row = _run(txn, row)
         txn.jobs.put(row.job, replace(row, renewed_at_ms=txn.now_ms))
         progress(txn, item, row.peer)
         if row.desired is Desired.STOP:
@@ -112,12 +125,11 @@ def complete(txn: Txn, cmd: CompleteJob) -> dict[str, object]:
     """Count an attempt's result: totals, files, models and matches together, once."""
     row = held(txn, cmd.job, cmd.fence)
     to = Actual.STOPPED if cmd.stopped else Actual.SUCCEEDED
-    work = txn.work.get(row.work)
+    work = txn.work.require(row.work)
     if row.actual in (Actual.SUCCEEDED, Actual.STOPPED):
-        counted = work is not None and work.job == row.job and work.status is WorkStatus.COMPLETED
+        counted = work.job == row.job and work.status is WorkStatus.COMPLETED
         return {"published": counted, "repeat": True}
     move(row, to)
-    current = work is not None and work.job == row.job and work.status in LIVE_WORK
     now = txn.now_ms
     done = replace(
         row,
@@ -129,7 +141,7 @@ def complete(txn: Txn, cmd: CompleteJob) -> dict[str, object]:
         outputs=cmd.outputs,
         exit_code=cmd.exit_code,
     )
-    if work is None or not current:
+    if work.status not in LIVE_WORK:
         # The item was cancelled under it: the job ends, nothing is published.
         txn.jobs.put(row.job, replace(done, actual=Actual.STOPPED, reason="its item was ended before it"))
         return {"published": False}
@@ -143,7 +155,7 @@ def complete(txn: Txn, cmd: CompleteJob) -> dict[str, object]:
             finished_at_ms=now,
             counts=cmd.counts,
             metrics=cmd.metrics,
-            attempts=max(work.attempts, 1),
+            attempts=work.attempts + (work.status is WorkStatus.CLAIMED),
             reason="stopped early, its part counts" if cmd.stopped else "",
             error_class="",
         ),
@@ -160,8 +172,7 @@ def fail(txn: Txn, cmd: FailJob) -> str:
     row = held(txn, cmd.job, cmd.fence)
     to = Actual.STOPPED if cmd.error_class == "stopped" else Actual.FAILED
     if row.actual is to:
-        work = txn.work.get(row.work)
-        return work.status if work else "gone"
+        return txn.work.require(row.work).status
     move(row, to)
     txn.jobs.put(
         row.job,
@@ -185,8 +196,7 @@ def release(txn: Txn, cmd: ReleaseJob) -> str:
     """Take a job back that never started."""
     row = held(txn, cmd.job, cmd.fence)
     if row.actual is Actual.STOPPED:
-        work = txn.work.get(row.work)
-        return work.status if work else "gone"
+        return txn.work.require(row.work).status
     if row.actual is Actual.RUNNING:
         raise Refused(
             Code.ILLEGAL_TRANSITION, f"job {row.job!r} runs; stop it and report how it ended instead of a release"
@@ -221,25 +231,22 @@ def lose(txn: Txn, row: Job, reason: str) -> None:
 
 def on_due(txn: Txn, row: Job) -> None:
     now = txn.now_ms
-    if row.actual is Actual.RUNNING and now >= row.started_at_ms + row.timeout_ms + row.lease_ms:
-        lose(txn, row, f"it ran {now - row.started_at_ms} ms, its limit is {row.timeout_ms} ms")
-    elif row.actual is Actual.PENDING:
-        lose(txn, row, f"{row.peer} did not start it in time")
-    else:
+    if now >= deadlines.lease_end_ms(row, txn.state.peers):
         lose(txn, row, f"its lease of {row.lease_ms} ms lapsed on {row.peer}")
+    elif row.actual is Actual.RUNNING:
+        lose(txn, row, f"it ran {now - row.started_at_ms} ms, its limit is {row.timeout_ms} ms")
+    else:
+        lose(txn, row, f"{row.peer} did not start it within {now - row.granted_at_ms} ms")
 
 
 def _give_back(txn: Txn, row: Job, error_class: str, reason: str) -> str:
     """Return the item to the queue, or make it a dead letter."""
-    work = txn.work.get(row.work)
-    if work is None:
-        return "gone"
-    if work.job != row.job or work.status not in LIVE_WORK:
+    work = txn.work.require(row.work)
+    if work.status not in LIVE_WORK:
         return work.status
-    burnt = work.attempts
     blameless = error_class in BLAMELESS or error_class in ("lost", "released")
-    if blameless and work.status is WorkStatus.RUNNING:
-        burnt -= 1
+    # A blameless end gives the attempt back; a process may also fail before anybody saw it run.
+    burnt = work.attempts - (work.status is WorkStatus.RUNNING) + (not blameless)
     failed_on = work.failed_on if blameless else (*work.failed_on, row.peer)
     limits = txn.state.limits
     back = replace(work, attempts=burnt, job="", reason=reason, error_class=error_class, failed_on=failed_on)
@@ -256,8 +263,8 @@ def _give_back(txn: Txn, row: Job, error_class: str, reason: str) -> str:
     timing = txn.state.timing
     delay = 0
     if error_class not in ("stopped", "preempted", "lost"):
-        rounds = min(max(len(failed_on), 1 if error_class == "infrastructure" else 0), 20)
-        delay = min(timing.backoff_ms * 2 ** max(rounds - 1, 0), timing.backoff_cap_ms) if rounds else timing.backoff_ms
+        rounds = min(max(len(failed_on), 1), 20)
+        delay = min(timing.backoff_ms * 2 ** (rounds - 1), timing.backoff_cap_ms)
     txn.work.put(work.work, replace(back, status=WorkStatus.PENDING, ready_at_ms=txn.now_ms + delay))
     events.emit(txn, "WorkReturned", work.work, reason=reason[:200], error_class=error_class)
     return WorkStatus.PENDING

@@ -46,7 +46,7 @@ class Assignment(Struct, frozen=True):
     """A live job of a peer, with everything its executor needs to run it."""
 
     job: Job
-    work: Work | None
+    work: Work
     template: Template | None
     inputs: tuple[ResolvedInput, ...]
     lease_end_ms: int
@@ -59,9 +59,9 @@ def assignments(state: State, peer: str) -> list[Assignment]:
         job = state.jobs[name]
         if job.claim:
             continue
-        work = state.work.get(job.work)
-        template = state.template(work.spec.template) if work else None
-        inputs = tuple(resolve(state, i.name, i.digest) for i in work.spec.inputs) if work else ()
+        work = state.work[job.work]
+        template = state.template(work.spec.template)
+        inputs = tuple(resolve(state, i.name, i.digest) for i in work.spec.inputs)
         found.append(Assignment(job, work, template, inputs, deadlines.lease_end_ms(job, state.peers)))
     return found
 
