@@ -74,6 +74,8 @@ class NodeConfig:
     #: leave, with the jobs stopped, when the process that started this one is gone
     exit_with_parent: bool
     stop_grace_s: float
+    #: how often running jobs tell their progress
+    progress_every_s: float
     fresh_within_s: float
     snapshot_every_entries: int
     fail_on_subscription_failure: bool
@@ -165,6 +167,7 @@ def resolve(
         append_period_s=period,
         stop_jobs=settings.stop_jobs,
         exit_with_parent=settings.exit_with_parent,
+        progress_every_s=settings.progress_every_s,
         stop_grace_s=settings.stop_grace_s,
         fresh_within_s=settings.fresh_within_s,
         snapshot_every_entries=settings.snapshot_every_entries,

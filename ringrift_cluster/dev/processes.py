@@ -155,7 +155,7 @@ class Nodes:
             *("--role", "voter" if votes else "follower"),
             *("--port", str(self.plan.port(node.name)), "--data-dir", str(home)),
             *("--cpu-slots", "0" if votes else str(self.cpu_slots)),
-            *("--stop-jobs", "--exit-with-parent"),
+            *("--progress-every-s", "2", "--stop-jobs", "--exit-with-parent"),
         ]
         with self.log_file(node.name).open("ab") as log:
             node.process = self._spawn(command, log)

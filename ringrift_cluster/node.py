@@ -1,0 +1,396 @@
+"""The composition root: one node, from its settings to its last breath.
+
+    voter                                   follower
+    RaftReplica (own thread)                FeedReplica
+    HeartbeatCollector                      heartbeats to a voter
+    Controllers (act while it leads)        -
+    Agent, HTTP face, feed for followers    Agent, HTTP face, feed for followers
+
+Start: data directory, HTTP port, replica, then everything that uses it. Stop: streams end, leadership is handed
+over, the agent leaves its jobs for adoption (or stops them), HTTP closes, the replica last.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import fcntl
+import logging
+import os
+import resource
+import signal
+import socket
+import sys
+import time
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from pathlib import Path
+from typing import BinaryIO
+
+import httpx
+import uvicorn
+
+from executors.agent import Agent, AgentRefused
+from executors.blobs import Blobs
+from executors.options import Options
+from ringrift_cluster import __version__, observability
+from ringrift_cluster.api.app import create_app
+from ringrift_cluster.api.services import AgentStatus, LoopStatus, Services, ShutdownOrder
+from ringrift_cluster.controllers.runner import Controllers
+from ringrift_cluster.feed.follower import FeedReplica, FollowerConfig
+from ringrift_cluster.feed.router import FeedRouter
+from ringrift_cluster.heartbeats import HeartbeatCollector
+from ringrift_cluster.port import ReplicaPort
+from ringrift_cluster.raft.conf import Timing, VoterConfig
+from ringrift_cluster.raft.engine import RaftReplica
+from ringrift_cluster.raft.errors import RaftError
+from ringrift_cluster.replica import ReplicaError
+from ringrift_cluster.settings import NodeConfig
+from ringrift_cluster.supervise import TaskReport, supervise
+
+log = logging.getLogger("ringrift.node")
+
+EXIT_SETUP = 2
+#: the replica stopped by itself (damaged file, divergence, full disk): restarting alone does not mend it
+EXIT_HALTED = 70
+BACKLOG = 2048
+PULSE_S = 0.5
+
+
+class SetupError(Exception):
+    """Why this node cannot start, in one sentence."""
+
+
+def serve(config: NodeConfig) -> int:
+    """Run a node until it is told to leave; returns the process's exit code."""
+    observability.configure(config.node_id, config.log_level)
+    try:
+        with _data_dir(config.data_dir), _listener(config) as listener:
+            return asyncio.run(_Node(config, listener).run())
+    except (SetupError, RaftError) as error:
+        sys.stderr.write(f"ringrift-node: {error}\n")
+        return EXIT_SETUP
+
+
+@contextlib.contextmanager
+def _data_dir(path: Path) -> Iterator[None]:
+    """Hold the data directory for this process. Raises SetupError."""
+    lock: BinaryIO | None = None
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        lock = (path / "lock").open("a+b")
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        raise SetupError(
+            f"the data directory {path} is in use by another node process; stop it, or give another --data-dir"
+        ) from error
+    except OSError as error:
+        raise SetupError(
+            f"the data directory {path} cannot be used ({error.strerror}); give another --data-dir"
+        ) from error
+    with lock:
+        yield
+
+
+@contextlib.contextmanager
+def _listener(config: NodeConfig) -> Iterator[socket.socket]:
+    """The HTTP socket, taken before anything else starts. Raises SetupError."""
+    family = socket.AF_INET6 if ":" in config.bind else socket.AF_INET
+    with socket.socket(family, socket.SOCK_STREAM) as listener:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            listener.bind((config.bind, config.port))
+            listener.listen(BACKLOG)
+        except OSError as error:
+            raise SetupError(
+                f"port {config.port} on {config.bind} cannot be listened on ({error.strerror}); "
+                "end what uses it, or give another --port"
+            ) from error
+        listener.setblocking(False)
+        yield listener
+
+
+class _Server(uvicorn.Server):
+    """uvicorn without its own signal handlers: the node decides when to leave."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+
+class _Node:
+    def __init__(self, config: NodeConfig, listener: socket.socket) -> None:
+        self.config = config
+        self._listener = listener
+        self._leaving = asyncio.Event()
+        self._order = ShutdownOrder(reason="", stop_jobs=config.stop_jobs)
+        self._exit = 0
+        self._reports: dict[str, TaskReport] = {}
+        self._turned_s = time.monotonic()
+        self._stall_max_s = 0.0
+
+    async def run(self) -> int:
+        config = self.config
+        for warning in config.warnings:
+            log.warning('event=setting_warning detail="%s"', warning)
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._leave, ShutdownOrder(signal.Signals(number).name, config.stop_jobs))
+        token = config.auth_token.get_secret_value() if config.auth_token else None
+        headers = {"authorization": f"Bearer {token}"} if token else {}
+        limits = httpx.Limits(max_connections=256, max_keepalive_connections=64)
+        timeout = httpx.Timeout(30.0, connect=3.0)
+        async with (
+            httpx.AsyncClient(timeout=timeout, headers=headers, limits=limits) as http,
+            self._replica(http) as replica,
+        ):
+            await self._live(replica, http, token)
+        log.info("event=node_left reason=%s exit=%d", self._order.reason or "-", self._exit)
+        return self._exit
+
+    @contextlib.asynccontextmanager
+    async def _replica(self, http: httpx.AsyncClient) -> AsyncIterator[RaftReplica | FeedReplica]:
+        replica: RaftReplica | FeedReplica
+        if self.config.is_voter:
+            replica = self._start_voter()
+        else:
+            replica = await self._start_follower(http)
+        try:
+            yield replica
+        finally:
+            await replica.stop()
+
+    def _start_voter(self) -> RaftReplica:
+        config = self.config
+        loop = asyncio.get_running_loop()
+
+        def halted(sentence: str) -> None:
+            loop.call_soon_threadsafe(self._halted, sentence)
+
+        secret = config.cluster_secret.get_secret_value().encode() if config.cluster_secret else None
+        own = next(m for m in config.voters if m.id == config.node_id)
+        return RaftReplica.start(
+            VoterConfig(
+                node_id=config.node_id,
+                voters={m.id: m.raft_address for m in config.voters},
+                data_dir=config.data_dir,
+                bind=f"{config.bind}:{config.raft_port or own.raft_port}",
+                secret=secret,
+                timing=Timing(
+                    heartbeat_s=config.append_period_s,
+                    election_min_s=config.election_min_s,
+                    election_max_s=config.election_max_s,
+                ),
+            ),
+            on_halt=halted,
+        )
+
+    async def _start_follower(self, http: httpx.AsyncClient) -> FeedReplica:
+        config = self.config
+        return await FeedReplica.start(
+            FollowerConfig(
+                node_id=config.node_id,
+                voters={m.id: m.url for m in config.voters},
+                data_dir=config.data_dir,
+                token=config.auth_token.get_secret_value() if config.auth_token else None,
+                fresh_s=config.fresh_within_s,
+                snapshot_every_entries=config.snapshot_every_entries,
+            ),
+            http,
+        )
+
+    async def _live(self, replica: RaftReplica | FeedReplica, http: httpx.AsyncClient, token: str | None) -> None:
+        """Everything that uses the replica, until the order to leave."""
+        config = self.config
+        heartbeats = HeartbeatCollector(replica) if isinstance(replica, RaftReplica) else None
+        record = heartbeats.record if heartbeats else replica.record  # type: ignore[union-attr]
+        blobs = Blobs(config.data_dir / "artifacts")
+        agent = Agent(
+            ReplicaPort(replica, record),
+            peer=config.node_id,
+            address=config.url,
+            role="voter" if config.is_voter else "follower",
+            data_dir=config.data_dir,
+            blobs=blobs,
+            http=http,
+            options=Options(
+                cpu_slots=config.cpu_slots,
+                labels=config.labels,
+                release=__version__,
+                progress_every_s=config.progress_every_s,
+            ),
+        )
+        controllers = Controllers(replica, http=http) if isinstance(replica, RaftReplica) else None
+        feed = FeedRouter(replica)
+        services = Services(
+            replica=replica,
+            heartbeats=heartbeats or replica,  # type: ignore[arg-type]
+            blobs=blobs,
+            logs=agent.logs,
+            agent=lambda: _agent_status(agent),
+            shutdown=self._leave,
+            voters={m.id: m.url for m in config.voters},
+            http=http,
+            feed=feed,
+            pulse=self._pulse,
+            loops=self._loops(controllers),
+            counters=lambda: _counters(replica, agent, controllers, self._stall_max_s),
+            closing=self._leaving.is_set,
+            token=token,
+            version=__version__,
+        )
+        server = _Server(
+            uvicorn.Config(
+                create_app(services),
+                http="httptools",
+                loop="asyncio",
+                lifespan="off",
+                access_log=False,
+                log_config=None,
+                server_header=False,
+                timeout_keep_alive=65,
+                timeout_graceful_shutdown=3,
+                backlog=BACKLOG,
+            )
+        )
+        log.info(
+            "event=node_started role=%s url=%s data_dir=%s voters=%s pid=%d",
+            config.role,
+            config.url,
+            config.data_dir,
+            ",".join(m.id for m in config.voters),
+            os.getpid(),
+        )
+        async with asyncio.TaskGroup() as group:
+            tasks = [
+                group.create_task(self._beat_pulse(), name="pulse"),
+                group.create_task(self._watch_parent(), name="parent"),
+            ]
+            if heartbeats is not None:
+                tasks.append(group.create_task(self._supervised("heartbeats", heartbeats.run)))
+            if controllers is not None:
+                tasks.append(group.create_task(controllers.run(), name="controllers"))
+            serving = group.create_task(server.serve(sockets=[self._listener]), name="http")
+            obeying = group.create_task(self._obey(agent), name="agent")
+            await self._leaving.wait()
+            log.info("event=node_leaving reason=%s stop_jobs=%s", self._order.reason, self._order.stop_jobs)
+            await self._depart(replica, agent)
+            for task in tasks:
+                task.cancel()
+            await obeying
+            server.should_exit = True
+            feed.close()
+            await serving
+
+    async def _depart(self, replica: RaftReplica | FeedReplica, agent: Agent) -> None:
+        """Hand leadership over, then let the agent go. Each has its time; leaving never hangs."""
+        if replica.status().role == "leader" and len(self.config.voters) > 1 and not self._exit:
+            try:
+                async with asyncio.timeout(self.config.stop_grace_s / 2):
+                    new = await replica.transfer_leadership()
+                log.info("event=leadership_handed_over to=%s", new)
+            except (ReplicaError, TimeoutError) as error:
+                log.warning('event=leadership_not_handed_over reason="%s"', str(error) or type(error).__name__)
+        await agent.stop(stop_jobs=self._order.stop_jobs)
+
+    async def _obey(self, agent: Agent) -> None:
+        """The executor; one that is refused takes its node down, since two nodes of one name must not run."""
+        try:
+            await agent.run()
+        except AgentRefused as error:
+            log.critical('event=node_refused detail="%s"', error)
+            sys.stderr.write(f"ringrift-node: {error}\n")
+            self._exit = EXIT_SETUP
+            self._leave(ShutdownOrder("refused", stop_jobs=False))
+
+    def _leave(self, order: ShutdownOrder) -> None:
+        if not self._leaving.is_set():
+            self._order = order
+            self._leaving.set()
+
+    def _halted(self, sentence: str) -> None:
+        log.critical('event=replica_halted detail="%s"', sentence)
+        sys.stderr.write(f"ringrift-node: {sentence}\n")
+        self._exit = EXIT_HALTED
+        self._leave(ShutdownOrder("halted", stop_jobs=False))
+
+    async def _supervised(self, name: str, run: Callable[[], object]) -> None:
+        report = self._reports[name] = TaskReport(name)
+        await supervise(report, run, clock=time.monotonic, wall_s=time.time)  # type: ignore[arg-type]
+
+    async def _beat_pulse(self) -> None:
+        """Turn with the event loop, and notice when it did not."""
+        while True:
+            self._turned_s = time.monotonic()
+            await asyncio.sleep(PULSE_S)
+            self._stall_max_s = max(self._stall_max_s, time.monotonic() - self._turned_s - PULSE_S)
+
+    async def _watch_parent(self) -> None:
+        parent = os.getppid()
+        while self.config.exit_with_parent:
+            await asyncio.sleep(PULSE_S)
+            if os.getppid() != parent:
+                self._leave(ShutdownOrder("parent_gone", stop_jobs=True))
+                return
+
+    def _pulse(self) -> Mapping[str, float]:
+        return {"http": max(time.monotonic() - self._turned_s - PULSE_S, 0.0)}
+
+    def _loops(self, controllers: Controllers | None) -> Callable[[], Mapping[str, LoopStatus]]:
+        def loops() -> Mapping[str, LoopStatus]:
+            reports = {**self._reports, **(controllers.reports if controllers else {})}
+            return {
+                name: LoopStatus(r.enabled, r.running, r.last_run_s, round(r.success_rate, 1), r.last_error)
+                for name, r in reports.items()
+            }
+
+        return loops
+
+
+def _agent_status(agent: Agent) -> AgentStatus:
+    now = agent.status()
+    return AgentStatus(
+        healthy=now.joined,
+        jobs_active=now.preparing + now.running + now.stopping,
+        acted_index=now.index,
+        not_ready=now.not_ready,
+    )
+
+
+def _counters(
+    replica: RaftReplica | FeedReplica, agent: Agent, controllers: Controllers | None, stall_max_s: float
+) -> Mapping[str, float]:
+    """Numbers for /metrics beside those of the state; names end in _total when they only grow."""
+    own = agent.status()
+    usage = resource.getrusage(resource.RUSAGE_SELF)
+    numbers: dict[str, float] = {
+        "agent_started_total": own.started,
+        "agent_completed_total": own.completed,
+        "agent_failed_total": own.failed,
+        "http_loop_stall_max_seconds": stall_max_s,
+        "process_cpu_seconds_total": usage.ru_utime + usage.ru_stime,
+    }
+    if controllers is not None:
+        numbers["controller_commands_total"] = controllers.commands
+        numbers["controller_refusals_total"] = sum(controllers.refusals.values())
+    if isinstance(replica, RaftReplica):
+        seen = replica.counters
+        numbers |= {
+            "raft_frames_in_total": seen.frames_in,
+            "raft_frames_out_total": seen.frames_out,
+            "raft_bytes_in_total": seen.bytes_in,
+            "raft_bytes_out_total": seen.bytes_out,
+            "raft_refusals_total": sum(seen.refusals.values()),
+            "raft_fsyncs_total": seen.fsyncs,
+            "raft_fsync_seconds_total": seen.fsync_s,
+            "raft_fsync_max_seconds": seen.fsync_max_s,
+            "raft_entries_applied_total": seen.entries_applied,
+            "raft_commands_applied_total": seen.commands_applied,
+            "raft_elections_total": seen.elections,
+            "raft_snapshots_written_total": seen.snapshots_written,
+            "raft_snapshots_installed_total": seen.snapshots_installed,
+            "raft_turn_max_seconds": seen.turn_max_s,
+            "raft_stall_max_seconds": seen.stall_max_s,
+        }
+    else:
+        numbers["feed_snapshots_taken_total"] = replica.snapshots_taken
+    return numbers

@@ -1,0 +1,55 @@
+"""The executor's door to the cluster, over whichever replica this node has."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Sequence
+from typing import TypeVar
+
+from executors.ports import ClusterUnavailable, HeartbeatRefused
+from executors.ports import OutcomeUnknown as Unknown
+from ringrift_cluster.replica import OutcomeUnknown, Replica, ReplicaError
+from statemachine.commands import Beat, Command, encode_command
+from statemachine.errors import Refused, Result
+from statemachine.state import State
+
+T = TypeVar("T")
+
+
+class ReplicaPort:
+    """`executors.ports.Cluster` over a replica and the way its heartbeats take."""
+
+    def __init__(self, replica: Replica, record: Callable[[Beat], Awaitable[int]]) -> None:
+        self._replica = replica
+        self._record = record
+
+    async def read(self, query: Callable[[State], T]) -> tuple[T, int]:
+        try:
+            seen = await self._replica.read(query)
+        except ReplicaError as error:
+            raise ClusterUnavailable(str(error)) from error
+        return seen.value, seen.index
+
+    async def wait_for(self, index: int, timeout_s: float) -> int:
+        try:
+            return await self._replica.wait_for(index, timeout_s)
+        except ReplicaError as error:
+            raise ClusterUnavailable(str(error)) from error
+
+    async def propose(self, commands: Sequence[Command]) -> list[Result]:
+        try:
+            proposed = await self._replica.propose([encode_command(c) for c in commands])
+        except OutcomeUnknown as error:
+            raise Unknown(str(error)) from error
+        except ReplicaError as error:
+            raise ClusterUnavailable(str(error)) from error
+        return list(proposed.results)
+
+    async def heartbeat(self, beat: Beat) -> None:
+        try:
+            await self._record(beat)
+        except Refused as refused:
+            raise HeartbeatRefused(refused.detail) from refused
+        except OutcomeUnknown as error:
+            raise Unknown(str(error)) from error
+        except ReplicaError as error:
+            raise ClusterUnavailable(str(error)) from error
