@@ -40,15 +40,15 @@ async def propose(call: Call, query: Patience) -> Reply:
     """The body is a msgpack array of binary strings, each one encoded command of the log.
 
     Errors are problem documents in JSON. After `outcome_unknown` the same commands may be sent again: each is
-    idempotent by its own id.
+    idempotent by its own id. An empty array is a barrier: its index comes after everything acknowledged before.
     """
     raw = await read_body(call, call.services.limits.body_bytes)
     try:
         commands = _decode(raw)
     except msgspec.MsgspecError as error:
         raise Problem(Code.INVALID, f"the body is a msgpack array of binary strings: {error}") from None
-    if not 0 < len(commands) <= MAX_COMMANDS:
-        raise Problem(Code.INVALID, f"{len(commands)} commands were sent; a proposal takes 1 to {MAX_COMMANDS}")
+    if len(commands) > MAX_COMMANDS:
+        raise Problem(Code.INVALID, f"{len(commands)} commands were sent; a proposal takes at most {MAX_COMMANDS}")
     for number, data in enumerate(commands):
         if len(data) > MAX_COMMAND_BYTES:
             raise Problem("too_large", f"command {number} is {len(data)} bytes; at most {MAX_COMMAND_BYTES} are taken")
