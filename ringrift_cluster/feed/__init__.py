@@ -1,0 +1,15 @@
+"""Followers: the committed log over HTTP, from any voter (or follower) to any number of nodes.
+
+    voter or follower                                 follower
+    FeedRouter   GET /feed/snapshot  -- file -->      FeedReplica: machine at (cluster, index, chain)
+                 GET /feed/entries   -- long poll --> applies, compares the chain after every entry
+                 POST /propose       <-- commands --  waits until it has applied what it was told
+
+All connections go from the follower out, so it may sit behind any NAT.
+"""
+
+from ringrift_cluster.feed.follower import FeedReplica, FollowerConfig
+from ringrift_cluster.feed.router import FeedRouter
+from ringrift_cluster.feed.source import FeedEntry, LogFeed, SnapshotPath
+
+__all__ = ["FeedEntry", "FeedReplica", "FeedRouter", "FollowerConfig", "LogFeed", "SnapshotPath"]

@@ -1,0 +1,258 @@
+"""The feeding side: an ASGI application for the snapshot and the entries after it."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+from msgspec import Raw
+from starlette.requests import Request
+from starlette.responses import FileResponse, Response
+
+from ringrift_cluster import replica as rp
+from ringrift_cluster.feed import wire
+from ringrift_cluster.feed.source import FeedEntry, LogFeed
+from ringrift_cluster.feed.wire import Frame, Problem, Standing
+from statemachine.snapshot import Header, SnapshotDamaged, read_header
+
+#: encoded runs of frames that are kept for the next follower at the same position
+_KEPT = 32
+
+
+class _Refusal(Exception):  # noqa: N818 - an answer
+    def __init__(self, status: int, code: str, detail: str) -> None:
+        super().__init__(detail)
+        self.status = status
+        self.code = code
+
+
+_REPLICA: dict[type[rp.ReplicaError], tuple[int, str]] = {
+    rp.NoLeader: (503, "no_leader"),
+    rp.Busy: (429, "busy"),
+    rp.TooLarge: (413, "too_large"),
+    rp.OutcomeUnknown: (504, "outcome_unknown"),
+    rp.Stale: (503, "stale"),
+    rp.ReadOnly: (503, "read_only"),
+    rp.Halted: (503, "halted"),
+}
+
+
+class FeedRouter:
+    """Serves GET /feed/snapshot and GET /feed/entries from a replica, mounted at /feed or at the root.
+
+    `coalesce_s` is how long waiting polls are held together after an entry was applied, so that a burst
+    leaves as one batch. Runs on one event loop.
+    """
+
+    def __init__(
+        self,
+        source: LogFeed,
+        *,
+        coalesce_s: float = 0.05,
+        max_waiting: int = 4096,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._source = source
+        self._coalesce_s = coalesce_s
+        self._max_waiting = max_waiting
+        self._clock = clock
+        self._changed = asyncio.Event()
+        self._release: asyncio.TimerHandle | None = None
+        self._ticket: int | None = None
+        self._encoded: OrderedDict[tuple[int, int, bytes], Raw] = OrderedDict()
+        self.waiting = 0
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] != "http":
+            return
+        request = Request(scope, receive)
+        try:
+            response = await self._answer(request)
+        except _Refusal as refusal:
+            response = _problem(refusal.status, refusal.code, str(refusal))
+        except rp.ReplicaError as error:
+            status, code = next(_REPLICA[k] for k in type(error).__mro__ if k in _REPLICA)
+            response = _problem(status, code, str(error))
+        await response(scope, receive, send)
+
+    async def _answer(self, request: Request) -> Response:
+        match (request.method, request.url.path.rsplit("/", 1)[-1]):
+            case ("GET" | "HEAD", "snapshot"):
+                return await self._snapshot()
+            case ("GET", "entries"):
+                return await self._entries(request)
+            case (_, "snapshot" | "entries"):
+                raise _Refusal(405, "method_not_allowed", f"{request.method} is not offered here")
+        raise _Refusal(404, "not_found", f"the feed has no {request.url.path}")
+
+    def close(self) -> None:
+        """Let go of the source and of everyone who waits."""
+        if self._ticket is not None:
+            self._source.unsubscribe(self._ticket)
+            self._ticket = None
+        if self._release is not None:
+            self._release.cancel()
+        self._wake()
+
+    # Snapshot
+
+    async def _snapshot(self) -> Response:
+        file = await self._source.snapshot_file()
+        try:
+            head = await asyncio.to_thread(_header_of, file.path)
+        except (OSError, SnapshotDamaged) as error:
+            raise _Refusal(503, "not_ready", f"the snapshot cannot be read: {error}; ask again") from error
+        size = file.path.stat().st_size
+        headers = {
+            # Two nodes may write the same view in different bytes, and a range must continue the same ones.
+            "etag": f'"{head.index}-{head.term}-{size}-{self._source.status().node_id}"',
+            "ringrift-cluster": head.cluster_id,
+            "ringrift-index": str(head.index),
+            "ringrift-term": str(head.term),
+            "ringrift-chain": head.chain.hex(),
+        }
+        return FileResponse(file.path, headers=headers, media_type="application/octet-stream")
+
+    # Entries
+
+    async def _entries(self, request: Request) -> Response:
+        query = request.query_params
+        after = _integer(query.get("after"), "after", 2**62)
+        wait_s = _number(query.get("wait", "0"), "wait", wire.MAX_WAIT_S)
+        max_bytes = _integer(query.get("max_bytes", str(1 << 20)), "max_bytes", wire.MAX_BATCH_BYTES)
+        chain = _chain(query.get("chain", ""))
+        cluster = query.get("cluster", "")
+        started = self._clock()
+        while True:
+            changed = self._changed
+            held_s = self._clock() - started
+            status = self._source.status()
+            if status.halted:
+                raise _Refusal(503, "halted", status.halted)
+            if cluster and status.cluster_id and cluster != status.cluster_id:
+                raise _Refusal(409, wire.OTHER_CLUSTER, f"this is cluster {status.cluster_id}, not {cluster}")
+            frames, complete = self._read(after, chain, max_bytes)
+            if frames or held_s >= wait_s:
+                break
+            await self._wait(changed, wait_s - held_s)
+        last = frames[-1].index if frames else after
+        standing = Standing(
+            cluster_id=status.cluster_id,
+            node_id=status.node_id,
+            leader_id=status.leader_id,
+            term=status.term,
+            commit=status.commit,
+            through=max(last, status.applied) if complete and status.applied >= after else last,
+            voters=status.voters,
+            contact_age_ms=status.contact_age_ms,
+            held_ms=int(held_s * 1000),
+        )
+        body = wire.encode(wire.EncodedBatch(standing, self._encode(frames)))
+        return Response(body, media_type=wire.MSGPACK)
+
+    def _read(self, after: int, chain: bytes, max_bytes: int) -> tuple[Sequence[FeedEntry], bool]:
+        """Entries after the position and whether they reach the end; refuses a position of another history."""
+        found = self._source.feed_since(after - 1) if after > 0 else None
+        if found and found[0].index == after:
+            if found[0].chain != chain:
+                raise _Refusal(409, wire.OTHER_HISTORY, f"entry {after} left another digest here; take a snapshot")
+            found = found[1:] or self._source.feed_since(after)
+        else:
+            found = self._source.feed_since(after)
+        if found is None:
+            raise _Refusal(409, wire.FELL_OUT, f"what came after entry {after} is no longer kept; take a snapshot")
+        size = 0
+        for count, entry in enumerate(found):
+            size += len(entry.entry)
+            if count and size > max_bytes:
+                return found[:count], False
+        return found, not found or not self._source.feed_since(found[-1].index, 1)
+
+    def _encode(self, frames: Sequence[FeedEntry]) -> Raw:
+        if not frames:
+            return Raw(b"\x90")
+        key = (frames[0].index, frames[-1].index, frames[-1].chain)
+        known = self._encoded.pop(key, None)
+        if known is None:
+            known = Raw(wire.encode([Frame(f.index, f.term, f.entry, f.chain) for f in frames]))
+        self._encoded[key] = known
+        if len(self._encoded) > _KEPT:
+            self._encoded.popitem(last=False)
+        return known
+
+    async def _wait(self, changed: asyncio.Event, seconds: float) -> None:
+        if self.waiting >= self._max_waiting:
+            raise _Refusal(429, "busy", f"{self._max_waiting} followers wait here already; ask another voter")
+        if self._ticket is None:
+            loop = asyncio.get_running_loop()
+            self._ticket = self._source.subscribe(lambda: _post(loop, self._applied))
+            return
+        self.waiting += 1
+        try:
+            async with asyncio.timeout(seconds):
+                await changed.wait()
+        except TimeoutError:
+            pass
+        finally:
+            self.waiting -= 1
+
+    def _applied(self) -> None:
+        if self._release is None:
+            self._release = asyncio.get_running_loop().call_later(self._coalesce_s, self._wake)
+
+    def _wake(self) -> None:
+        self._release = None
+        changed, self._changed = self._changed, asyncio.Event()
+        changed.set()
+
+
+def _post(loop: asyncio.AbstractEventLoop, call: Callable[[], None]) -> None:
+    """Run `call` on the loop; wakes come from the applying thread and may outlive the loop."""
+    try:
+        loop.call_soon_threadsafe(call)
+    except RuntimeError:
+        return  # the loop is closed: nobody waits any more
+
+
+def _header_of(path: Path) -> Header:
+    with path.open("rb") as source:
+        return read_header(source)
+
+
+def _number(text: str | None, name: str, most: float) -> float:
+    try:
+        value = float(text or "")
+    except ValueError:
+        value = math.nan
+    if not 0 <= value <= most:
+        raise _Refusal(400, "invalid", f"{name} must be a number from 0 to {most:g}")
+    return value
+
+
+def _integer(text: str | None, name: str, most: int) -> int:
+    value = int(text) if text and len(text) < 20 and text.isascii() and text.isdigit() else -1
+    if not 0 <= value <= most:
+        raise _Refusal(400, "invalid", f"{name} must be a whole number from 0 to {most}")
+    return value
+
+
+def _chain(text: str) -> bytes:
+    try:
+        chain = bytes.fromhex(text)
+    except ValueError:
+        chain = b""
+    if len(chain) != 32:
+        raise _Refusal(400, "invalid", "chain must be 64 hexadecimal digits")
+    return chain
+
+
+def _problem(status: int, code: str, detail: str) -> Response:
+    body = msgspec.json.encode(Problem(code, detail, status, code.replace("_", " "), f"/problems/{code}"))
+    headers = {"retry-after": "1"} if status in (429, 503) else None
+    return Response(body, status, headers=headers, media_type="application/problem+json")

@@ -1,0 +1,287 @@
+"""A follower's conversations with the voters: polls, downloads, proposals, heartbeats. No state of the log."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+import msgspec
+
+from ringrift_cluster import replica as rp
+from ringrift_cluster.feed import wire
+from statemachine.commands import Beat
+from statemachine.errors import Code, Refused
+
+CONNECT_S = 2.0
+_UNSENT = (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout, httpx.UnsupportedProtocol)
+
+
+class Unreachable(Exception):  # noqa: N818 - names a state of the world
+    """A voter did not answer as a voter should; another one may."""
+
+
+class PositionRefused(Exception):  # noqa: N818 - an answer
+    """The voter cannot continue from our position; `code` says why."""
+
+    def __init__(self, code: str, detail: str) -> None:
+        super().__init__(detail)
+        self.code = code
+
+
+@dataclass(frozen=True, slots=True)
+class Polled:
+    """One answered poll. `read_at_s` is when the voter read it, never later than it really did."""
+
+    batch: wire.Batch
+    read_at_s: float
+
+
+class Voters:
+    """The voters' addresses, which of them is asked, and how their answers are understood.
+
+    `urls` maps node ids to "http://host:port". The order is shuffled once, so that followers spread.
+    """
+
+    def __init__(
+        self,
+        urls: Mapping[str, str],
+        http: httpx.AsyncClient,
+        *,
+        token: str | None,
+        rng: random.Random,
+        clock: Callable[[], float],
+    ) -> None:
+        if not urls:
+            raise ValueError("a follower needs at least one voter to follow")
+        self._urls = dict(urls)
+        self._order = sorted(urls)
+        rng.shuffle(self._order)
+        self._http = http
+        self._clock = clock
+        self._rng = rng
+        self._headers = {"authorization": f"Bearer {token}"} if token else {}
+        self.leader: str | None = None
+
+    @property
+    def current(self) -> str:
+        """The voter that feeds us."""
+        return self._order[0]
+
+    def rotate(self) -> None:
+        self._order.append(self._order.pop(0))
+
+    def _leader_first(self) -> list[str]:
+        leader = self.leader
+        if leader not in self._urls or leader is None:
+            return list(self._order)
+        return [leader, *(v for v in self._order if v != leader)]
+
+    # The feed
+
+    async def poll(self, cluster: str, after: int, chain: bytes, wait_s: float, max_bytes: int) -> Polled:
+        """Ask the current voter for what comes after a position. Raises Unreachable, PositionRefused."""
+        params: dict[str, str | int | float] = {
+            "cluster": cluster,
+            "after": after,
+            "chain": chain.hex(),
+            "wait": wait_s,
+            "max_bytes": max_bytes,
+        }
+        sent_at = self._clock()
+        timeout = httpx.Timeout(CONNECT_S, read=wait_s + 3.0)
+        try:
+            async with self._http.stream(
+                "GET", self._urls[self.current] + wire.ENTRIES, params=params, timeout=timeout, headers=self._headers
+            ) as response:
+                body = bytearray()
+                async for chunk in response.aiter_bytes():
+                    body += chunk
+                    if len(body) > wire.MAX_ANSWER_BYTES:
+                        raise Unreachable(f"voter {self.current} sent more than {wire.MAX_ANSWER_BYTES} bytes at once")
+        except httpx.HTTPError as error:
+            raise Unreachable(f"voter {self.current} does not answer ({_reason(error)})") from error
+        if response.status_code == 409:
+            problem = wire.problem_of(bytes(body))
+            raise PositionRefused(problem.code, problem.detail)
+        if response.status_code != 200:
+            raise Unreachable(_refusal(self.current, response.status_code, wire.problem_of(bytes(body))))
+        try:
+            batch = wire.decode_batch(bytes(body))
+        except msgspec.MsgspecError as error:
+            raise Unreachable(f"voter {self.current} sent a batch that cannot be read: {error}") from error
+        self.leader = batch.standing.leader_id
+        return Polled(batch, sent_at + batch.standing.held_ms / 1000)
+
+    async def download(self, target: Path) -> None:
+        """Fetch the current voter's snapshot into a file, continuing after broken connections.
+
+        Raises Unreachable; the file's content is verified by whoever reads it.
+        """
+        etag = ""
+        target.unlink(missing_ok=True)
+        for _ in range(5):
+            have = target.stat().st_size if target.exists() else 0
+            headers = dict(self._headers)
+            if have and etag:
+                headers |= {"range": f"bytes={have}-", "if-range": etag}
+            try:
+                async with self._http.stream(
+                    "GET", self._urls[self.current] + wire.SNAPSHOT, headers=headers, timeout=httpx.Timeout(30.0)
+                ) as response:
+                    if response.status_code not in (200, 206):
+                        problem = wire.problem_of(await response.aread())
+                        raise Unreachable(_refusal(self.current, response.status_code, problem))
+                    etag = response.headers.get("etag", "")
+                    with target.open("ab" if response.status_code == 206 else "wb") as out:
+                        async for chunk in response.aiter_bytes():
+                            out.write(chunk)
+                return
+            except httpx.HTTPError as error:
+                reason = _reason(error)
+                if not target.exists() or target.stat().st_size <= have:
+                    break
+        raise Unreachable(f"the snapshot of voter {self.current} could not be fetched ({reason})")
+
+    # Proposals
+
+    async def propose(self, commands: Sequence[bytes], timeout_s: float) -> rp.Proposed:
+        """Commit through whichever voter takes it, the leader first.
+
+        Raises NoLeader, Busy, TooLarge, ReadOnly (certainly not committed), OutcomeUnknown.
+        """
+        body = wire.encode(list(commands))
+        deadline = self._clock() + timeout_s
+        problem: rp.ReplicaError = rp.NoLeader("no voter could be reached")
+        delay_s = 0.05
+        while True:
+            for voter in self._leader_first():
+                left = deadline - self._clock()
+                if left <= 0:
+                    raise problem
+                try:
+                    return await self._propose_to(voter, body, left)
+                except (rp.NoLeader, rp.Halted) as error:
+                    problem = rp.NoLeader(*error.args)
+                except rp.OutcomeUnknown:
+                    # A barrier changes nothing, so it may be asked for again.
+                    if commands:
+                        raise
+            if self._clock() + delay_s >= deadline:
+                raise problem
+            await asyncio.sleep(delay_s * self._rng.uniform(0.5, 1.5))
+            delay_s = min(delay_s * 2, 0.5)
+
+    async def _propose_to(self, voter: str, body: bytes, left_s: float) -> rp.Proposed:
+        headers = {"content-type": wire.MSGPACK, **self._headers}
+        try:
+            response = await self._http.post(
+                self._urls[voter] + wire.PROPOSE,
+                params={"timeout": min(left_s, wire.MAX_WAIT_S)},
+                content=body,
+                headers=headers,
+                timeout=httpx.Timeout(left_s + 1.0, connect=min(CONNECT_S, left_s)),
+            )
+        except _UNSENT as error:
+            raise rp.NoLeader(f"voter {voter} does not answer ({_reason(error)})") from error
+        except httpx.HTTPError as error:
+            raise rp.OutcomeUnknown(f"voter {voter} took the proposal and did not answer ({_reason(error)})") from error
+        if response.status_code == 200:
+            try:
+                placed = wire.decode_placed(response.content)
+            except msgspec.MsgspecError as error:
+                raise rp.OutcomeUnknown(f"voter {voter} sent an answer that cannot be read: {error}") from error
+            return rp.Proposed(placed.index, placed.term, tuple(placed.results))
+        raise _replica_error(voter, response.status_code, wire.problem_of(response.content))
+
+    async def heartbeat(self, beat: Beat, timeout_s: float) -> int:
+        """Send a sign of life to whichever voter takes it; returns the index it was applied at.
+
+        Raises ReplicaError, and Refused when the law did not take it.
+        """
+        body = wire.encode(beat)
+        headers = {"content-type": wire.MSGPACK, **self._headers}
+        deadline = self._clock() + timeout_s
+        problem: rp.ReplicaError = rp.NoLeader("no voter could be reached")
+        for voter in self._order.copy():
+            left = deadline - self._clock()
+            if left <= 0:
+                break
+            try:
+                response = await self._http.post(
+                    self._urls[voter] + wire.HEARTBEAT,
+                    content=body,
+                    headers=headers,
+                    timeout=httpx.Timeout(left, connect=min(CONNECT_S, left)),
+                )
+            except httpx.HTTPError as error:
+                problem = rp.NoLeader(f"voter {voter} does not answer ({_reason(error)})")
+                continue
+            if response.status_code == 200:
+                return _index_of(voter, response.content)
+            answer = wire.problem_of(response.content)
+            if answer.code in tuple(Code):
+                raise Refused(Code(answer.code), answer.detail)
+            problem = _replica_error(voter, response.status_code, answer)
+        raise problem
+
+    async def transfer(self, target: str | None) -> str:
+        """Ask for leadership to be handed over; returns who leads then. Raises NoLeader."""
+        said = "no voter could be reached"
+        for voter in self._leader_first():
+            try:
+                response = await self._http.post(
+                    self._urls[voter] + "/admin/election/start",
+                    json={"target": target} if target else {},
+                    headers=self._headers,
+                    timeout=httpx.Timeout(20.0, connect=CONNECT_S),
+                )
+            except httpx.HTTPError as error:
+                said = f"voter {voter} does not answer ({_reason(error)})"
+                continue
+            if response.status_code == 200:
+                leader = response.json().get("leader_id")
+                if isinstance(leader, str):
+                    return leader
+            said = wire.problem_of(response.content).detail or f"voter {voter} answered {response.status_code}"
+        raise rp.NoLeader(said)
+
+
+class _Taken(msgspec.Struct):
+    index: int
+
+
+def _index_of(voter: str, body: bytes) -> int:
+    try:
+        return msgspec.json.decode(body, type=_Taken).index
+    except msgspec.MsgspecError as error:
+        raise rp.OutcomeUnknown(f"voter {voter} sent an answer that cannot be read: {error}") from error
+
+
+def _reason(error: Exception) -> str:
+    return str(error) or type(error).__name__
+
+
+def _refusal(voter: str, status: int, problem: wire.Problem) -> str:
+    return f"voter {voter} answered {status}: {problem.detail or problem.code or 'no reason given'}"
+
+
+def _replica_error(voter: str, status: int, problem: wire.Problem) -> rp.ReplicaError:
+    said = _refusal(voter, status, problem)
+    match problem.code:
+        case "no_leader" | "halted" | "stale" | "not_ready" | "read_only":
+            return rp.NoLeader(said)
+        case "busy":
+            return rp.Busy(said)
+        case "too_large":
+            return rp.TooLarge(problem.detail)
+        case "invalid":
+            return rp.ReadOnly(f"{said}; the voters run another release")
+        case "unauthorized":
+            return rp.ReadOnly(f"{said}; give this node the cluster's auth token")
+    if status in (404, 405):
+        return rp.NoLeader(f"{said}; it does not look like a node of the cluster")
+    return rp.OutcomeUnknown(said)
