@@ -103,11 +103,16 @@ class Attempt:
         self.stop_cause = ""
         #: it is not ours any more: whatever it makes stays unpublished
         self.unwanted = False
+        #: when it was called off or killed
+        self.told_at_s = 0.0
+        #: its own life failed once, and that was reported
+        self.at_fault = False
         #: why it is handed back before it started
         self.release_reason = ""
         self.progress: Progress | None = None
         self.progress_sent_s = 0.0
-        self._preparing: asyncio.Future[None] | None = None
+        self._preparing: asyncio.Future[list[tuple[str, Path]]] | None = None
+        self._said: asyncio.Future[Result | None] | None = None
 
     @classmethod
     def adopt(cls, bench: Bench, entry: Entry) -> Attempt | None:
@@ -152,7 +157,9 @@ class Attempt:
         return self.phase in (Phase.RUNNING, Phase.STOPPING)
 
     def held(self) -> Held:
-        return Held(*self.key, self.job.work, self.phase, self.started_at_s, self.stop_by_s, self.job.gpus)
+        return Held(
+            *self.key, self.job.work, self.phase, self.started_at_s, self.stop_by_s, self.job.gpus, self.told_at_s
+        )
 
     # --- orders from the agent --------------------------------------------------------------------
 
@@ -166,8 +173,13 @@ class Attempt:
             processes.stop(self.process, self.bench.boot_id)
 
     def kill(self) -> None:
-        """End the program at once."""
-        if self.process is not None:
+        """End the program at once; when the keeper has not obeyed an earlier kill, without it."""
+        again, self.told_at_s = self.is_alive and self.told_at_s > 0, self.bench.clock.boot_s()
+        if self.process is None:
+            return
+        if again:
+            self.bench.disk.submit(processes.put_down, self.process, self.folder.path, self.bench.boot_id)
+        else:
             processes.kill(self.process, self.bench.boot_id)
 
     def disown(self) -> None:
@@ -179,6 +191,7 @@ class Attempt:
     def release(self, reason: str) -> None:
         """Hand it back unless it has started meanwhile."""
         self.release_reason = reason
+        self.told_at_s = self.bench.clock.boot_s()
         self._abandon()
 
     def _abandon(self) -> None:
@@ -214,6 +227,8 @@ class Attempt:
     async def close(self, command: Command | None) -> None:
         """Report the end (unless it is not ours any more) and become REPORTED."""
         self.phase = Phase.ENDED
+        if self._said is not None:
+            self._said.cancel()
         result = await self.report(command) if command is not None and not self.unwanted else None
         if isinstance(result, Rejected) and isinstance(command, CompleteJob) and result.code not in _OVER:
             # The cluster refuses the result itself. Said as a failure, it is not repeated for ever.
@@ -279,11 +294,15 @@ class Attempt:
         self.phase = Phase.RUNNING
         self.bench.started += 1
         log.debug("job_started job=%s fence=%d pid=%d", *self.key, started.pid)
+        self._heed()
+        return None
+
+    def _heed(self) -> None:
+        """Obey an order that came while the keeper was being started."""
         if self.unwanted:
             self.kill()
         elif self.release_reason:
             self.stop("asked")
-        return None
 
     async def _inputs(self) -> dict[str, Path]:
         """Input names to verified local files. Raises HoldersGone, OSError."""
@@ -296,15 +315,14 @@ class Attempt:
             else:
                 found[item.name] = path
         if missing:
-            said = asyncio.ensure_future(self.report(ReportJob(*self.key, Actual.STARTING, self.bench.clock.wall_ms())))
-            fetching = asyncio.gather(*(self._fetch(item) for item in missing))
-            self._preparing = fetching  # type: ignore[assignment]
+            # Nothing waits for this answer: a fence that is over calls the attempt off by itself.
+            command = ReportJob(*self.key, Actual.STARTING, self.bench.clock.wall_ms())
+            self._said = asyncio.ensure_future(self.report(command))
+            self._preparing = asyncio.gather(*(self._fetch(item) for item in missing))
             try:
-                found |= dict(await fetching)
-                await said
+                found |= dict(await self._preparing)
             finally:
                 self._preparing = None
-                said.cancel()
         return found
 
     async def _fetch(self, item: ResolvedInput) -> tuple[str, Path]:

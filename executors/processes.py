@@ -153,6 +153,12 @@ def kill(process: Identity, boot_id: str) -> bool:
     return _signal(process, boot_id, signal.SIGUSR1)
 
 
+def put_down(process: Identity, job_dir: Path, boot_id: str) -> bool:
+    """End a keeper that does not obey, and its program; blocks. False when something survived SIGKILL."""
+    _signal(process, boot_id, signal.SIGKILL)
+    return end_leftovers(job_dir, boot_id)
+
+
 def _signal(process: Identity, boot_id: str, number: int) -> bool:
     if not hasattr(os, "pidfd_open"):
         if not alive(process, boot_id):

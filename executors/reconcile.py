@@ -11,6 +11,7 @@
     anything         stopping        kill it when the grace is long over
     anything         ended, reported -
     not ours         anything        kill it and forget it; its files stay unpublished
+    anything         told lately     -
 
 Doing nothing is always safe: the next pass sees the rest.
 """
@@ -77,6 +78,8 @@ class Held:
     #: when its stop should be through at the latest
     stop_by_s: float = 0.0
     gpus: tuple[str, ...] = ()
+    #: when it was called off or killed; it is not told again at every pass
+    told_at_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,13 +145,16 @@ def _for_held(held: Held, wanted: Wanted | None, now: float) -> list[Action]:
     def act(kind: Kind, reason: str) -> list[Action]:
         return [Action(kind, held.job, held.fence, reason)]
 
+    told_long_ago = not held.told_at_s or now > held.told_at_s + OVERDUE_S
     if wanted is None:
-        if held.phase in (Phase.RUNNING, Phase.STOPPING):
+        if held.phase in (Phase.RUNNING, Phase.STOPPING) and told_long_ago:
             return act(Kind.KILL, "it is no longer assigned to this node under this fence")
-        return act(Kind.FORGET, "it is no longer assigned to this node under this fence")
-    if held.phase is Phase.STOPPING and now > held.stop_by_s + OVERDUE_S:
+        if held.phase in (Phase.PREPARING, Phase.ENDED) and not held.told_at_s:
+            return act(Kind.FORGET, "it is no longer assigned to this node under this fence")
+        return []
+    if held.phase is Phase.STOPPING and now > held.stop_by_s + OVERDUE_S and told_long_ago:
         return act(Kind.KILL, "it did not end within its grace")
-    if not wanted.run and held.phase is Phase.PREPARING:
+    if not wanted.run and held.phase is Phase.PREPARING and not held.told_at_s:
         return act(Kind.RELEASE, wanted.reason or "told to stop before it started")
     if not wanted.run and held.phase is Phase.RUNNING:
         return act(Kind.STOP, wanted.reason or "told to stop")

@@ -1,0 +1,517 @@
+"""The agent of one node: makes this machine look like the committed jobs.
+
+    scan -> adopt -> join -> |  follow   a new index wakes the pass
+                             |  pass     read assignments, plan, perform          (wake or tick)
+                             |  beat     sign of life and progress; leases follow the acknowledged ones
+                             |  upkeep   disk, GPUs, holders, retention
+
+A pass acts only on a view that shows this process's own incarnation, and never on an older index than one
+acted on before, also across restarts. Doing nothing is always safe: each attempt has a keeper that ends it
+when its lease is over.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Collection, Coroutine, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import httpx
+import msgspec
+
+from executors import host
+from executors.attempts import Attempt, Bench
+from executors.blobs import Blobs
+from executors.gpus import Gpus
+from executors.ledger import Ledger
+from executors.logs import Logs
+from executors.options import Options
+from executors.outcome import Failure
+from executors.ports import Clock, Cluster, ClusterError, HeartbeatRefused
+from executors.reconcile import Action, Kind, Phase, Room, Wanted, plan
+from executors.upkeep import Upkeep
+from statemachine import queries
+from statemachine.commands import Beat, Command, JobProgress, JoinPeer, PeerFacts, ReleaseJob
+from statemachine.errors import Code, Done
+from statemachine.queries import Assignment
+from statemachine.rows import Actual, Desired
+from statemachine.settings import Timing
+from statemachine.state import State
+
+log = logging.getLogger(__name__)
+
+#: beats carry at most this many jobs' progress (a bound of the command)
+PROGRESS_PER_BEAT = 256
+#: a pass may take this share of the loop's time: 1 / (1 + REST)
+REST = 5
+
+
+class AgentRefused(Exception):  # noqa: N818
+    """The cluster does not take this process for the node it says it is; the text says what to do."""
+
+
+@dataclass(frozen=True, slots=True)
+class AgentStatus:
+    """What the agent publishes about itself; reading it costs nothing."""
+
+    peer: str
+    incarnation: int
+    joined: bool
+    #: the applied index of the last pass
+    index: int
+    preparing: int
+    running: int
+    stopping: int
+    reporting: int
+    started: int
+    completed: int
+    failed: int
+    #: since the last acknowledged sign of life was sent
+    heard_age_s: float
+    last_pass_ms: float
+    not_ready: str
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """What one read shows of this peer; `incarnation` is None when the peer is not known."""
+
+    incarnation: int | None
+    timing: Timing
+    assignments: tuple[Assignment, ...]
+
+
+def view_of(state: State, peer: str) -> View:
+    row = state.peers.get(peer)
+    return View(row.incarnation if row else None, state.timing, tuple(queries.assignments(state, peer)))
+
+
+class Agent:
+    """Runs the jobs of one peer. `run` until `stop`; everything belongs to the loop that calls `run`."""
+
+    def __init__(
+        self,
+        cluster: Cluster,
+        *,
+        peer: str,
+        address: str,
+        role: str,
+        data_dir: Path,
+        clock: Clock | None = None,
+        cluster_id: str = "",
+        blobs: Blobs | None = None,
+        http: httpx.AsyncClient | None = None,
+        gpus: Gpus | None = None,
+        boot_id: str = "",
+        options: Options | None = None,
+    ) -> None:
+        """`blobs` is shared with whoever serves GET /artifacts/DIGEST; `http` carries the node's credentials.
+
+        Raises LedgerError and OSError.
+        """
+        self.peer = peer
+        self.options = options or Options()
+        self.gpus = gpus or Gpus()
+        self.logs = Logs(data_dir)
+        self._address = address
+        self._role = role
+        self._cluster = cluster
+        self._clock = clock or host.HostClock()
+        self._own_http = http is None
+        disk = ThreadPoolExecutor(4, "agent-disk")
+        ledger = Ledger(data_dir / "ledger.sqlite")
+        if cluster_id:
+            ledger.belong_to(cluster_id)
+        (data_dir / "jobs").mkdir(parents=True, exist_ok=True)
+        self.bench = Bench(
+            cluster=cluster,
+            clock=self._clock,
+            ledger=ledger,
+            blobs=blobs or Blobs(data_dir / "artifacts", disk),
+            http=http or httpx.AsyncClient(timeout=httpx.Timeout(30.0, connect=5.0)),
+            disk=disk,
+            starts=ThreadPoolExecutor(2, "agent-starts"),
+            data_dir=data_dir,
+            boot_id=boot_id or host.boot_id(),
+            margin_s=self.options.margin_s,
+            max_log_bytes=self.options.max_log_bytes,
+            wake=lambda: self._wake.set(),
+            fetches=asyncio.Semaphore(4),
+        )
+        self.incarnation = 0
+        self.attempts: dict[tuple[str, int], Attempt] = {}
+        self.facts = PeerFacts()
+        self._facts_sent: PeerFacts | None = None
+        self._tasks: dict[tuple[str, int], asyncio.Task[None]] = {}
+        self._assigned: frozenset[tuple[str, int]] = frozenset()
+        self._wake = asyncio.Event()
+        self._beat_now = asyncio.Event()
+        self._halt = asyncio.Event()
+        self._ended = asyncio.Event()
+        self._leaving = False
+        self._joined = False
+        self._index = ledger.index
+        self._allowance = self.options.starts_per_s
+        self._allowed_at_s = 0.0
+        self._last_pass_ms = 0.0
+        self.upkeep = Upkeep(self.bench, self.gpus, self.options, peer)
+
+    # --- the life of the agent --------------------------------------------------------------------
+
+    async def run(self) -> None:
+        """Adopt, join, and obey until `stop`. Raises AgentRefused; jobs go on under their keepers then."""
+        try:
+            self.facts = await self.bench.on_disk(self.upkeep.first_facts)
+            self.incarnation = self.bench.ledger.next_incarnation(self._clock.wall_ms())
+            await self._adopt()
+            await _first(self._live(), self._halt.wait())
+        finally:
+            self._halt.set()
+            attempts = list(self._tasks.values())
+            for task in attempts:
+                task.cancel()
+            await asyncio.gather(*attempts, return_exceptions=True)
+            await asyncio.to_thread(self.bench.starts.shutdown)
+            await asyncio.to_thread(self.bench.disk.shutdown)
+            if self._own_http:
+                await self.bench.http.aclose()
+            self.gpus.close()
+            self.bench.ledger.close()
+            self._ended.set()
+
+    async def stop(self, *, stop_jobs: bool = False) -> None:
+        """Return when the agent has ended. Jobs are left for adoption, or stopped with their grace first."""
+        self._leaving = True
+        if stop_jobs:
+            for attempt in list(self.attempts.values()):
+                if attempt.phase is Phase.PREPARING:
+                    attempt.release("the node is stopping")
+                elif attempt.phase is Phase.RUNNING:
+                    attempt.stop("asked")
+            longest = max((a.grace_s for a in self.attempts.values()), default=0.0) + self.options.margin_s + 5.0
+            if self._tasks:
+                await asyncio.wait(self._tasks.values(), timeout=longest)
+        self._halt.set()
+        await self._ended.wait()
+
+    def status(self) -> AgentStatus:
+        phases = [a.phase for a in self.attempts.values()]
+        return AgentStatus(
+            peer=self.peer,
+            incarnation=self.incarnation,
+            joined=self._joined,
+            index=self._index,
+            preparing=phases.count(Phase.PREPARING),
+            running=phases.count(Phase.RUNNING),
+            stopping=phases.count(Phase.STOPPING),
+            reporting=phases.count(Phase.ENDED),
+            started=self.bench.started,
+            completed=self.bench.completed,
+            failed=self.bench.failed,
+            heard_age_s=round(self._clock.boot_s() - self.bench.heard_s, 3) if self._joined else -1.0,
+            last_pass_ms=self._last_pass_ms,
+            not_ready=self.facts.not_ready,
+        )
+
+    async def _live(self) -> None:
+        await self._join()
+        await _first(self._follow(), self._reconcile(), self._beat(), self._keep_up())
+
+    async def _adopt(self) -> None:
+        """Take over what an earlier process of this node left, before anything new starts."""
+        ledger, bench = self.bench.ledger, self.bench
+        found = 0
+        for entry in ledger.entries():
+            if entry.process.boot_id != bench.boot_id:
+                ledger.forget(entry.job, entry.fence)  # the machine was started anew: nothing survived
+                continue
+            try:
+                attempt = await bench.on_disk(partial(Attempt.adopt, bench, entry))
+            except msgspec.MsgspecError as error:
+                log.error("not_adopted job=%s error=%s", entry.job, error)
+                attempt = None
+            if attempt is None:
+                ledger.forget(entry.job, entry.fence)
+                continue
+            self.attempts[attempt.key] = attempt
+            found += 1
+            if attempt.phase is not Phase.REPORTED:
+                self._conduct(attempt, attempt.conduct())
+        if found:
+            log.info("adopted attempts=%d", found)
+
+    async def _join(self) -> None:
+        """Register this process. Raises AgentRefused when another one has its name."""
+        pause_s = 0.1
+        while True:
+            sent_s, facts = self._clock.boot_s(), self.facts
+            command = JoinPeer(
+                self.peer, self.incarnation, self.bench.boot_id, self._role, self._address, facts, self._clock.wall_ms()
+            )
+            try:
+                (result,) = await self._cluster.propose([command])
+            except ClusterError as error:
+                log.info("join_waits peer=%s retry_s=%.1f error=%s", self.peer, pause_s, error)
+            else:
+                if isinstance(result, Done):
+                    self._joined = True
+                    self._facts_sent = facts
+                    self.bench.heard_s = sent_s
+                    log.info("joined peer=%s incarnation=%d", self.peer, self.incarnation)
+                    return
+                if result.code != Code.LIMIT:
+                    raise AgentRefused(result.detail)
+                log.warning("join_refused peer=%s detail=%r", self.peer, result.detail)
+            await asyncio.sleep(pause_s)
+            pause_s = min(pause_s * 2, 5.0)
+
+    # --- the pass ---------------------------------------------------------------------------------
+
+    async def _follow(self) -> None:
+        index = 0
+        while True:
+            reached = await self._cluster.wait_for(index + 1, self.options.tick_s)
+            if reached > index:
+                index = reached
+                self._wake.set()
+
+    async def _reconcile(self) -> None:
+        while True:
+            began = self._clock.boot_s()
+            self._wake.clear()
+            await self._pass()
+            took = self._clock.boot_s() - began
+            self._last_pass_ms = round(took * 1000, 3)
+            # A busy cluster wakes the pass at every entry; it must not eat the loop.
+            await asyncio.sleep(max(0.002, took * REST))
+            try:
+                async with asyncio.timeout(self.options.tick_s):
+                    await self._wake.wait()
+            except TimeoutError:
+                continue
+
+    async def _pass(self) -> None:
+        """Read, plan, perform; one sentence in the log when there was something to do."""
+        try:
+            view, index = await self._cluster.read(partial(view_of, peer=self.peer))
+        except ClusterError as error:
+            log.info("pass_skipped error=%s", error)
+            return
+        if index < self._index:
+            return
+        if view.incarnation is None or view.incarnation != self.incarnation:
+            if view.incarnation is not None and view.incarnation > self.incarnation:
+                raise AgentRefused(
+                    f"a newer process of {self.peer} (incarnation {view.incarnation}) has joined; this one must stop"
+                )
+            return  # our own join is not here yet, or a heartbeat will find out that we were removed
+        self._index = index
+        self.bench.timing = view.timing
+        assigned = {(a.job.job, a.job.fence): a for a in view.assignments}
+        self._assigned = frozenset(assigned)
+        self._forget_settled(assigned.keys())
+        actions = plan(
+            [_wanted(a) for a in view.assignments],
+            [a.held() for a in self.attempts.values()],
+            self._clock.boot_s(),
+            self._room(),
+        )
+        if not actions:
+            return
+        self.bench.ledger.acted_on(index)
+        for action in actions:
+            self._perform(action, assigned.get((action.job, action.fence)))
+        said = [action for action in actions if action.kind is not Kind.FORGET]
+        if said:
+            log.info("pass index=%d %s", index, _sentence(said))
+
+    def _perform(self, action: Action, assignment: Assignment | None) -> None:
+        key = (action.job, action.fence)
+        attempt = self.attempts.get(key)
+        if action.kind is Kind.START and assignment is not None:
+            self._allowance -= 1
+            fresh = self.attempts[key] = Attempt(self.bench, assignment)
+            self._conduct(fresh, fresh.conduct())
+        elif action.kind is Kind.RELEASE and attempt is not None:
+            attempt.release(action.reason)
+        elif action.kind in (Kind.RELEASE, Kind.LOST) and assignment is not None:
+            fresh = self.attempts[key] = Attempt(self.bench, assignment)
+            command: Command = ReleaseJob(*key, action.reason)
+            if action.kind is Kind.LOST:
+                error_class = "infrastructure" if assignment.job.desired is Desired.RUN else "stopped"
+                command = Failure(error_class, action.reason).command(assignment.job, self._clock.wall_ms())
+            self._conduct(fresh, fresh.close(command))
+        elif attempt is None:
+            return
+        elif action.kind is Kind.STOP:
+            attempt.stop("asked" if assignment is None or assignment.job.desired is Desired.STOP else "timeout")
+        elif action.kind is Kind.KILL and key in self._assigned:
+            attempt.kill()
+        else:
+            attempt.disown()
+
+    def _conduct(self, attempt: Attempt, life: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(life, name=f"attempt {attempt.job.job}")
+        self._tasks[attempt.key] = task
+        task.add_done_callback(partial(self._conducted, attempt))
+
+    def _conducted(self, attempt: Attempt, task: asyncio.Task[None]) -> None:
+        """A fault in one attempt's own life is said aloud, ends that attempt and no other."""
+        self._tasks.pop(attempt.key, None)
+        self._wake.set()
+        if task.cancelled() or task.exception() is None or self._halt.is_set():
+            return
+        log.error("attempt_fault job=%s", attempt.job.job, exc_info=task.exception())
+        attempt.kill()
+        if not attempt.at_fault:
+            attempt.at_fault = True
+            fault = Failure("infrastructure", f"the node's agent failed on it: {task.exception()!r}")
+            self._conduct(attempt, attempt.close(fault.command(attempt.job, self._clock.wall_ms())))
+
+    def _forget_settled(self, assigned: Collection[tuple[str, int]]) -> None:
+        """Drop attempts whose end the committed jobs show."""
+        for key, attempt in list(self.attempts.items()):
+            if attempt.phase is Phase.REPORTED and key not in assigned and key not in self._tasks:
+                del self.attempts[key]
+                self.bench.ledger.forget(*key)
+                self.upkeep.ended(attempt)
+
+    def _room(self) -> Room:
+        now, options = self._clock.boot_s(), self.options
+        rate = options.starts_per_s
+        self._allowance = min(self._allowance + (now - self._allowed_at_s) * rate, max(rate, 1.0))
+        self._allowed_at_s = now
+        most = options.max_processes or max(32, 2 * (self.facts.cpu_slots + len(self.facts.gpus)))
+        wait = ""
+        if self._leaving:
+            wait = "the node is stopping"
+        elif now - self.bench.heard_s > 2 * self.bench.timing.heartbeat_ms / 1000:
+            wait = "no heartbeat has been acknowledged lately"
+        return Room(most, int(self._allowance), wait, self.facts.not_ready, self.upkeep.unsettled)
+
+    # --- signs of life ----------------------------------------------------------------------------
+
+    async def _beat(self) -> None:
+        """Beat on time, sooner when there is progress to tell; extend leases by what was acknowledged."""
+        last_s = self.bench.heard_s
+        retry_s = 0.0
+        while True:
+            every_s = self.bench.timing.heartbeat_ms / 1000
+            next_s = retry_s or min(every_s, self.options.progress_every_s)
+            self._beat_now.clear()
+            try:
+                async with asyncio.timeout(max(last_s + next_s - self._clock.boot_s(), 0.0)):
+                    await self._beat_now.wait()
+            except TimeoutError:
+                pass
+            told = await self.bench.on_disk(self._progress)
+            sent_s = self._clock.boot_s()
+            facts = self.facts if self.facts != self._facts_sent else None
+            if not told and facts is None and not retry_s and sent_s - self.bench.heard_s < every_s * 0.9:
+                last_s = sent_s
+                continue
+            last_s = sent_s
+            retry_s = min(every_s / 4, 2.0)
+            try:
+                async with asyncio.timeout(self.options.request_timeout_s):
+                    await self._cluster.heartbeat(
+                        Beat(self.peer, self.incarnation, facts, tuple(self._as_progress(a) for a in told))
+                    )
+            except HeartbeatRefused as error:
+                log.warning("heartbeat_refused peer=%s error=%s", self.peer, error)
+                await self._join()
+            except (ClusterError, TimeoutError) as error:
+                log.info("heartbeat_unanswered peer=%s error=%s", self.peer, str(error) or type(error).__name__)
+                for attempt in told:
+                    attempt.progress_sent_s = 0.0
+                continue
+            else:
+                self.bench.heard_s = sent_s
+                if facts is not None:
+                    self._facts_sent = facts
+            retry_s = 0.0
+            await self.bench.on_disk(self._renew_leases)
+
+    def _progress(self) -> list[Attempt]:
+        """Attempts with new totals that are due to be told; reads their progress files."""
+        now = self._clock.boot_s()
+        due: list[Attempt] = []
+        for attempt in list(self.attempts.values()):
+            if not attempt.is_alive or len(due) >= PROGRESS_PER_BEAT:
+                continue
+            if now - attempt.progress_sent_s < self.options.progress_every_s * 0.9:
+                continue
+            fresh = attempt.folder.progress()
+            unsent = attempt.progress_sent_s == 0.0 and attempt.progress is not None
+            if fresh is not None:
+                attempt.progress = fresh
+            if fresh is not None or unsent:
+                attempt.progress_sent_s = now
+                due.append(attempt)
+        return due
+
+    def _as_progress(self, attempt: Attempt) -> JobProgress:
+        told = attempt.progress
+        return JobProgress(*attempt.key, told.counts if told else {}, told.total if told else {})
+
+    def _renew_leases(self) -> None:
+        """Every lease lasts from the moment the acknowledged beat was sent: the holder always stops first."""
+        for attempt in list(self.attempts.values()):
+            if attempt.is_alive and not attempt.unwanted and attempt.key in self._assigned:
+                attempt.renew(self.bench.heard_s + attempt.job.lease_ms / 1000)
+
+    # --- upkeep -----------------------------------------------------------------------------------
+
+    async def _keep_up(self) -> None:
+        while True:
+            await asyncio.sleep(self.options.upkeep_every_s)
+            self.facts = await self.upkeep.facts()
+            if self.facts != self._facts_sent:
+                self._beat_now.set()
+            keep = [a.folder.path for a in self.attempts.values()]
+            await self.upkeep.tidy(self.logs, keep)
+            self._wake.set()
+
+
+async def _first(*steps: Coroutine[Any, Any, object]) -> None:
+    """Run loops together until the first ends or fails; raises what it raised. The others are cancelled."""
+    tasks = [asyncio.create_task(step) for step in steps]
+    try:
+        done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        for task in done:
+            task.result()
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def _wanted(assignment: Assignment) -> Wanted:
+    job = assignment.job
+    return Wanted(
+        job=job.job,
+        fence=job.fence,
+        work=job.work,
+        run=job.desired is Desired.RUN,
+        started=job.actual is Actual.RUNNING,
+        timeout_s=job.timeout_ms / 1000,
+        gpus=job.gpus,
+        reason=job.reason,
+    )
+
+
+def _sentence(actions: Sequence[Action]) -> str:
+    """`start=w1.1,w2.1 stop=w3.1(told to stop)`: what a pass did, shortened when it did much."""
+    parts = []
+    for kind in Kind:
+        some = [a for a in actions if a.kind is kind]
+        if some:
+            shown = [a.job if kind is Kind.START else f"{a.job}({a.reason})" for a in some[:5]]
+            more = f",+{len(some) - 5}" if len(some) > 5 else ""
+            parts.append(f"{kind}={','.join(shown)}{more}")
+    return " ".join(parts)

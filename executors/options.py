@@ -1,0 +1,33 @@
+"""What an operator may choose about a node's executor."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from executors.host import GIB, DiskFloor
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """Spans in seconds, sizes in bytes."""
+
+    #: CPU slots offered; None is one for each usable core
+    cpu_slots: int | None = None
+    labels: tuple[str, ...] = ()
+    release: str = ""
+    #: at most this many keepers at a time; 0 is twice the slots and GPUs, at least 32
+    max_processes: int = 0
+    starts_per_s: float = 50.0
+    progress_every_s: float = 30.0
+    tick_s: float = 1.0
+    upkeep_every_s: float = 5.0
+    gpu_scan_every_s: float = 60.0
+    #: keepers kill this long before a lease is over
+    margin_s: float = 5.0
+    disk_floor: DiskFloor = field(default_factory=DiskFloor)
+    max_log_bytes: int = 16 * 1024 * 1024
+    logs_kept_s: float = 3 * 86_400.0
+    logs_kept_bytes: int = 4 * GIB
+    #: a file that no row names is deleted at this age
+    blob_min_age_s: float = 900.0
+    request_timeout_s: float = 10.0
