@@ -1,0 +1,51 @@
+# Two commands matter to a newcomer: make demo, make test. Everything is installed into .venv, without root.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+# On a small machine the processes of the demo share two cores: one thread each.
+export OMP_NUM_THREADS ?= 1
+
+SEEDS ?= 40
+FIRST_SEED ?= 0
+JOBS ?= 2
+ARGS ?=
+
+.PHONY: demo test lint coverage simulate bench clean help
+
+help: ## say what there is
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /	/'
+
+$(STAMP): pyproject.toml constraints.txt
+	@echo "== installing into $(VENV) (once; torch is the large part)"
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[demo,dev]'
+	@touch $(STAMP)
+
+demo: $(STAMP) ## start a cluster on this machine and watch it learn (ARGS="--until-promotions 2 --minutes 20")
+	@echo "== ringrift-node dev $(ARGS)"
+	@$(BIN)/ringrift-node dev $(ARGS)
+
+test: $(STAMP) lint ## everything that guards a change, in under 15 minutes on 2 cores
+	@echo "== tests"
+	$(BIN)/python -m pytest -n 2 --dist loadfile -q
+	@echo "== branch coverage of the law"
+	$(BIN)/coverage run -m pytest -q tests/statemachine
+	$(BIN)/coverage report --fail-under=100
+
+lint: $(STAMP) ## style, types and the import law
+	@echo "== ruff, mypy, import-linter"
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+simulate: $(STAMP) ## the consensus under virtual time and faults: SEEDS=1000 FIRST_SEED=0 JOBS=2
+	$(BIN)/python -m tests.simulation --seeds $(SEEDS) --first-seed $(FIRST_SEED) --jobs $(JOBS) $(ARGS)
+
+bench: $(STAMP) ## measure: tables with the machine's name on them
+	$(BIN)/python -m tests.bench $(ARGS)
+
+clean: ## remove what the other targets made
+	rm -rf $(VENV) .demo .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache .coverage
