@@ -25,19 +25,20 @@ import httpx
 import msgspec
 
 from executors import host
-from executors.attempts import Attempt, Bench
+from executors.attempts import Attempt
+from executors.bench import Bench
 from executors.blobs import Blobs
 from executors.gpus import Gpus
+from executors.heartbeat import AgentRefused, Heartbeat
 from executors.ledger import Ledger
 from executors.logs import Logs
 from executors.options import Options
 from executors.outcome import Failure
-from executors.ports import Clock, Cluster, ClusterError, HeartbeatRefused
+from executors.ports import Clock, Cluster, ClusterError
 from executors.reconcile import Action, Kind, Phase, Room, Wanted, plan
 from executors.upkeep import Upkeep
 from statemachine import queries
-from statemachine.commands import Beat, Command, JobProgress, JoinPeer, PeerFacts, ReleaseJob
-from statemachine.errors import Code, Done
+from statemachine.commands import Command, ReleaseJob
 from statemachine.queries import Assignment
 from statemachine.rows import Actual, Desired
 from statemachine.settings import Timing
@@ -45,14 +46,8 @@ from statemachine.state import State
 
 log = logging.getLogger(__name__)
 
-#: beats carry at most this many jobs' progress (a bound of the command)
-PROGRESS_PER_BEAT = 256
 #: a pass may take this share of the loop's time: 1 / (1 + REST)
 REST = 5
-
-
-class AgentRefused(Exception):  # noqa: N818
-    """The cluster does not take this process for the node it says it is; the text says what to do."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,8 +113,6 @@ class Agent:
         self.options = options or Options()
         self.gpus = gpus or Gpus()
         self.logs = Logs(data_dir)
-        self._address = address
-        self._role = role
         self._cluster = cluster
         self._clock = clock or host.HostClock()
         self._own_http = http is None
@@ -143,18 +136,14 @@ class Agent:
             wake=lambda: self._wake.set(),
             fetches=asyncio.Semaphore(4),
         )
-        self.incarnation = 0
+        self.heartbeat = Heartbeat(self.bench, self.options, peer, address, role, self._renewable)
         self.attempts: dict[tuple[str, int], Attempt] = {}
-        self.facts = PeerFacts()
-        self._facts_sent: PeerFacts | None = None
         self._tasks: dict[tuple[str, int], asyncio.Task[None]] = {}
         self._assigned: frozenset[tuple[str, int]] = frozenset()
         self._wake = asyncio.Event()
-        self._beat_now = asyncio.Event()
         self._halt = asyncio.Event()
         self._ended = asyncio.Event()
         self._leaving = False
-        self._joined = False
         self._index = ledger.index
         self._allowance = self.options.starts_per_s
         self._allowed_at_s = 0.0
@@ -166,8 +155,8 @@ class Agent:
     async def run(self) -> None:
         """Adopt, join, and obey until `stop`. Raises AgentRefused; jobs go on under their keepers then."""
         try:
-            self.facts = await self.bench.on_disk(self.upkeep.first_facts)
-            self.incarnation = self.bench.ledger.next_incarnation(self._clock.wall_ms())
+            self.heartbeat.facts = await self.bench.on_disk(self.upkeep.first_facts)
+            self.heartbeat.incarnation = self.bench.ledger.next_incarnation(self._clock.wall_ms())
             await self._adopt()
             await _first(self._live(), self._halt.wait())
         finally:
@@ -203,8 +192,8 @@ class Agent:
         phases = [a.phase for a in self.attempts.values()]
         return AgentStatus(
             peer=self.peer,
-            incarnation=self.incarnation,
-            joined=self._joined,
+            incarnation=self.heartbeat.incarnation,
+            joined=self.heartbeat.joined,
             index=self._index,
             preparing=phases.count(Phase.PREPARING),
             running=phases.count(Phase.RUNNING),
@@ -213,14 +202,14 @@ class Agent:
             started=self.bench.started,
             completed=self.bench.completed,
             failed=self.bench.failed,
-            heard_age_s=round(self._clock.boot_s() - self.bench.heard_s, 3) if self._joined else -1.0,
+            heard_age_s=round(self._clock.boot_s() - self.bench.heard_s, 3) if self.heartbeat.joined else -1.0,
             last_pass_ms=self._last_pass_ms,
-            not_ready=self.facts.not_ready,
+            not_ready=self.heartbeat.facts.not_ready,
         )
 
     async def _live(self) -> None:
-        await self._join()
-        await _first(self._follow(), self._reconcile(), self._beat(), self._keep_up())
+        await self.heartbeat.join()
+        await _first(self._follow(), self._reconcile(), self.heartbeat.run(), self._keep_up())
 
     async def _adopt(self) -> None:
         """Take over what an earlier process of this node left, before anything new starts."""
@@ -244,31 +233,6 @@ class Agent:
                 self._conduct(attempt, attempt.conduct())
         if found:
             log.info("adopted attempts=%d", found)
-
-    async def _join(self) -> None:
-        """Register this process. Raises AgentRefused when another one has its name."""
-        pause_s = 0.1
-        while True:
-            sent_s, facts = self._clock.boot_s(), self.facts
-            command = JoinPeer(
-                self.peer, self.incarnation, self.bench.boot_id, self._role, self._address, facts, self._clock.wall_ms()
-            )
-            try:
-                (result,) = await self._cluster.propose([command])
-            except ClusterError as error:
-                log.info("join_waits peer=%s retry_s=%.1f error=%s", self.peer, pause_s, error)
-            else:
-                if isinstance(result, Done):
-                    self._joined = True
-                    self._facts_sent = facts
-                    self.bench.heard_s = sent_s
-                    log.info("joined peer=%s incarnation=%d", self.peer, self.incarnation)
-                    return
-                if result.code != Code.LIMIT:
-                    raise AgentRefused(result.detail)
-                log.warning("join_refused peer=%s detail=%r", self.peer, result.detail)
-            await asyncio.sleep(pause_s)
-            pause_s = min(pause_s * 2, 5.0)
 
     # --- the pass ---------------------------------------------------------------------------------
 
@@ -304,8 +268,8 @@ class Agent:
             return
         if index < self._index:
             return
-        if view.incarnation is None or view.incarnation != self.incarnation:
-            if view.incarnation is not None and view.incarnation > self.incarnation:
+        if view.incarnation is None or view.incarnation != self.heartbeat.incarnation:
+            if view.incarnation is not None and view.incarnation > self.heartbeat.incarnation:
                 raise AgentRefused(
                     f"a newer process of {self.peer} (incarnation {view.incarnation}) has joined; this one must stop"
                 )
@@ -382,97 +346,28 @@ class Agent:
                 self.upkeep.ended(attempt)
 
     def _room(self) -> Room:
-        now, options = self._clock.boot_s(), self.options
+        now, options, facts = self._clock.boot_s(), self.options, self.heartbeat.facts
         rate = options.starts_per_s
         self._allowance = min(self._allowance + (now - self._allowed_at_s) * rate, max(rate, 1.0))
         self._allowed_at_s = now
-        most = options.max_processes or max(32, 2 * (self.facts.cpu_slots + len(self.facts.gpus)))
+        most = options.max_processes or max(32, 2 * (facts.cpu_slots + len(facts.gpus)))
         wait = ""
         if self._leaving:
             wait = "the node is stopping"
         elif now - self.bench.heard_s > 2 * self.bench.timing.heartbeat_ms / 1000:
             wait = "no heartbeat has been acknowledged lately"
-        return Room(most, int(self._allowance), wait, self.facts.not_ready, self.upkeep.unsettled)
+        return Room(most, int(self._allowance), wait, facts.not_ready, self.upkeep.unsettled)
 
-    # --- signs of life ----------------------------------------------------------------------------
-
-    async def _beat(self) -> None:
-        """Beat on time, sooner when there is progress to tell; extend leases by what was acknowledged."""
-        last_s = self.bench.heard_s
-        retry_s = 0.0
-        while True:
-            every_s = self.bench.timing.heartbeat_ms / 1000
-            next_s = retry_s or min(every_s, self.options.progress_every_s)
-            self._beat_now.clear()
-            try:
-                async with asyncio.timeout(max(last_s + next_s - self._clock.boot_s(), 0.0)):
-                    await self._beat_now.wait()
-            except TimeoutError:
-                pass
-            told = await self.bench.on_disk(self._progress)
-            sent_s = self._clock.boot_s()
-            facts = self.facts if self.facts != self._facts_sent else None
-            if not told and facts is None and not retry_s and sent_s - self.bench.heard_s < every_s * 0.9:
-                last_s = sent_s
-                continue
-            last_s = sent_s
-            retry_s = min(every_s / 4, 2.0)
-            try:
-                async with asyncio.timeout(self.options.request_timeout_s):
-                    await self._cluster.heartbeat(
-                        Beat(self.peer, self.incarnation, facts, tuple(self._as_progress(a) for a in told))
-                    )
-            except HeartbeatRefused as error:
-                log.warning("heartbeat_refused peer=%s error=%s", self.peer, error)
-                await self._join()
-            except (ClusterError, TimeoutError) as error:
-                log.info("heartbeat_unanswered peer=%s error=%s", self.peer, str(error) or type(error).__name__)
-                for attempt in told:
-                    attempt.progress_sent_s = 0.0
-                continue
-            else:
-                self.bench.heard_s = sent_s
-                if facts is not None:
-                    self._facts_sent = facts
-            retry_s = 0.0
-            await self.bench.on_disk(self._renew_leases)
-
-    def _progress(self) -> list[Attempt]:
-        """Attempts with new totals that are due to be told; reads their progress files."""
-        now = self._clock.boot_s()
-        due: list[Attempt] = []
-        for attempt in list(self.attempts.values()):
-            if not attempt.is_alive or len(due) >= PROGRESS_PER_BEAT:
-                continue
-            if now - attempt.progress_sent_s < self.options.progress_every_s * 0.9:
-                continue
-            fresh = attempt.folder.progress()
-            unsent = attempt.progress_sent_s == 0.0 and attempt.progress is not None
-            if fresh is not None:
-                attempt.progress = fresh
-            if fresh is not None or unsent:
-                attempt.progress_sent_s = now
-                due.append(attempt)
-        return due
-
-    def _as_progress(self, attempt: Attempt) -> JobProgress:
-        told = attempt.progress
-        return JobProgress(*attempt.key, told.counts if told else {}, told.total if told else {})
-
-    def _renew_leases(self) -> None:
-        """Every lease lasts from the moment the acknowledged beat was sent: the holder always stops first."""
-        for attempt in list(self.attempts.values()):
-            if attempt.is_alive and not attempt.unwanted and attempt.key in self._assigned:
-                attempt.renew(self.bench.heard_s + attempt.job.lease_ms / 1000)
+    def _renewable(self) -> list[Attempt]:
+        """Attempts that run and that the last view still gave to us."""
+        return [a for k, a in self.attempts.items() if a.is_alive and not a.unwanted and k in self._assigned]
 
     # --- upkeep -----------------------------------------------------------------------------------
 
     async def _keep_up(self) -> None:
         while True:
             await asyncio.sleep(self.options.upkeep_every_s)
-            self.facts = await self.upkeep.facts()
-            if self.facts != self._facts_sent:
-                self._beat_now.set()
+            self.heartbeat.tell(await self.upkeep.facts())
             keep = [a.folder.path for a in self.attempts.values()]
             await self.upkeep.tidy(self.logs, keep)
             self._wake.set()

@@ -14,78 +14,35 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-from collections.abc import Callable
-from concurrent.futures import Executor
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TypeVar
 
-import httpx
 import msgspec
 
 from executors import logs, outcome, processes, templates
-from executors.blobs import Blobs, HoldersGone
+from executors.bench import Bench
+from executors.blobs import HoldersGone
 from executors.folder import BadInputName, Folder
-from executors.ledger import Entry, Ledger
+from executors.ledger import Entry
 from executors.outcome import Failure, Progress, Success
-from executors.ports import Clock, Cluster, ClusterError
+from executors.ports import ClusterError
 from executors.reconcile import Held, Phase
 from statemachine import queries
 from statemachine.commands import (
-    MAX_COMMAND_BYTES,
     Command,
     CompleteJob,
     Output,
     ReleaseJob,
     ReportJob,
-    decode_command,
-    encode_command,
 )
 from statemachine.errors import Code, Done, Rejected, Result
 from statemachine.queries import Assignment, ResolvedInput
 from statemachine.rows import Actual
-from statemachine.settings import Timing
 
 log = logging.getLogger(__name__)
-T = TypeVar("T")
-
 FETCH_ROUNDS = 3
 STDERR_LINES = 20
 _encode = msgspec.msgpack.Encoder().encode
 _decode = msgspec.msgpack.Decoder(Assignment).decode
-
-
-@dataclass
-class Bench:
-    """What attempts work with; one for all attempts of an agent."""
-
-    cluster: Cluster
-    clock: Clock
-    ledger: Ledger
-    blobs: Blobs
-    http: httpx.AsyncClient
-    #: threads for hashing and large files; threads that only start processes
-    disk: Executor
-    starts: Executor
-    data_dir: Path
-    boot_id: str
-    margin_s: float
-    max_log_bytes: int
-    #: wakes the agent's loop
-    wake: Callable[[], None]
-    fetches: asyncio.Semaphore
-    timing: Timing = field(default_factory=Timing)
-    #: when the last acknowledged sign of life was sent; every lease is counted from it
-    heard_s: float = 0.0
-    #: digests that were fetched and not made known yet
-    fetched: set[str] = field(default_factory=set)
-    #: counters since the start
-    started: int = 0
-    completed: int = 0
-    failed: int = 0
-
-    async def on_disk(self, call: Callable[[], T]) -> T:
-        return await asyncio.get_running_loop().run_in_executor(self.disk, call)
 
 
 class Attempt:
@@ -267,8 +224,6 @@ class Attempt:
         """Start the keeper. Returns the command that closes the attempt when it did not start."""
         work, template = self.assignment.work, self.assignment.template
         now = self.bench.clock.wall_ms()
-        if work is None:
-            return ReleaseJob(*self.key, "its item is no longer known")
         if template is None:
             name = work.spec.template
             text = f"the setting template/{name} does not exist; set it and retry the item"
@@ -278,15 +233,15 @@ class Attempt:
         try:
             files = await self._inputs()
         except asyncio.CancelledError:
-            if not self.release_reason and not self.unwanted:
+            if not self._called_off():
                 raise  # the agent itself is being stopped
-            return ReleaseJob(*self.key, self.release_reason or "not ours any more")
+            return ReleaseJob(*self.key, self._called_off())
         except HoldersGone as error:
             return Failure("infrastructure", str(error)).command(self.job, now)
         except OSError as error:
             return Failure("infrastructure", f"its inputs could not be stored: {error}").command(self.job, now)
-        if self.unwanted or self.release_reason:
-            return ReleaseJob(*self.key, self.release_reason or "not ours any more")
+        if self._called_off():
+            return ReleaseJob(*self.key, self._called_off())
         started = await asyncio.get_running_loop().run_in_executor(self.bench.starts, self._start, files)
         if isinstance(started, Failure):
             return started.command(self.job, now)
@@ -296,6 +251,10 @@ class Attempt:
         log.debug("job_started job=%s fence=%d pid=%d", *self.key, started.pid)
         self._heed()
         return None
+
+    def _called_off(self) -> str:
+        """Why it should not start after all; empty when it should."""
+        return self.release_reason or ("it is not ours any more" if self.unwanted else "")
 
     def _heed(self) -> None:
         """Obey an order that came while the keeper was being started."""
@@ -349,8 +308,7 @@ class Attempt:
     def _start(self, files: dict[str, Path]) -> processes.Identity | Failure:
         """Make the folder and start the keeper; runs on a thread of its own."""
         bench, work, template = self.bench, self.assignment.work, self.assignment.template
-        if work is None or template is None:
-            raise AssertionError("checked by the caller")
+        assert template is not None  # checked by the caller
         try:
             paths = self.folder.prepare(self.assignment, files, template)
             rendered = templates.render(template, work.spec, self.job, paths, os.environ)
@@ -404,7 +362,7 @@ class Attempt:
             exit_code=verdict.exit_code,
             at_ms=now,
         )
-        problem = unfit(command)
+        problem = outcome.unfit(command)
         if problem:
             failure = Failure("no_output", f"its result cannot be reported: {problem}", verdict.exit_code)
             await self.close(failure.command(self.job, now))
@@ -414,8 +372,7 @@ class Attempt:
 
     def _judge(self) -> Success | Failure:
         work, template = self.assignment.work, self.assignment.template
-        if work is None or template is None:
-            raise AssertionError("nothing starts without them")
+        assert template is not None  # nothing starts without one
         ended = processes.exit_record(self.folder.path)
         if ended is None or ended.error:
             processes.end_leftovers(self.folder.path, self.bench.boot_id)
@@ -445,15 +402,3 @@ class Attempt:
 
 #: answers after which nothing is left to say about a job
 _OVER = frozenset({Code.STALE_FENCE, Code.NOT_FOUND, Code.ILLEGAL_TRANSITION})
-
-
-def unfit(command: Command) -> str:
-    """Why a command could not enter the log; empty when it can."""
-    encoded = encode_command(command)
-    if len(encoded) > MAX_COMMAND_BYTES:
-        return f"it takes {len(encoded)} bytes, {MAX_COMMAND_BYTES} are accepted"
-    try:
-        decode_command(encoded)
-    except msgspec.MsgspecError as error:
-        return str(error)
-    return ""

@@ -14,7 +14,8 @@ from pathlib import Path
 from msgspec.structs import replace
 
 from executors import host
-from executors.attempts import Attempt, Bench
+from executors.attempts import Attempt
+from executors.bench import Bench
 from executors.gpus import Gpus, Scan
 from executors.logs import Logs
 from executors.options import Options

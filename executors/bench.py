@@ -1,0 +1,52 @@
+"""What the attempts of one agent share: ports, stores, threads, counters."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from concurrent.futures import Executor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TypeVar
+
+import httpx
+
+from executors.blobs import Blobs
+from executors.ledger import Ledger
+from executors.ports import Clock, Cluster
+from statemachine.settings import Timing
+
+T = TypeVar("T")
+
+
+@dataclass
+class Bench:
+    """One for all attempts of an agent."""
+
+    cluster: Cluster
+    clock: Clock
+    ledger: Ledger
+    blobs: Blobs
+    http: httpx.AsyncClient
+    #: threads for hashing and large files; threads that only start processes
+    disk: Executor
+    starts: Executor
+    data_dir: Path
+    boot_id: str
+    margin_s: float
+    max_log_bytes: int
+    #: wakes the agent's loop
+    wake: Callable[[], None]
+    fetches: asyncio.Semaphore
+    timing: Timing = field(default_factory=Timing)
+    #: when the last acknowledged sign of life was sent; every lease is counted from it
+    heard_s: float = 0.0
+    #: digests that were fetched and not made known yet
+    fetched: set[str] = field(default_factory=set)
+    #: counters since the start
+    started: int = 0
+    completed: int = 0
+    failed: int = 0
+
+    async def on_disk(self, call: Callable[[], T]) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self.disk, call)
