@@ -95,7 +95,7 @@ class Drain(Requested, frozen=True, kw_only=True):
     "POST",
     "/admin/drain",
     "Take a node out of placement",
-    example=Drain(node_id="gpu-1", reason="new disk", deadline_seconds=600),
+    example=Drain(node_id="gpu-1", reason="new disk", deadline_seconds=600.0),
     answer=Outcome(True, 1204),
     errors=(Code.NOT_FOUND,),
 )

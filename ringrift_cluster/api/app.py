@@ -12,7 +12,7 @@ from starlette.exceptions import HTTPException
 from starlette.middleware.errors import ServerErrorMiddleware
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.routing import Mount, Route
+from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
 from ringrift_cluster.api import (
@@ -21,6 +21,7 @@ from ringrift_cluster.api import (
     dump,
     elo,
     events,
+    feed,
     gauntlets,
     gone,
     jobs,
@@ -51,6 +52,7 @@ DESCRIPTION = (
 #: in the order in which they are matched: the hot ones first, catch-all paths last within their file
 GROUPS = (
     reports.route,
+    feed.route,
     work.route,
     peers.route,
     propose.route,
@@ -110,8 +112,6 @@ def create_app(services: Services) -> FastAPI:
     add = app.router.routes.append
     for one in bound:
         add(Route(one.endpoint.path, one, methods=[one.endpoint.method]))
-    if services.feed is not None:
-        add(Mount("/feed", services.feed))
     encoded = Reply(msgspec.json.encode(document))
     add(Route("/openapi.json", _Fixed(services, lambda _: encoded), methods=["GET"]))
     for path in gone.GONE:

@@ -19,11 +19,11 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import psutil
+import uvicorn
 
 from executors.blobs import Blobs
 from executors.logs import Logs
 from ringrift_cluster.api import AgentStatus, Services, create_app
-from ringrift_cluster.api.server import listen, make_server
 from statemachine import settings as st
 from statemachine.commands import Beat, ChangeSetting
 from tests.support.memory_replica import MemoryReplica
@@ -45,7 +45,16 @@ def serve(port_of: socket.socket, folder: str) -> None:
         agent=lambda: AgentStatus(True),
         shutdown=lambda order: None,
     )
-    asyncio.run(make_server(create_app(services)).serve(sockets=[port_of]))
+    config = uvicorn.Config(
+        create_app(services),
+        http="httptools",
+        loop="asyncio",
+        lifespan="off",
+        access_log=False,
+        log_config=None,
+        server_header=False,
+    )
+    asyncio.run(uvicorn.Server(config).serve(sockets=[port_of]))
 
 
 async def one_connection(port: int, deadline: float, path: str, body_of: object, times: list[float]) -> None:
@@ -113,7 +122,10 @@ def main() -> None:
     parser.add_argument("--connections", type=int, nargs="*", default=[1, 16, 64])
     parser.add_argument("--batch", type=int, default=100)
     options = parser.parse_args()
-    listener = listen("127.0.0.1", 0)
+    # TCP named outright: asyncio turns Nagle's algorithm off only on sockets that say so.
+    listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
+    listener.bind(("127.0.0.1", 0))
+    listener.listen(1024)
     port = listener.getsockname()[1]
     with TemporaryDirectory() as folder:
         server = multiprocessing.get_context("fork").Process(target=serve, args=(listener, folder), daemon=True)

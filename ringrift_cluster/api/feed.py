@@ -1,0 +1,50 @@
+"""The log's own stream, for followers: documented here, answered by the feed's router."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from starlette.responses import Response
+
+from ringrift_cluster.api.endpoint import Call, Routes
+from ringrift_cluster.api.problems import Problem
+from ringrift_cluster.api.services import Asgi
+from statemachine.errors import Code
+
+route = Routes("feed", "The committed log, for nodes that follow it without voting.")
+
+MSGPACK = "application/msgpack"
+
+
+class Passed(Response):
+    """Lets another ASGI application answer."""
+
+    def __init__(self, app: Asgi) -> None:
+        super().__init__()
+        self._app = app
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        await self._app(scope, receive, send)
+
+
+async def passed(call: Call) -> Passed:
+    """Binary, and for nodes of the same release line; people read `GET /state/dump` and `GET /events`."""
+    if call.services.feed is None:
+        raise Problem(Code.NOT_FOUND, "this node serves no feed; ask a voter")
+    return Passed(call.services.feed)
+
+
+route(
+    "GET",
+    "/feed/snapshot",
+    "The newest snapshot",
+    produces={"application/octet-stream": "A snapshot file, verified by its own digest."},
+    errors=(Code.NOT_FOUND, "busy"),
+)(passed)
+route(
+    "GET",
+    "/feed/entries",
+    "Committed entries after a position",
+    produces={MSGPACK: "Frames of entries with the digest chain after each."},
+    errors=(Code.NOT_FOUND, Code.CONFLICT, "busy"),
+)(passed)
