@@ -41,21 +41,26 @@ def start(txn: Txn, cmd: StartGauntlet) -> dict[str, object]:
     return {"gauntlet": cmd.gauntlet, "status": GauntletStatus.RUNNING}
 
 
-def take(txn: Txn, name: str, result: MatchResult) -> None:
-    """Add a counted match to its gauntlet; games that end after the verdict count for ratings only."""
+def take(txn: Txn, name: str, result: MatchResult, sign: int = 1) -> bool:
+    """Add a match to its gauntlet, or take it out again (-1); answers whether it counts there.
+
+    Games that end after the verdict count for ratings only, and a verdict stays when games are voided after it.
+    """
     row = txn.gauntlets.get(name)
     if row is None or row.status is not GauntletStatus.RUNNING:
-        return
+        return False
     spec = row.spec
     ours = result if model_of(result.a) == spec.candidate else flipped(result)
     if model_of(ours.a) != spec.candidate:
         raise Refused(Code.INVALID, f"gauntlet {name!r} tests {spec.candidate[:12]}, which did not play in this match")
     if ours.b == spec.opponent:
-        row = replace(row, tally=added(row.tally, ours.tally), histogram=summed(row.histogram, ours.histogram))
+        tally, histogram = added(row.tally, ours.tally, sign), summed(row.histogram, ours.histogram, sign)
+        row = replace(row, tally=tally, histogram=histogram)
     else:
-        games = row.baseline_games.get(ours.b, 0) + sum(t.games for t in ours.tally)
+        games = row.baseline_games.get(ours.b, 0) + sign * sum(t.games for t in ours.tally)
         row = replace(row, baseline_games={**row.baseline_games, ours.b: games})
     txn.gauntlets.put(name, row)
+    return True
 
 
 def conclude(txn: Txn, cmd: ConcludeGauntlet) -> str:
@@ -79,7 +84,7 @@ def conclude(txn: Txn, cmd: ConcludeGauntlet) -> str:
                 Code.EVIDENCE,
                 f"{games} games are below the floor of {row.spec.floor_games}; an open test is no verdict",
             )
-        if verdict is GauntletStatus.ACCEPTED and cmd.evidence.llr_milli < cmd.evidence.upper_milli:
+        if verdict is GauntletStatus.ACCEPTED and not cmd.evidence.llr_milli >= cmd.evidence.upper_milli > 0:
             raise Refused(Code.EVIDENCE, f"a log-likelihood ratio of {cmd.evidence.llr_milli} milli accepts nothing")
     txn.gauntlets.put(
         cmd.gauntlet,

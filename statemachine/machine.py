@@ -13,7 +13,7 @@ from typing import Any
 import msgspec
 from msgspec import Struct
 
-from statemachine import artifacts, cluster, deadlines, gauntlets, jobs, matches, models, peers, work
+from statemachine import artifacts, cluster, deadlines, gauntlets, jobs, matches, models, peers, results, work
 from statemachine import commands as c
 from statemachine.cluster import SUPPORTED_FEATURE_LEVEL as SUPPORTED_FEATURE_LEVEL
 from statemachine.entries import ENTRY_FORMAT, decode_entry
@@ -45,7 +45,7 @@ HANDLERS: dict[type[Struct], Handler] = {
     c.RegisterArtifact: artifacts.register,
     c.ForgetArtifact: artifacts.forget,
     c.RecordMatch: matches.record,
-    c.VoidMatch: matches.void,
+    c.VoidMatch: results.void,
     c.StartGauntlet: gauntlets.start,
     c.ConcludeGauntlet: gauntlets.conclude,
     c.PromoteModel: models.promote,

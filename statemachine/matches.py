@@ -9,7 +9,7 @@ from __future__ import annotations
 from msgspec.structs import replace
 
 from statemachine import events
-from statemachine.commands import MatchResult, RecordMatch, Tally, VoidMatch
+from statemachine.commands import MatchResult, RecordMatch, Tally
 from statemachine.errors import Code, Refused
 from statemachine.rows import Match, Standing
 from statemachine.state import Txn
@@ -39,11 +39,21 @@ def add(txn: Txn, match: str, config: str, result: MatchResult, *, peer: str, ga
 
 
 def check(txn: Txn, config: str, result: MatchResult) -> None:
-    """Refuse a result that cannot be true: no games, oneself, or a model of another config."""
-    if sum(t.games for t in result.tally) == 0:
+    """Refuse a result that cannot be true: no games, oneself, groups that are not the games, another config's model."""
+    games = sum(t.games for t in result.tally)
+    if games == 0:
         raise Refused(Code.INVALID, f"{result.a[:20]} against {result.b[:20]}: no game was played, that is no result")
     if result.a == result.b:
         raise Refused(Code.INVALID, f"{result.a[:20]} cannot play against itself for a rating")
+    points = sum(2 * t.wins_a + t.draws for t in result.tally)
+    groups = sum(result.histogram)
+    half_points = sum(h * n for h, n in enumerate(result.histogram))
+    if result.histogram and (half_points != points or groups * (len(result.histogram) - 1) != 2 * games):
+        raise Refused(
+            Code.INVALID,
+            f"{result.a[:20]} against {result.b[:20]}: the histogram holds {half_points} half points "
+            f"in {groups} groups, the tally {points} in {games} games",
+        )
     for participant in (result.a, result.b):
         digest = model_of(participant)
         if digest:
@@ -56,14 +66,11 @@ def check(txn: Txn, config: str, result: MatchResult) -> None:
                 )
 
 
-def void(txn: Txn, cmd: VoidMatch) -> bool:
-    row = txn.matches.require(cmd.match)
-    if row.voided:
-        return False
+def void(txn: Txn, row: Match, reason: str) -> None:
+    """Take a match that is not void out of the sums of its pair."""
     _shift(txn, row.config, row.result, -1)
-    txn.matches.put(cmd.match, replace(row, voided=cmd.reason or "void"))
-    events.emit(txn, "MatchVoided", cmd.match, config=row.config, reason=cmd.reason)
-    return True
+    txn.matches.put(row.match, replace(row, voided=reason or "void"))
+    events.emit(txn, "MatchVoided", row.match, config=row.config, reason=reason)
 
 
 def flipped(result: MatchResult) -> MatchResult:
@@ -100,6 +107,9 @@ def _shift(txn: Txn, config: str, result: MatchResult, sign: int) -> None:
     side = result if result.a < result.b else flipped(result)
     key = f"{config} {side.a} {side.b}"
     row = txn.standings.get(key) or Standing(config, side.a, side.b)
+    if row.matches + sign == 0:
+        txn.standings.delete(key)
+        return
     txn.standings.put(
         key,
         replace(

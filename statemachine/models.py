@@ -15,6 +15,7 @@ from statemachine import events
 from statemachine.cluster import next_seq
 from statemachine.commands import PromoteModel, RollbackModel
 from statemachine.errors import Code, Refused
+from statemachine.matches import model_of
 from statemachine.rows import GauntletStatus, Model, ModelStatus, Totals, Work
 from statemachine.state import Txn
 
@@ -28,9 +29,16 @@ def totals_of(txn: Txn, config: str) -> Totals:
 
 def register(txn: Txn, digest: str, work: Work, parent: str) -> None:
     """Make a model known as a candidate; the same weights trained again stay one model."""
-    if txn.models.get(digest) is not None:
-        return
     config = work.spec.config
+    old = txn.models.get(digest)
+    if old is not None:
+        if old.config != config:
+            raise Refused(
+                Code.CONFLICT,
+                f"work {work.work!r} of {config} made model {digest[:12]}, which is a model of {old.config} already; "
+                "give each config weights of its own",
+            )
+        return
     totals = totals_of(txn, config)
     generation = 0 if work.spec.work_type == "initial" else totals.generations + 1
     txn.totals.put(config, replace(totals, generations=max(totals.generations, generation)))
@@ -100,6 +108,12 @@ def _check_evidence(txn: Txn, cmd: PromoteModel, champion: str) -> None:
         return
     gauntlet = txn.gauntlets.require(evidence.gauntlet)
     spec = gauntlet.spec
+    if model_of(spec.opponent) != champion:
+        raise Refused(
+            Code.EVIDENCE,
+            f"gauntlet {evidence.gauntlet!r} was played against {spec.opponent[:12]}, the champion is "
+            f"{champion[:12] or 'nobody'}; test again",
+        )
     if gauntlet.status is not GauntletStatus.ACCEPTED or spec.candidate != cmd.model or spec.config != cmd.config:
         raise Refused(
             Code.EVIDENCE,

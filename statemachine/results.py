@@ -1,11 +1,11 @@
-"""What a completed attempt must show, and what it counts for."""
+"""What a completed attempt must show, what it counts for, and how a match is taken back."""
 
 from __future__ import annotations
 
 from msgspec.structs import replace
 
 from statemachine import gauntlets, matches
-from statemachine.commands import CompleteJob
+from statemachine.commands import CompleteJob, VoidMatch
 from statemachine.errors import Code, Refused
 from statemachine.models import totals_of
 from statemachine.rows import Work
@@ -28,9 +28,10 @@ def count(txn: Txn, work: Work, cmd: CompleteJob) -> None:
     spec = work.spec
     if cmd.match is not None:
         job = txn.jobs.require(cmd.job)
-        matches.add(txn, work.work, spec.config, cmd.match, peer=job.peer, gauntlet=spec.gauntlet)
-        if spec.gauntlet:
-            gauntlets.take(txn, spec.gauntlet, cmd.match)
+        counts = bool(spec.gauntlet) and gauntlets.take(txn, spec.gauntlet, cmd.match)
+        # The fence makes the name new even when an item of an older one's name is evaluated.
+        name = f"{cmd.job}@{cmd.fence}"
+        matches.add(txn, name, spec.config, cmd.match, peer=job.peer, gauntlet=spec.gauntlet if counts else "")
     row = totals_of(txn, spec.config)
     if spec.work_type == "selfplay":
         row = replace(
@@ -51,3 +52,14 @@ def count(txn: Txn, work: Work, cmd: CompleteJob) -> None:
     else:
         return
     txn.totals.put(spec.config, row)
+
+
+def void(txn: Txn, cmd: VoidMatch) -> bool:
+    """Take a match out of the table, and out of its gauntlet while that is still open."""
+    row = txn.matches.require(cmd.match)
+    if row.voided:
+        return False
+    if row.gauntlet:
+        gauntlets.take(txn, row.gauntlet, row.result, -1)
+    matches.void(txn, row, cmd.reason)
+    return True

@@ -282,6 +282,7 @@ class Match(Struct, frozen=True, gc=False):
     result: MatchResult
     at_ms: int
     peer: str = ""
+    #: the gauntlet that counted it, if one did
     gauntlet: str = ""
     voided: str = ""
 
