@@ -89,7 +89,7 @@ RESULT = MatchResult(
     a=f"{DIGEST}@policy-only",
     b="random",
     tally=(Tally(seats_a=1, seats_b=1, wins_a=14, wins_b=5, draws=1),),
-    histogram=(1, 1, 3, 2, 3),
+    histogram=(0, 1, 2, 4, 3),
 )
 COMPLETION = CompleteJob(
     job="sp-1.1",
