@@ -1,0 +1,189 @@
+"""G5 and G6 on the wire: a snapshot is offered, fetched as a file, verified and installed in one step."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from ringrift_cluster.raft.conf import Limits
+from ringrift_cluster.raft.messages import AppendEntries, AppendReply, FetchPart, OfferSnapshot, Part
+from ringrift_cluster.raft.snapshots import SnapshotFile
+from tests.ringrift_cluster.raft.alone import Guarded, Stock, entries, entry
+
+SMALL = Limits(part_bytes=100)
+
+
+def run_jobs(voter: Guarded) -> None:
+    while (job := voter.node.take_job()) is not None:
+        job.run()
+        job.finish()
+    voter.turn()
+
+
+def source(directory: Path) -> tuple[Guarded, SnapshotFile]:
+    """A voter with a snapshot at 20 and the file."""
+    voter = Guarded(directory, limits=SMALL)
+    voter.follow(term=1, last=20, commit=20)
+    files: list[SnapshotFile] = []
+    voter.node.want_snapshot(0, files.append)
+    run_jobs(voter)
+    return voter, files[0]
+
+
+def offer(file: SnapshotFile, term: int = 1) -> OfferSnapshot:
+    return OfferSnapshot(term, file.index, file.term, file.size_bytes, file.sha256)
+
+
+def fetch(voter: Guarded, other: Guarded, peer: str = "b", most: int = 1000) -> int:
+    """Carry parts from `other` until nothing is asked any more; returns how many."""
+    for count in range(most):
+        asked = voter.take(FetchPart)
+        if not asked:
+            return count
+        other.get("b", asked[0][1])
+        ((_, part),) = other.take(Part)
+        voter.get(peer, part)
+    return most
+
+
+class TestStock:
+    def test_the_commit_index_runs_over_entries_nobody_verified(self):
+        stock = Stock()
+        stock.append(1, 1, 0, entries(2, 9, 1))
+        piece = {"type": "append_entries", "term": 2, "commit_index": 9, "serialized": (b"x", True, False)}
+        stock.get("b", piece)
+        assert stock.inside.commit == 9
+
+
+class TestAnOfferedSnapshot:
+    def test_an_offer_moves_no_commit_index(self, tmp_path):
+        _, file = source(tmp_path / "a")
+        voter = Guarded(tmp_path / "b", node_id="c")
+        voter.get("b", AppendEntries(1, 1, 1, 0, entries(2, 9, 1)), offer(file))
+        assert voter.inside.commit == 1
+
+    def test_it_is_fetched_in_parts_and_installed(self, tmp_path):
+        other, file = source(tmp_path / "a")
+        voter = Guarded(tmp_path / "c", node_id="c")
+        voter.get("b", offer(file))
+        assert fetch(voter, other) == -(-file.size_bytes // SMALL.part_bytes)
+        run_jobs(voter)
+        assert (voter.inside.applied, voter.inside.commit) == (20, 20)
+        assert voter.node.machine.chain == other.node.machine.chain
+        assert voter.take(AppendReply)[-1] == ("b", AppendReply(1, 21, True, 20))
+        assert voter.disk.entries.keys() == {20}
+        voter.get("b", AppendEntries(1, 21, 20, 1, [entry(21, 1)]))
+        assert voter.inside.applied == 21
+
+    def test_a_lost_part_is_asked_for_again_where_it_stopped(self, tmp_path):
+        other, file = source(tmp_path / "a")
+        voter = Guarded(tmp_path / "c", node_id="c")
+        voter.get("b", offer(file))
+        fetch(voter, other, most=2)
+        assert voter.take(FetchPart)
+        voter.node.disconnected("b")
+        voter.node.connected("b")
+        voter.time.now += 1.5
+        voter.get("b", offer(file))
+        ((_, asked),) = voter.take(FetchPart)
+        assert asked.offset == 200
+
+    def test_another_leader_can_finish_the_transfer(self, tmp_path):
+        other, file = source(tmp_path / "a")
+        voter = Guarded(tmp_path / "c", node_id="c", voters=("a", "b", "c"))
+        voter.get("b", offer(file))
+        fetch(voter, other, most=2)
+        voter.take(FetchPart)
+        voter.get("a", offer(file, term=2))
+        ((peer, asked),) = voter.take(FetchPart)
+        assert (peer, asked.offset) == ("a", 200)
+
+    def test_a_bad_transfer_is_thrown_away_and_tried_again(self, tmp_path):
+        other, file = source(tmp_path / "a")
+        voter = Guarded(tmp_path / "c", node_id="c")
+        voter.get("b", offer(file))
+        ((_, asked),) = voter.take(FetchPart)
+        voter.get("b", Part(asked.index, asked.snapshot_term, 0, bytes(100)))
+        fetch(voter, other)
+        run_jobs(voter)
+        assert voter.inside.applied == 1
+        voter.get("b", offer(file))
+        fetch(voter, other)
+        run_jobs(voter)
+        assert voter.inside.applied == 20
+
+    def test_one_at_or_below_the_commit_index_is_answered_and_not_fetched(self, tmp_path):
+        _, file = source(tmp_path / "a")
+        voter = Guarded(tmp_path / "c", node_id="c")
+        voter.get("b", AppendEntries(1, 25, 1, 0, entries(2, 25, 1)))
+        voter.take(AppendReply)
+        voter.get("b", offer(file))
+        assert not voter.take(FetchPart)
+        assert voter.take(AppendReply) == [("b", AppendReply(1, 21, True, 25))]
+        assert voter.node.journal.last_index == 25
+
+    def test_one_whose_entry_the_journal_holds_keeps_the_suffix(self, tmp_path):
+        _, file = source(tmp_path / "a")
+        voter = Guarded(tmp_path / "c", node_id="c")
+        voter.get("b", AppendEntries(1, 3, 1, 0, entries(2, 25, 1)))
+        voter.take(AppendReply)
+        voter.get("b", offer(file))
+        assert not voter.take(FetchPart)
+        assert voter.node.journal.last_index == 25
+
+    def test_one_that_was_overtaken_while_it_was_fetched_is_dropped(self, tmp_path):
+        other, file = source(tmp_path / "a")
+        voter = Guarded(tmp_path / "c", node_id="c")
+        voter.get("b", offer(file))
+        fetch(voter, other)
+        voter.get("b", AppendEntries(1, 25, 1, 0, entries(2, 25, 1)))
+        run_jobs(voter)
+        assert voter.inside.applied == 25
+        assert voter.node.counters.snapshots_installed == 0
+
+
+class TestALeaderWithACompactedLog:
+    def _leader(self, directory: Path, **limits: Any) -> Guarded:
+        voter = Guarded(directory, limits=Limits(snapshot_entries=20, tail_entries=5, **limits))
+        voter.lead()
+        for _ in range(60):
+            voter.node.submit([], 5.0, lambda outcome: None)
+            voter.turn()
+            voter.acknowledge("b", voter.node.journal.last_index)
+            run_jobs(voter)
+        voter.sent.clear()
+        return voter
+
+    def test_it_keeps_a_tail_behind_its_snapshot(self, tmp_path):
+        voter = self._leader(tmp_path)
+        latest = voter.node._snapshots.latest
+        assert latest is not None
+        assert voter.node.journal.first_index == latest.index - 5
+
+    def test_it_offers_the_file_once_a_heartbeat_and_goes_on_after_it(self, tmp_path):
+        voter = self._leader(tmp_path)
+        term, last = voter.inside.term, voter.node.journal.last_index
+        for _ in range(3):
+            voter.get("c", AppendReply(term, 2, False, 1))
+        offers = voter.take(OfferSnapshot)
+        assert len(offers) == 1
+        voter.get("c", AppendReply(term, offers[0][1].index + 1, True, offers[0][1].index))
+        assert voter.inside.match_index[voter.node._nodes["c"]] == offers[0][1].index
+        voter.get("c", AppendReply(term, offers[0][1].index + 1, False, offers[0][1].index))
+        resent = [m for p, m in voter.take(AppendEntries) if p == "c" and m.entries]
+        assert resent[0].prev_index == offers[0][1].index
+        assert resent[0].entries[-1][1] == last
+
+    def test_the_file_of_a_running_transfer_survives_the_next_snapshots(self, tmp_path):
+        voter = self._leader(tmp_path, part_bytes=100)
+        voter.get("c", AppendReply(voter.inside.term, 2, False, 1))
+        given = voter.take(OfferSnapshot)[0][1]
+        voter.get("c", FetchPart(given.index, given.snapshot_term, 0))
+        for _ in range(90):
+            voter.node.submit([], 5.0, lambda outcome: None)
+            voter.turn()
+            voter.acknowledge("b", voter.node.journal.last_index)
+            run_jobs(voter)
+        voter.take(Part)
+        voter.get("c", FetchPart(given.index, given.snapshot_term, 100))
+        assert voter.take(Part)[0][1].data
