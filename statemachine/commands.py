@@ -482,4 +482,7 @@ def decode_command(data: bytes) -> Command:
 
     Raises msgspec.ValidationError or msgspec.DecodeError with the field's path.
     """
-    return _decoder.decode(data)
+    try:
+        return _decoder.decode(data)
+    except UnicodeDecodeError as error:
+        raise msgspec.DecodeError(f"text that is not UTF-8: {error}") from None

@@ -45,4 +45,7 @@ def encode_entry(clock_term: int, elapsed_ms: int, commands: Sequence[bytes]) ->
 
 def decode_entry(entry: bytes) -> Entry:
     """Decode an entry; raises msgspec.MsgspecError when it cannot be read."""
-    return _decoder.decode(entry)
+    try:
+        return _decoder.decode(entry)
+    except UnicodeDecodeError as error:
+        raise msgspec.DecodeError(f"text that is not UTF-8: {error}") from None

@@ -13,7 +13,8 @@ A reader verifies the digest over the whole file before it believes a word of it
 from __future__ import annotations
 
 import hashlib
-from typing import BinaryIO, cast
+from collections.abc import Iterator
+from typing import Any, BinaryIO, TypeVar
 
 import msgspec
 from msgspec import Struct
@@ -27,6 +28,10 @@ FORMAT = 1
 SLICE = 256
 #: nothing this format writes comes near this
 MAX_FRAME_BYTES = 64 * 1024 * 1024
+
+CHECKSUM_BYTES = 32
+
+T = TypeVar("T")
 
 _encoder = msgspec.msgpack.Encoder()
 
@@ -47,6 +52,11 @@ class Header(Struct, frozen=True):
     chain: bytes
     #: rows by table, for people
     rows: dict[str, int] = {}
+
+
+_head = msgspec.msgpack.Decoder(Header)
+_section = msgspec.msgpack.Decoder(tuple[str, msgspec.Raw])
+_end = msgspec.msgpack.Decoder(tuple[str, int])
 
 
 class Frozen(Struct, frozen=True):
@@ -109,7 +119,10 @@ def read_header(src: BinaryIO) -> Header:
     """Read the header alone, unverified; for listings and offers."""
     if src.read(len(MAGIC)) != MAGIC:
         raise SnapshotDamaged("the file does not start like a snapshot")
-    return _header(_frame(src, None))
+    size = int.from_bytes(src.read(4), "big")
+    if size > MAX_FRAME_BYTES:
+        raise SnapshotDamaged("a frame has an absurd length")
+    return _header(src.read(size))
 
 
 def read(src: BinaryIO) -> tuple[Header, Machine]:
@@ -117,47 +130,43 @@ def read(src: BinaryIO) -> tuple[Header, Machine]:
 
     Raises SnapshotDamaged with a sentence; the caller adds the file's name.
     """
-    digest = hashlib.sha256()
-    magic = src.read(len(MAGIC))
-    digest.update(magic)
-    if magic != MAGIC:
+    data = src.read()
+    if data[: len(MAGIC)] != MAGIC:
         raise SnapshotDamaged("the file does not start like a snapshot")
-    head = _header(_frame(src, digest))
-    sections: list[tuple[str, bytes]] = []
-    total = 0
-    while True:
-        body = _frame(src, digest)
-        try:
-            name, raw = msgspec.msgpack.decode(body, type=tuple[str, msgspec.Raw])
-        except msgspec.MsgspecError as error:
-            raise SnapshotDamaged(f"a section cannot be read: {error}") from error
-        if name == "end":
-            total = msgspec.msgpack.decode(raw, type=int)
-            break
-        sections.append((name, bytes(raw)))
-    if src.read(32) != digest.digest() or src.read(1):
-        raise SnapshotDamaged("its checksum does not match its content")
-    return head, _machine(head, sections, total)
+    body, checksum = data[:-CHECKSUM_BYTES], data[-CHECKSUM_BYTES:]
+    if hashlib.sha256(body).digest() != checksum:
+        raise SnapshotDamaged("its checksum does not match its content: it was cut short or changed")
+    frames = list(_frames(body))
+    if len(frames) < 2:
+        raise SnapshotDamaged("it has no end")
+    head = _header(frames[0])
+    return head, _load(head, frames[1:-1], frames[-1])
 
 
-def _machine(head: Header, sections: list[tuple[str, bytes]], total: int) -> Machine:
+def _frames(body: bytes) -> Iterator[bytes]:
+    at = len(MAGIC)
+    while at < len(body):
+        size = int.from_bytes(body[at : at + 4], "big")
+        at += 4 + size
+        if at > len(body):
+            raise SnapshotDamaged("it ends in the middle of a frame")
+        yield body[at - size : at]
+
+
+def _load(head: Header, sections: list[bytes], end: bytes) -> Machine:
     tables: dict[str, list[tuple[str, Row]]] = {name: [] for name in TABLES}
-    decoders = {
+    decoders: dict[str, msgspec.msgpack.Decoder[Any]] = {
         name: msgspec.msgpack.Decoder(list[tuple[str, kind]])  # type: ignore[valid-type]
         for name, kind in TABLES.items()
     }
-    count = 0
-    for name, raw in sections:
+    for section in sections:
+        name, raw = _decode(_section, section, "a section")
         if name not in decoders:
             raise SnapshotDamaged(f"it has a table {name!r} that this release does not know; upgrade it")
-        try:
-            rows = decoders[name].decode(raw)
-        except msgspec.MsgspecError as error:
-            raise SnapshotDamaged(f"a row of table {name} cannot be read: {error}") from error
-        tables[name] += cast("list[tuple[str, Row]]", rows)
-        count += len(rows)
-    if count != total:
-        raise SnapshotDamaged(f"it should hold {total} rows and holds {count}")
+        tables[name] += _decode(decoders[name], raw, f"a row of table {name}")
+    count = sum(len(rows) for rows in tables.values())
+    if _decode(_end, end, "its end") != ("end", count):
+        raise SnapshotDamaged(f"it holds {count} rows and says otherwise")
     machine = Machine()
     machine.restore(tables)
     machine.index, machine.term, machine.chain = head.index, head.term, head.chain
@@ -165,24 +174,14 @@ def _machine(head: Header, sections: list[tuple[str, bytes]], total: int) -> Mac
 
 
 def _header(body: bytes) -> Header:
-    try:
-        head = msgspec.msgpack.decode(body, type=Header)
-    except msgspec.MsgspecError as error:
-        raise SnapshotDamaged(f"its header cannot be read: {error}") from error
+    head = _decode(_head, body, "its header")
     if head.format != FORMAT:
         raise SnapshotDamaged(f"it has format {head.format}, this release reads {FORMAT}; upgrade it")
     return head
 
 
-def _frame(src: BinaryIO, digest: hashlib._Hash | None) -> bytes:
-    prefix = src.read(4)
-    size = int.from_bytes(prefix, "big")
-    if len(prefix) < 4 or size > MAX_FRAME_BYTES:
-        raise SnapshotDamaged("it ends in the middle of a frame" if len(prefix) < 4 else "a frame has an absurd length")
-    body = src.read(size)
-    if len(body) < size:
-        raise SnapshotDamaged("it ends in the middle of a frame")
-    if digest is not None:
-        digest.update(prefix)
-        digest.update(body)
-    return body
+def _decode(decoder: msgspec.msgpack.Decoder[T], data: bytes | msgspec.Raw, what: str) -> T:
+    try:
+        return decoder.decode(data)
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+        raise SnapshotDamaged(f"{what} cannot be read: {error}") from error

@@ -116,3 +116,11 @@ def test_a_tally_counts_its_games():
 
 def test_evidence_defaults_to_nothing_at_all():
     assert msgspec.to_builtins(Evidence("initial")) == {"kind": "initial"}
+
+
+def test_text_that_is_not_utf8_is_a_decode_error_like_any_other():
+    broken = encode_command(item("w1")).replace(b"w1", b"w\xff")
+    with pytest.raises(msgspec.DecodeError, match="UTF-8"):
+        decode_command(broken)
+    with pytest.raises(msgspec.DecodeError, match="UTF-8"):
+        decode_entry(encode_entry(1, 0, [broken]))
