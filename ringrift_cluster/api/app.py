@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import msgspec
@@ -98,9 +98,14 @@ class Api(FastAPI):
         await self._fixed[scope["method"], scope["path"]](scope, receive, send)
 
 
+@cache
+def _document(version: str) -> dict[str, Any]:
+    return openapi.document(GROUPS, title=TITLE, version=version, description=DESCRIPTION)
+
+
 def create_app(services: Services) -> FastAPI:
     """The HTTP face of one node."""
-    document = openapi.document(GROUPS, title=TITLE, version=services.version, description=DESCRIPTION)
+    document = _document(services.version)
     bound = [Bound(endpoint, services) for group in GROUPS for endpoint in group.endpoints]
     # The first path that matches answers, so one with a name in it must not hide a fixed one.
     bound.sort(key=lambda one: "{" in one.endpoint.path)
