@@ -106,8 +106,10 @@ class Attempt:
 
     @property
     def grace_s(self) -> float:
+        """SIGTERM to SIGKILL; at most half a lease, so that a fresh lease never calls for a stop."""
         template = self.assignment.template
-        return ((template.grace_ms if template else 0) or self.bench.timing.grace_ms) / 1000
+        grace_ms = (template.grace_ms if template else 0) or self.bench.timing.grace_ms
+        return min(grace_ms, self.job.lease_ms / 2) / 1000
 
     @property
     def is_alive(self) -> bool:
