@@ -7,9 +7,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from ringrift_cluster.raft.errors import DiskFailed
+from ringrift_cluster.raft.errors import DiskFailed, JournalDamaged
 from ringrift_cluster.raft.messages import FetchPart, Message, OfferSnapshot, Part
-from ringrift_cluster.raft.snapshots import SnapshotFile, digest
+from ringrift_cluster.raft.snapshots import SnapshotFile, digest, load
+from statemachine.machine import Machine
+from statemachine.snapshot import Header
 
 #: an unanswered request is made again after this time
 RETRY_S = 1.0
@@ -37,9 +39,10 @@ class Fetch:
     def want(self, peer: str, offer: OfferSnapshot, now: float) -> None:
         """The leader offers a file we need."""
         running = self._transfer
+        if running is not None and running.complete:
+            # It is being verified in another thread.
+            return
         if running is not None and running.offer.sha256 == offer.sha256:
-            if running.complete:
-                return
             if running.peer != peer or now - running.asked_at > RETRY_S:
                 running.peer = peer
                 self._ask(running, now)
@@ -97,6 +100,11 @@ class Fetch:
             self._transfer = None
 
 
-def intact(file: SnapshotFile) -> bool:
-    """Whether the bytes are the ones that were offered."""
-    return file.path.stat().st_size == file.size_bytes and digest(file.path) == file.sha256
+def verified(file: SnapshotFile) -> tuple[Header, Machine] | None:
+    """Load a fetched file, or None when it is not what was offered or cannot be read."""
+    if file.path.stat().st_size != file.size_bytes or digest(file.path) != file.sha256:
+        return None
+    try:
+        return load(file.path)
+    except JournalDamaged:
+        return None

@@ -146,9 +146,11 @@ class Guard(Transport):  # type: ignore[misc]
 
     def connected(self, peer: str) -> None:
         if self._inside.role == LEADER:
-            # What was in flight on the old connection is gone: go on after what is certain.
+            # What was in flight on the old connection is gone: go on after what is certain. Of a voter that
+            # has not answered this leader yet nothing is; its first rejection will tell.
             node = self._nodes[peer]
-            self._inside.next_index[node] = self._inside.match_index[node] + 1
+            match = self._inside.match_index[node]
+            self._inside.next_index[node] = (match or self._journal.last_index) + 1
             self._inside.send_soon()
         self._backed_off.pop(peer, None)
         self._onNodeConnected(self._nodes[peer])
@@ -349,7 +351,7 @@ class Guard(Transport):  # type: ignore[misc]
             )
             inside.next_index[node] = max(before, reply.next_index, inside.match_index[node] + 1)
             return
-        target = max(reply.next_index, match + 1)
+        target = max(reply.next_index, match + 1, 2)
         now = self._clock()
         earlier = self._backed_off.get(peer)
         repeated = (

@@ -27,7 +27,7 @@ from ringrift_cluster.raft.conf import VoterConfig, sync_obj_conf
 from ringrift_cluster.raft.consensus import Consensus
 from ringrift_cluster.raft.counters import Counters
 from ringrift_cluster.raft.errors import DiskLost, Diverged, JournalDamaged
-from ringrift_cluster.raft.fetch import Fetch, intact
+from ringrift_cluster.raft.fetch import Fetch, verified
 from ringrift_cluster.raft.guard import Guard
 from ringrift_cluster.raft.handover import Handover
 from ringrift_cluster.raft.journal import NO_OP, Batch, Journal, Store
@@ -47,7 +47,7 @@ from ringrift_cluster.raft.messages import (
 from ringrift_cluster.raft.privates import CANDIDATE, LEADER
 from ringrift_cluster.raft.proposals import Outcome, Proposals
 from ringrift_cluster.raft.reads import Reads
-from ringrift_cluster.raft.snapshots import SnapshotDir, SnapshotFile, load
+from ringrift_cluster.raft.snapshots import SnapshotDir, SnapshotFile
 from ringrift_cluster.raft.window import Applied, Window
 from ringrift_cluster.replica import Halted, ReplicaStatus
 from statemachine.machine import Machine
@@ -441,8 +441,9 @@ class RaftNode:
         loaded: list[tuple[Header, Machine]] = []
 
         def run() -> None:
-            if intact(file):
-                loaded.append(load(file.path))
+            found = verified(file)
+            if found is not None:
+                loaded.append(found)
 
         def finish() -> None:
             if not loaded:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sqlite3
 import struct
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from ringrift_cluster.raft.errors import DiskFailed, JournalDamaged
@@ -48,21 +48,31 @@ class SqliteStore:
             raise JournalDamaged(f"the journal {path} cannot be opened ({error}); {_WAY_OUT}") from error
 
     def load(self) -> Stored:
+        return Stored(self.facts(), list(self.entries()))
+
+    def facts(self) -> dict[str, str]:
+        """The facts, of a schema that this release reads. Raises JournalDamaged."""
         try:
             facts = dict(self._db.execute("SELECT name, value FROM facts"))
-            if facts.get("schema") != str(SCHEMA):
-                raise JournalDamaged(
-                    f"the journal {self.path} has schema {facts.get('schema')}, this release reads {SCHEMA}; "
-                    "start the release that wrote it"
-                )
-            return Stored(facts, list(self.entries()))
         except sqlite3.Error as error:
             raise JournalDamaged(f"the journal {self.path} cannot be read ({error}); {_WAY_OUT}") from error
+        if facts.get("schema") != str(SCHEMA):
+            raise JournalDamaged(
+                f"the journal {self.path} has schema {facts.get('schema')}, this release reads {SCHEMA}; "
+                "start the release that wrote it"
+            )
+        return facts
 
     def entries(self) -> Iterator[LogEntry]:
         """Every entry in order. Raises JournalDamaged at the first bad one or gap."""
+        try:
+            yield from self._checked(self._db.execute("SELECT idx, term, crc, data FROM entries ORDER BY idx"))
+        except sqlite3.Error as error:
+            raise JournalDamaged(f"the journal {self.path} cannot be read ({error}); {_WAY_OUT}") from error
+
+    def _checked(self, rows: Iterable[tuple[int, int, int, bytes]]) -> Iterator[LogEntry]:
         expected: int | None = None
-        for index, term, stored_crc, data in self._db.execute("SELECT idx, term, crc, data FROM entries ORDER BY idx"):
+        for index, term, stored_crc, data in rows:
             entry = (bytes(data), int(index), int(term))
             if expected is not None and index != expected:
                 raise JournalDamaged(f"the journal {self.path} lacks entries {expected} to {index - 1}; {_WAY_OUT}")

@@ -197,9 +197,7 @@ class Stock(SyncObj):
         self.wire.sent.clear()
         return found
 
-    def append(
-        self, term: int, prev: int, prev_term: int, new: list[tuple[bytes, int, int]], commit: int = 1
-    ) -> None:
+    def append(self, term: int, prev: int, prev_term: int, new: list[tuple[bytes, int, int]], commit: int = 1) -> None:
         """What leader b would send."""
         self.get(
             "b",
