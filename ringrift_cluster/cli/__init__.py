@@ -1,0 +1,6 @@
+"""`ringrift-node`: text for people, `--json` for programs, both from the same value.
+
+main     who answers to the name            serve    start a node, start a development cluster
+app      the commands, errors, exit codes   cluster, work, jobs, learning, state    what they say and do
+output   tables and JSON                    options  what every command takes
+"""

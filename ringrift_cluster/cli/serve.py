@@ -1,0 +1,104 @@
+"""Starting things: one node, or a whole development cluster."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from typer import Option
+
+from ringrift_cluster.settings import SettingsError, node_config
+from ringrift_cluster.sources import Network, Role
+
+#: a node that cannot start, and why on stderr
+EXIT_SETUP = 2
+
+
+def serve(
+    cluster: Annotated[
+        str | None,
+        Option("--cluster", "--peers", help="The voters, the same on every node: [id=]host:port, separated by commas."),
+    ] = None,
+    node_id: Annotated[
+        str | None, Option(help="This node's name; else its id in the list, or one made once and kept.")
+    ] = None,
+    role: Annotated[Role | None, Option(help="auto: a voter when the list names this node, else a follower.")] = None,
+    port: Annotated[int | None, Option(help="HTTP port; else the one in the list, or 8770.")] = None,
+    raft_port: Annotated[int | None, Option(help="Port between voters; else the HTTP port + 1.")] = None,
+    bind: Annotated[str | None, Option("--bind", "--host", help="Address to listen on; else 127.0.0.1.")] = None,
+    advertise: Annotated[
+        str | None, Option("--advertise", "--advertise-host", help="host[:port] under which others reach this node.")
+    ] = None,
+    advertise_port: Annotated[int | None, Option(help="Port under which others reach this node.")] = None,
+    data_dir: Annotated[Path | None, Option(help="Log, snapshots, jobs and files; one process at a time.")] = None,
+    log_level: Annotated[str | None, Option(help="DEBUG, INFO, WARNING or ERROR.")] = None,
+    cpu_slots: Annotated[int | None, Option(help="Workload processes without a GPU; else one a core.")] = None,
+    labels: Annotated[str | None, Option(help="Words that work items can ask for, separated by commas.")] = None,
+    auth_token_file: Annotated[Path | None, Option(help="File with the token that clients must send.")] = None,
+    cluster_secret_file: Annotated[Path | None, Option(help="File with the secret that voters share.")] = None,
+    insecure: Annotated[
+        bool | None, Option("--insecure", help="Allow a bind that is not loopback, without encryption.")
+    ] = None,
+    network: Annotated[Network | None, Option(help="fast: one site; wide: several.")] = None,
+    stop_jobs: Annotated[
+        bool | None, Option("--stop-jobs/--leave-jobs", help="On SIGTERM stop jobs, or leave them for adoption.")
+    ] = None,
+    stop_grace_s: Annotated[float | None, Option(help="Seconds to hand over and close.")] = None,
+    fresh_within_s: Annotated[float | None, Option(help="Oldest view that a follower's fresh reads show.")] = None,
+    snapshot_every_entries: Annotated[int | None, Option(help="How often a follower writes its snapshot.")] = None,
+    progress_every_s: Annotated[float | None, Option(help="How often jobs' progress is reported.")] = None,
+    exit_with_parent: Annotated[
+        bool | None, Option("--exit-with-parent", help="Leave when the process that started this node is gone.")
+    ] = None,
+    fail_on_subscription_failure: Annotated[
+        bool | None, Option("--fail-on-subscription-failure", help="Accepted for old unit files.", hidden=True)
+    ] = None,
+    config: Annotated[Path | None, Option(help="Settings file (TOML); see deploy/node.example.toml.")] = None,
+) -> None:
+    """Run this node until it is told to leave.
+
+    Flags win over RINGRIFT_... variables, those over the settings file, that over the defaults.
+    Exit code 0: left in order. 2: it cannot start, and the sentence on stderr says what to change.
+    70: it stopped by itself, and a restart alone does not mend it.
+    """
+    from ringrift_cluster.node import serve as run_node
+
+    flags = dict(locals())
+    for not_a_setting in ("config", "run_node"):
+        flags.pop(not_a_setting)
+    try:
+        decided = node_config(flags, config)
+    except SettingsError as error:
+        typer.echo(f"ringrift-node: {error}", err=True)
+        raise typer.Exit(EXIT_SETUP) from error
+    raise typer.Exit(run_node(decided))
+
+
+def dev(
+    data_dir: Annotated[Path, Option(help="Where the whole cluster lives.")] = Path(".demo"),
+    fresh: Annotated[bool, Option("--fresh", help="Start anew instead of going on.")] = False,
+    until_promotions: Annotated[int | None, Option(help="Stop after so many promotions; exit code 0.", min=1)] = None,
+    minutes: Annotated[float | None, Option(help="Stop after this time; exit code 1 without the promotions.")] = None,
+    voters: Annotated[int, Option(help="Nodes that vote.", min=1, max=7)] = 3,
+    followers: Annotated[int, Option(help="Nodes that do not.", min=0, max=64)] = 2,
+    base_port: Annotated[int, Option(help="First port of the block that the nodes use.")] = 8770,
+    headless: Annotated[bool, Option("--headless", help="No live picture: one line now and then.")] = False,
+) -> None:
+    """Start a whole cluster on this machine and watch it learn. Ctrl-C stops it; the next start goes on.
+
+    Exit code 0: stopped, or the goal is reached. 1: the goal is not reached in time. 2: it cannot start.
+    """
+    from ringrift_cluster.dev import DevOptions, main
+
+    options = DevOptions(
+        data_dir=data_dir,
+        fresh=fresh,
+        until_promotions=until_promotions,
+        minutes=minutes,
+        voters=voters,
+        followers=followers,
+        base_port=base_port,
+        headless=headless,
+    )
+    raise typer.Exit(main(options))

@@ -1,0 +1,324 @@
+"""One flow a route. The clients offer each under the same name, blocking and awaiting."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import msgspec
+from msgspec import Raw, Struct
+
+from ringrift_cluster.api.admin import Drain, Pause, Removal, Shutdown, ShuttingDown, Transfer, Transferred, Undrain
+from ringrift_cluster.api.elo import RankingQuery, RankingTable
+from ringrift_cluster.api.gauntlets import GauntletFilter, GauntletList, GauntletRun
+from ringrift_cluster.api.jobs import JobFilter, JobList, JobView
+from ringrift_cluster.api.models import ModelFilter, ModelList, ModelView
+from ringrift_cluster.api.peers import PeerFilter, PeerList, PeerView
+from ringrift_cluster.api.raft import Leader
+from ringrift_cluster.api.reports import Start
+from ringrift_cluster.api.settings import Change, SettingList, SettingView
+from ringrift_cluster.api.status import Status
+from ringrift_cluster.api.views import View
+from ringrift_cluster.api.work import (
+    Added,
+    AddedItems,
+    Cancel,
+    Claim,
+    Claimed,
+    NewItems,
+    NewWork,
+    PendingItems,
+    PendingPage,
+    Retry,
+    WorkFilter,
+    WorkItems,
+    WorkView,
+)
+from ringrift_cluster.api.writes import Outcome
+from ringrift_cluster.client.errors import Invalid, Problem
+from ringrift_cluster.client.session import Session
+from ringrift_cluster.client.steps import Emit, Failed, Flow, Next
+from ringrift_cluster.client.steps import Pause as Wait
+from ringrift_cluster.replica import ReplicaStatus
+from statemachine.commands import CompleteJob, Counts, FailJob, JobProgress, MatchResult, Output, Params, RenewJobs
+from statemachine.queries import Why
+from statemachine.rows import Event
+
+
+class Dump(Struct, frozen=True):
+    """The whole state, or one table of it, at one index. `digest` is the running chain there."""
+
+    cluster_id: str
+    node_id: str
+    index: int
+    term: int
+    digest: str
+    #: table to key to row, as plain data
+    tables: dict[str, dict[str, dict[str, Any]]]
+
+
+# --- looking --------------------------------------------------------------------------------------
+
+
+def status(session: Session, view: View = View()) -> Flow[Status]:
+    return session.get("/status", Status, view)
+
+
+def raft_state(session: Session) -> Flow[ReplicaStatus]:
+    return session.get("/raft/state", ReplicaStatus)
+
+
+def leader(session: Session) -> Flow[Leader]:
+    return session.get("/election/leader", Leader)
+
+
+def peers(session: Session, query: PeerFilter = PeerFilter(limit=1000)) -> Flow[PeerList]:
+    return session.get("/peers", PeerList, query)
+
+
+def peer(session: Session, node_id: str, view: View = View()) -> Flow[PeerView]:
+    return session.get(f"/peers/{node_id}", PeerView, view)
+
+
+def work_list(session: Session, query: WorkFilter = WorkFilter()) -> Flow[WorkItems]:
+    return session.get("/work", WorkItems, query)
+
+
+def work(session: Session, work_id: str, view: View = View()) -> Flow[WorkView]:
+    """One item, why it is where it is, and its present or last job."""
+    return session.get(f"/work/{work_id}", WorkView, view)
+
+
+def why(session: Session, work_id: str, view: View = View()) -> Flow[Why]:
+    """Why an item is where it is."""
+    found = yield from work(session, work_id, view)
+    return found.why
+
+
+def pending(session: Session, query: PendingPage = PendingPage()) -> Flow[PendingItems]:
+    """What waits, best first."""
+    return session.get("/work/pending", PendingItems, query)
+
+
+def jobs(session: Session, query: JobFilter = JobFilter()) -> Flow[JobList]:
+    return session.get("/jobs", JobList, query)
+
+
+def job(session: Session, job_id: str, view: View = View()) -> Flow[JobView]:
+    return session.get(f"/jobs/{job_id}", JobView, view)
+
+
+def elo(session: Session, query: RankingQuery = RankingQuery()) -> Flow[RankingTable]:
+    """Ratings by config, best first."""
+    return session.get("/elo/rankings", RankingTable, query)
+
+
+def models(session: Session, query: ModelFilter = ModelFilter()) -> Flow[ModelList]:
+    return session.get("/models", ModelList, query)
+
+
+def model(session: Session, digest: str, view: View = View()) -> Flow[ModelView]:
+    return session.get(f"/models/{digest}", ModelView, view)
+
+
+def gauntlet_results(session: Session, query: GauntletFilter = GauntletFilter()) -> Flow[GauntletList]:
+    return session.get("/gauntlet/results", GauntletList, query)
+
+
+def settings(session: Session) -> Flow[SettingList]:
+    return session.get("/settings", SettingList)
+
+
+def setting(session: Session, name: str, view: View = View()) -> Flow[SettingView]:
+    return session.get(f"/settings/{name}", SettingView, view)
+
+
+def dump(session: Session, table: str = "") -> Flow[Dump]:
+    """The replicated rows of the node that answers, from one consistent view."""
+    return session.get("/state/dump", Dump, table=table)
+
+
+# --- changing -------------------------------------------------------------------------------------
+
+
+def work_add(session: Session, item: NewWork) -> Flow[Added]:
+    """Queue one item; without an id it gets one here, so that repeats add nothing."""
+    return session.change("POST", "/work/add", Added, _named(session, item))
+
+
+def work_add_many(session: Session, items: Sequence[NewWork]) -> Flow[AddedItems]:
+    """Queue many items in one entry of the log; each is answered for itself."""
+    return session.change("POST", "/work/add", AddedItems, NewItems([_named(session, item) for item in items]))
+
+
+def _named(session: Session, item: NewWork) -> NewWork:
+    if item.work_id:
+        return item
+    return msgspec.structs.replace(item, work_id=f"{item.work_type}-{session.new_id()}")
+
+
+def work_claim(
+    session: Session,
+    node_id: str,
+    *,
+    work_types: Sequence[str] = (),
+    configs: Sequence[str] = (),
+    max_items: int = 1,
+    claim_id: str = "",
+) -> Flow[Claimed]:
+    """Take the best pending items; a repeat under the same claim id gets the same ones."""
+    claim = Claim(
+        node_id=node_id,
+        claim_id=claim_id or f"claim-{session.new_id()}",
+        work_types=tuple(work_types),
+        configs=tuple(configs),
+        max_items=max_items,
+    )
+    return session.change("POST", "/work/claim", Claimed, claim)
+
+
+def work_start(session: Session, job: str, fence: int) -> Flow[Outcome]:
+    """The attempt's process runs."""
+    return session.change("POST", "/work/start", Outcome, Start(job, fence))
+
+
+def work_renew(session: Session, held: Sequence[JobProgress]) -> Flow[Outcome]:
+    """Extend the leases of claimed jobs."""
+    return session.change("POST", "/work/renew", Outcome, RenewJobs(jobs=tuple(held)))
+
+
+def work_complete(
+    session: Session,
+    job: str,
+    fence: int,
+    *,
+    counts: Counts | None = None,
+    metrics: Params | None = None,
+    outputs: Sequence[Output] = (),
+    match: MatchResult | None = None,
+) -> Flow[Outcome]:
+    """The attempt succeeded: totals, files and match results count together and once."""
+    body = CompleteJob(
+        job=job, fence=fence, counts=counts or {}, metrics=metrics or {}, outputs=tuple(outputs), match=match
+    )
+    return session.change("POST", "/work/complete", Outcome, body)
+
+
+def work_fail(session: Session, job: str, fence: int, error: str, *, error_class: str = "user") -> Flow[Outcome]:
+    body = FailJob(job=job, fence=fence, error_class=error_class, error=error)
+    return session.change("POST", "/work/fail", Outcome, body)
+
+
+def work_cancel(session: Session, work_id: str, reason: str = "") -> Flow[Outcome]:
+    return session.change("POST", "/work/cancel", Outcome, Cancel(work_id, reason))
+
+
+def work_retry(session: Session, work_id: str, reason: str = "") -> Flow[Outcome]:
+    """Give an ended item its attempts back."""
+    return session.change("POST", "/work/retry", Outcome, Retry(work_id=work_id, reason=reason))
+
+
+def gauntlet_run(session: Session, run: GauntletRun) -> Flow[Outcome]:
+    """Test a candidate; without an id the gauntlet gets one here."""
+    named = run if run.gauntlet_id else msgspec.structs.replace(run, gauntlet_id=f"gauntlet-{session.new_id()}")
+    return session.change("POST", "/gauntlet/run", Outcome, named)
+
+
+def change_setting(
+    session: Session, name: str, value: object, *, expected_version: int = -1, by: str = ""
+) -> Flow[Outcome]:
+    """Set one cluster setting to plain data; with a version, only if nobody changed it meanwhile."""
+    encoded = value if isinstance(value, Raw) else Raw(msgspec.json.encode(value))
+    body = Change(value=encoded, expected_version=expected_version, by=by)
+    return session.change("PUT", f"/settings/{name}", Outcome, body)
+
+
+def drain(session: Session, node_id: str, *, reason: str = "", deadline_s: float = 0.0) -> Flow[Outcome]:
+    """Take a node out of placement; with a deadline its jobs are stopped then."""
+    body = Drain(node_id=node_id, reason=reason, deadline_seconds=deadline_s)
+    return session.change("POST", "/admin/drain", Outcome, body)
+
+
+def undrain(session: Session, node_id: str) -> Flow[Outcome]:
+    return session.change("POST", "/admin/undrain", Outcome, Undrain(node_id=node_id))
+
+
+def remove_peer(session: Session, node_id: str, reason: str = "") -> Flow[Outcome]:
+    """Forget a node that is dead or drained."""
+    return session.change("POST", "/admin/peers/remove", Outcome, Removal(node_id=node_id, reason=reason))
+
+
+def pause(session: Session, paused: bool, reason: str = "") -> Flow[Outcome]:
+    """Stop or resume placement and claims in the whole cluster."""
+    return session.change("POST", "/admin/pause", Outcome, Pause(paused, reason))
+
+
+def transfer_leadership(session: Session, target: str | None = None) -> Flow[Transferred]:
+    """Hand leadership to a voter. Not repeated: a second hand-over would be another one."""
+    answer = yield from session.change("POST", "/admin/election/start", Transferred, Transfer(target), retry=False)
+    session.leader_url = None
+    return answer
+
+
+def shutdown(session: Session, *, reason: str = "", stop_jobs: bool = False) -> Flow[ShuttingDown]:
+    """Stop the node at the first address: never another one, and never twice."""
+    body = msgspec.json.encode(Shutdown(reason, stop_jobs))
+    answer = yield from session.ask(
+        "POST", "/admin/shutdown", body=body, headers={"content-type": "application/json"}, retry=False
+    )
+    return msgspec.json.decode(answer.body, type=ShuttingDown)
+
+
+# --- streams --------------------------------------------------------------------------------------
+
+
+def events(
+    session: Session, *, since: int = 0, follow: bool = False, kinds: Sequence[str] = (), key: str = ""
+) -> Flow[None]:
+    """Emit events after the sequence number `since` (-1: from now on); a broken stream is resumed where it was."""
+    seq = since
+    params: dict[str, str] = {"kinds": ",".join(kinds), "key": key, "follow": "true" if follow else ""}
+    while True:
+        asked: Mapping[str, str] = {k: v for k, v in {**params, "since": str(seq)}.items() if v}
+        yield from session.open("/events", asked, session.deadline())
+        rest = b""
+        chunk: bytes | Failed | None = b""
+        while isinstance(chunk, bytes):
+            *lines, rest = (rest + chunk).split(b"\n")
+            for line in lines:
+                if line:
+                    event = _event(line)
+                    seq = event.seq
+                    yield Emit(event)
+            chunk = yield Next()
+        if not follow and chunk is None:
+            return
+        yield Wait(0.2)
+
+
+def _event(line: bytes) -> Event:
+    try:
+        return msgspec.json.decode(line, type=Event)
+    except msgspec.MsgspecError as error:
+        raise Invalid(Problem("unexpected", f"an event is not understood: {error}")) from error
+
+
+def job_log(
+    session: Session, job_id: str, *, tail: int = 200, follow: bool = False, stream: str = "stdout"
+) -> Flow[None]:
+    """Emit text of a job's log: the last lines, or with `follow` the whole file and what is added to it."""
+    had = 0
+    params = {"tail": str(tail), "stream": stream, "follow": "true" if follow else "false"}
+    while True:
+        yield from session.open(f"/jobs/{job_id}/log", params, session.deadline())
+        # A followed log starts at its beginning each time, so what was shown already is passed over.
+        skip = had
+        while isinstance(chunk := (yield Next()), bytes):
+            new = chunk[skip:]
+            skip = max(0, skip - len(chunk))
+            if new:
+                had += len(new)
+                yield Emit(new)
+        if chunk is None or not follow:
+            return
+        yield Wait(0.2)
