@@ -11,6 +11,7 @@ from collections.abc import Mapping
 
 from statemachine.rows import (
     LIVE_JOB,
+    LIVE_WORK,
     Actual,
     Job,
     Peer,
@@ -68,9 +69,7 @@ def _job_due(row: Job, renewed_at_ms: int, timing: Timing) -> int:
 def _work_due(row: Work, retention: Retention) -> int:
     if row.status is WorkStatus.PENDING:
         return row.expires_at_ms
-    if row.finished_at_ms:
-        return row.finished_at_ms + retention.work_ms
-    return 0
+    return 0 if row.status in LIVE_WORK else row.finished_at_ms + retention.work_ms
 
 
 def _peer_due(row: Peer, timing: Timing, retention: Retention) -> int:

@@ -124,10 +124,8 @@ class Machine:
         state = self.state
         queue = state.index.deadlines
         moved = 0
-        while moved < MAX_DUE:
-            head = queue.first()
-            if head is None or head[0] > after.clock_ms:
-                return
+        stuck: list[tuple[int, str, str]] = []
+        while moved < MAX_DUE and (head := queue.first()) is not None and head[0] <= after.clock_ms:
             due, table, key = head
             row = state.tables[table][key]
             really = deadlines.effective_due(row, state.peers, state.timing, state.retention)
@@ -135,10 +133,13 @@ class Machine:
                 # Heartbeats carried a lease on: it has its turn at its true time, in its true order.
                 state.index.schedule(table, key, really)
                 continue
-            outcome = self._run(ON_DUE[table], row, written)
-            if isinstance(outcome, Rejected):
-                return
             moved += 1
+            if isinstance(self._run(ON_DUE[table], row, written), Rejected):
+                # The rows behind it do not wait for it; its turn comes again with the next step.
+                stuck.append(head)
+                state.index.schedule(table, key, 0)
+        for due, table, key in stuck:
+            state.index.schedule(table, key, due)
 
     def _command(self, command: c.Command, written: _Written) -> Result:
         if not isinstance(command, c.Once):
@@ -164,8 +165,6 @@ class Machine:
         txn = self._txn
         try:
             value = handler(txn, argument)
-            written += txn.commit()
-            return Done(value)
         except Refused as refused:
             txn.rollback()
             return Rejected(refused.code, refused.detail)
@@ -176,6 +175,8 @@ class Machine:
             self.internal_errors += 1
             kind = type(argument).__name__
             return Rejected(Code.INTERNAL, f"{kind} failed with {type(error).__name__}; nothing was changed")
+        written += txn.commit()
+        return Done(value)
 
     def restore(self, tables: dict[str, list[tuple[str, Row]]]) -> None:
         """Fill an empty machine with a snapshot's rows, settings first (deadlines depend on them)."""

@@ -28,6 +28,10 @@ class Ordered(Generic[K]):
         for block in self._blocks:
             yield from block
 
+    def __reversed__(self) -> Iterator[K]:
+        for block in reversed(self._blocks):
+            yield from reversed(block)
+
     def first(self) -> K | None:
         return self._firsts[0] if self._firsts else None
 

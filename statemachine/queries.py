@@ -199,10 +199,9 @@ def events_after(state: State, seq: int, limit: int = 1_000) -> list[Event]:
 
 def window(state: State, config: str, games: int) -> list[Artifact]:
     """The newest selfplay files of a config that together hold at least `games` games, oldest first."""
-    shelf = state.index.artifacts.get(("games", config))
     chosen: list[Artifact] = []
     total = 0
-    for _, digest in reversed(list(shelf or ())):
+    for _, digest in reversed(state.index.artifacts.get(("games", config), ())):
         artifact = state.artifacts[digest]
         chosen.append(artifact)
         total += artifact.counts.get("games", 0)
@@ -225,8 +224,7 @@ def candidates(state: State, config: str) -> list[str]:
 
 def newest_model(state: State, config: str) -> str:
     """Digest of the model that was trained last, whatever became of it, or an empty text."""
-    shelf = list(state.index.models.get(config) or ())
-    return shelf[-1][1] if shelf else ""
+    return next((digest for _, digest in reversed(state.index.models.get(config, ()))), "")
 
 
 def stalled(state: State) -> Why | None:

@@ -208,7 +208,7 @@ def inconsistency(value: Struct) -> str:
             return "suspect_after_ms must be at least two heartbeats"
         if value.dead_after_ms <= value.suspect_after_ms:
             return "dead_after_ms must be longer than suspect_after_ms"
-        shortest = min(value.lease_ms.values(), default=300_000)
+        shortest = min(*value.lease_ms.values(), value.lease("default"))
         if shortest < 3 * value.heartbeat_ms:
             return "a lease must be at least three heartbeats"
         if shortest <= value.grace_ms + 5_000:
