@@ -207,8 +207,17 @@ def _find_self(
         hosts = (hostname, hostname.partition(".")[0])
     else:
         hosts = (settings.bind, hostname, hostname.partition(".")[0])
-    ports = {said_port or settings.port or DEFAULT_PORT}
-    by_address = next((m for m in members if m.host in hosts and m.port in ports), None)
+    port = said_port or settings.port
+    here = [m for m in members if m.host in hosts]
+    by_address = next((m for m in here if m.port == (port or DEFAULT_PORT)), None)
+    if by_address is None and by_id is None and port is None and here and settings.role is not Role.FOLLOWER:
+        # Without a port the host alone decides, where it does.
+        if len(here) > 1:
+            raise SettingsError(
+                f"This node could be any of {', '.join(m.id for m in here)}; give --node-id to be one of them,"
+                " or --port to be a follower beside them."
+            )
+        by_address = here[0]
     if by_id and said_host is not None and by_address and by_address is not by_id:
         raise SettingsError(
             f"In --cluster the id {by_id.id} is at {by_id.address}, but --advertise {by_address.address} is"

@@ -48,6 +48,11 @@ def test_a_host_that_is_listed_by_name_is_a_voter_without_any_further_flag() -> 
     assert (config.node_id, config.role, config.url) == ("b", Role.VOTER, "http://b:8770")
 
 
+def test_a_host_that_is_listed_once_needs_no_port() -> None:
+    assert decide(cluster="127.0.0.1:19001").port == 19001
+    assert decide(cluster=THREE, role="follower").port == 8770
+
+
 def test_any_other_node_is_a_follower_without_a_raft_port() -> None:
     config = decide(cluster=THREE, port=9031)
     assert (config.node_id, config.role, config.raft_port) == ("box-abc123", Role.FOLLOWER, None)
@@ -87,6 +92,7 @@ CONTRADICTIONS: dict[str, tuple[dict[str, Any], str]] = {
         {"cluster": THREE, "advertise": "h:1", "advertise_port": 2},
         "advertise_port says 2",
     ),
+    "several voters on this host": ({"cluster": THREE}, "could be any of n1, n2, n3; give --node-id"),
     "id twice": ({"cluster": "a=h1,a=h2"}, "The id a stands twice"),
     "address twice": ({"cluster": "a=h1,b=h1"}, "The address h1:8770 stands twice"),
     "raft address twice": ({"cluster": "a=h:1/5,b=h:2/5"}, "The Raft address h:5 stands twice"),
