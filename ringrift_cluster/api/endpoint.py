@@ -227,6 +227,9 @@ class Bound:
 
     def _body(self, call: Call, raw: bytes) -> object:
         packed = call.headers.get(b"content-type") == MSGPACK
+        if not raw and not packed:
+            # Nothing is an object that leaves everything out, so `curl -X POST` needs no body.
+            raw = b"{}"
         try:
             return self._decode_msgpack(raw) if packed and not self.endpoint.decode else self._decode_json(raw)
         except (msgspec.MsgspecError, UnicodeDecodeError) as error:

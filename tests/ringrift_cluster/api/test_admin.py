@@ -1,0 +1,224 @@
+"""What operators do over HTTP, and who may."""
+
+from __future__ import annotations
+
+import httpx
+import msgspec
+import pytest
+
+from ringrift_cluster.api import ApiLimits, Services, ShutdownOrder, create_app
+from ringrift_cluster.api.gone import GONE
+from ringrift_cluster.replica import Proposed
+from statemachine.commands import AddWork, PauseCluster, encode_command
+from statemachine.errors import Done, Rejected, Result
+from tests.ringrift_cluster.api.conftest import CHAMPION, CONFIG, DIGEST
+from tests.support.memory_replica import MemoryReplica
+
+pytestmark = pytest.mark.anyio
+
+
+async def test_a_shutdown_is_begun_and_answered(client: httpx.AsyncClient, orders: list[ShutdownOrder]) -> None:
+    without_body = await client.post("/admin/shutdown")
+    assert without_body.status_code == 202
+    await client.post("/admin/shutdown", json={"reason": "kernel update", "stop_jobs": True})
+    assert [(order.reason, order.stop_jobs) for order in orders] == [
+        ("asked for over HTTP", False),
+        ("kernel update", True),
+    ]
+
+
+async def test_leadership_is_handed_over(client: httpx.AsyncClient) -> None:
+    answer = await client.post("/admin/election/start", json={"target": "c"})
+    assert answer.json() == {"leader_id": "c"}
+    assert (await client.get("/election/leader")).json()["leader_id"] == "c"
+    nobody = await client.post("/admin/election/start", json={"target": "z"})
+    assert (nobody.status_code, nobody.json()["code"]) == (503, "no_leader")
+
+
+async def test_a_node_is_drained_and_put_back(client: httpx.AsyncClient, replica: MemoryReplica) -> None:
+    drain = {"node_id": "gpu-1", "reason": "new disk", "deadline_seconds": 60}
+    assert (await client.post("/admin/drain", json=drain)).json()["result"] is True
+    row = replica.machine.state.peers["gpu-1"]
+    assert (row.draining, row.drain_reason, row.drain_deadline_ms) == (True, "new disk", 60_000)
+    await client.post("/admin/undrain", json={"node_id": "gpu-1"})
+    assert replica.machine.state.peers["gpu-1"].draining is False
+    itself = await client.post("/admin/drain", json={})
+    assert (itself.status_code, itself.json()["code"]) == (404, "not_found")
+    assert "'a'" in itself.json()["detail"]
+
+
+async def test_a_live_node_is_not_forgotten_before_it_is_drained(
+    client: httpx.AsyncClient, replica: MemoryReplica
+) -> None:
+    assert (await client.post("/admin/peers/remove", json={"node_id": "gpu-1"})).status_code == 409
+    await client.post("/admin/drain", json={"node_id": "gpu-1"})
+    assert (await client.post("/admin/peers/remove", json={"node_id": "gpu-1"})).status_code == 200
+    assert "gpu-1" not in replica.machine.state.peers
+
+
+async def test_the_cluster_is_paused_and_resumed(client: httpx.AsyncClient) -> None:
+    await client.post("/admin/pause", json={"paused": True, "reason": "power work"})
+    page = (await client.get("/status")).json()
+    assert (page["paused"], page["pause_reason"]) == (True, "power work")
+    await client.post("/admin/pause", json={"paused": False})
+    assert (await client.get("/status")).json()["paused"] is False
+
+
+async def test_stale_jobs_are_reported_with_the_time_they_have_left(
+    client: httpx.AsyncClient, replica: MemoryReplica
+) -> None:
+    before = (await client.post("/admin/jobs/reset-stale")).json()
+    assert before["found"] == []
+    assert "nothing was reset" in before["detail"]
+    await client.post("/work/add", json={"work_type": "export", "work_id": "ex"})
+    await client.post("/work/claim", json={"node_id": "gpu-1", "work_types": ["export"]})
+    replica.tick(100_000)
+    (stale,) = (await client.post("/admin/jobs/reset-stale")).json()["found"]
+    assert (stale["job"], stale["peer"], stale["peer_status"]) == ("ex.1", "gpu-1", "suspect")
+    assert stale["lease_ends_in_ms"] == 200_000
+
+
+async def test_settings_are_read_checked_and_changed_by_version(client: httpx.AsyncClient) -> None:
+    default = (await client.get("/settings/timing")).json()
+    assert (default["version"], default["value"]["heartbeat_ms"]) == (0, 15_000)
+    value = {**default["value"], "heartbeat_ms": 5_000}
+    changed = await client.put("/settings/timing", json={"value": value, "expected_version": 0, "by": "me"})
+    assert changed.json()["result"] == {"version": 1}
+    again = await client.put("/settings/timing", json={"value": default["value"], "expected_version": 0})
+    assert (again.status_code, again.json()["code"]) == (409, "conflict")
+    bad = await client.put("/settings/timing", json={"value": {**value, "suspect_after_ms": 1}})
+    assert (bad.status_code, bad.json()["code"]) == (400, "invalid")
+    assert "suspect_after_ms" in bad.json()["detail"]
+    unknown = await client.put("/settings/colour", json={"value": {}})
+    assert unknown.status_code == 400
+    names = {row["name"] for row in (await client.get("/settings")).json()["settings"]}
+    assert {"timing", "limits", "retention", f"config/{CONFIG}", "template/selfplay"} <= names
+    assert (await client.get("/settings/template/none")).status_code == 404
+
+
+async def test_a_gauntlet_takes_what_is_left_out_from_the_config(
+    client: httpx.AsyncClient, replica: MemoryReplica
+) -> None:
+    for mode, cap in (("quick", 20), ("standard", 50), ("thorough", 100)):
+        answer = await client.post("/gauntlet/run", json={"config": CONFIG, "gauntlet_id": mode, "mode": mode})
+        assert answer.json()["result"] == {"gauntlet": mode, "status": "running"}
+        spec = replica.machine.state.gauntlets[mode].spec
+        assert (spec.candidate, spec.opponent) == (DIGEST, f"{CHAMPION}@policy-only")
+        assert (spec.cap_games, spec.floor_games) == (cap, min(cap, 100))
+        assert spec.baselines == ("random",)
+    listed = (await client.get(f"/gauntlet/results?config={CONFIG}&status=running")).json()["gauntlets"]
+    assert [row["spec"]["gauntlet"] for row in listed] == ["thorough", "standard", "quick", "g-0"]
+    missing = await client.post("/gauntlet/run", json={"config": "none_2p"})
+    assert (missing.status_code, missing.json()["code"]) == (404, "not_found")
+
+
+async def test_a_rollback_needs_a_former_champion(client: httpx.AsyncClient) -> None:
+    body = {"config": CONFIG, "model": DIGEST, "reason": "worse"}
+    answer = await client.post("/models/rollback", json=body)
+    assert (answer.status_code, answer.json()["code"]) == (409, "illegal_transition")
+    other = await client.post("/models/rollback", json={**body, "config": "none"})
+    assert other.status_code == 404
+    champion = (await client.get("/models?status=champion")).json()["models"]
+    assert [row["digest"] for row in champion] == [CHAMPION]
+
+
+@pytest.mark.parametrize("path", GONE)
+async def test_paths_of_the_old_protocol_say_what_took_their_place(path: str, client: httpx.AsyncClient) -> None:
+    real = path.replace("{name:path}", "x").replace("{action}", "x")
+    answer = await client.post(real, json={})
+    assert answer.status_code == 410
+    assert answer.json()["code"] == "gone"
+    assert len(answer.json()["detail"]) > len(path) + 20
+
+
+async def test_commands_are_proposed_as_bytes(client: httpx.AsyncClient, replica: MemoryReplica) -> None:
+    commands = [
+        encode_command(AddWork(work="p-1", work_type="export")),
+        encode_command(AddWork(work="p-2", work_type="export", template="none")),
+    ]
+    answer = await client.post("/propose", content=msgspec.msgpack.encode(commands))
+    assert answer.headers["content-type"] == "application/msgpack"
+    proposed = msgspec.msgpack.decode(answer.content, type=Proposed)
+    assert proposed.index == replica.machine.index == int(answer.headers["ringrift-index"])
+    added, refused = proposed.results
+    results: tuple[Result, ...] = (added, refused)
+    assert isinstance(results[0], Done)
+    assert isinstance(results[1], Rejected)
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"", "array"),
+        (msgspec.msgpack.encode([b""] * 4097), "4096"),
+        (msgspec.msgpack.encode(["text"]), "array"),
+        (msgspec.msgpack.encode([b"\x80"]), "command 0"),
+        (
+            msgspec.msgpack.encode([encode_command(PauseCluster(True)), msgspec.msgpack.encode({"kind": "future.9"})]),
+            "command 1",
+        ),
+    ],
+)
+async def test_what_the_law_could_not_decode_never_reaches_the_log(
+    content: bytes, said: str, client: httpx.AsyncClient, replica: MemoryReplica
+) -> None:
+    before = replica.machine.index
+    answer = await client.post("/propose", content=content)
+    assert (answer.status_code, answer.json()["code"]) == (400, "invalid")
+    assert said in answer.json()["detail"]
+    assert replica.machine.index == before
+
+
+async def test_a_proposal_without_commands_is_a_barrier(client: httpx.AsyncClient, replica: MemoryReplica) -> None:
+    before = replica.machine.index
+    answer = await client.post("/propose", content=msgspec.msgpack.encode([]))
+    proposed = msgspec.msgpack.decode(answer.content, type=Proposed)
+    assert (proposed.index, proposed.results) == (before + 1, ())
+
+
+async def test_a_dump_is_one_consistent_view_with_its_digest(client: httpx.AsyncClient, replica: MemoryReplica) -> None:
+    dump = (await client.get("/state/dump")).json()
+    assert (dump["index"], dump["digest"]) == (replica.machine.index, replica.machine.chain.hex())
+    assert set(dump["tables"]) == set(replica.machine.state.tables)
+    rows = msgspec.json.decode(msgspec.json.encode(replica.machine.state.work))
+    assert dump["tables"]["work"] == rows
+    one = (await client.get("/state/dump?table=peers")).json()
+    assert list(one["tables"]) == ["peers"]
+    assert (await client.get("/state/dump?table=none")).status_code == 404
+
+
+async def test_a_large_dump_is_written_in_slices_that_join(client: httpx.AsyncClient, replica: MemoryReplica) -> None:
+    replica.run(*(AddWork(work=f"d-{n}", work_type="export") for n in range(600)))
+    dump = (await client.get("/state/dump?table=work")).json()
+    assert len(dump["tables"]["work"]) == 604
+
+
+async def test_with_a_token_only_reads_are_free(services: Services, replica: MemoryReplica) -> None:
+    services.token = "s3cret"
+    transport = httpx.ASGITransport(app=create_app(services))
+    async with httpx.AsyncClient(transport=transport, base_url="http://node") as client:
+        assert (await client.get("/status")).status_code == 200
+        for headers in ({}, {"authorization": "Bearer wrong"}, {"authorization": "Basic s3cret"}):
+            answer = await client.post("/work/cancel", json={"work_id": "sp-9"}, headers=headers)
+            assert (answer.status_code, answer.json()["code"]) == (401, "unauthorized")
+            assert answer.headers["www-authenticate"] == "Bearer"
+            assert "s3cret" not in answer.text
+        good = {"authorization": "Bearer s3cret"}
+        assert (await client.post("/work/cancel", json={"work_id": "sp-9"}, headers=good)).status_code == 200
+
+
+async def test_bodies_and_headers_are_bounded(services: Services) -> None:
+    services.limits = ApiLimits(body_bytes=1_000, header_bytes=2_000)
+    transport = httpx.ASGITransport(app=create_app(services))
+
+    async def unannounced():  # type: ignore[no-untyped-def]
+        for _ in range(100):
+            yield b" " * 100
+
+    async with httpx.AsyncClient(transport=transport, base_url="http://node") as client:
+        for content in (b" " * 1_001, unannounced()):
+            answer = await client.post("/work/add", content=content)
+            assert (answer.status_code, answer.json()["code"]) == (413, "too_large")
+            assert answer.headers["connection"] == "close"
+        wide = await client.get("/status", headers={"x-padding": "x" * 2_000})
+        assert (wide.status_code, wide.json()["code"]) == (431, "headers_too_large")
