@@ -1,0 +1,123 @@
+"""The development cluster's own parts: where it runs, what it shows, what it says at the end."""
+
+from __future__ import annotations
+
+import socket
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from ringrift_cluster.dev.observer import Json, Picture
+from ringrift_cluster.dev.processes import DevError, Plan, prepare
+from ringrift_cluster.dev.report import chart, gains, summary
+from ringrift_cluster.dev.view import Rate, screen
+from tests.support.cluster import free_ports
+
+
+def plan(voters: int = 3, followers: int = 2) -> Plan:
+    """A plan on ports that were free a moment ago, low enough that a block fits behind."""
+    base = min(free_ports(5))
+    return Plan(base if base < 60_000 else 50_000, voters, followers)
+
+
+def ranking(generation: int, elo: float, status: str) -> Json:
+    return {
+        "participant": f"{generation}",
+        "generation": generation,
+        "elo": elo,
+        "stderr": 30.0,
+        "games": 100,
+        "status": status,
+    }
+
+
+def picture(games: int = 0, in_play: int = 0, at_s: float = 0.0) -> Picture:
+    totals = {"connect4_2p": {"games": games, "promotions": 1, "training_jobs": 2, "evaluation_games": 300}}
+    status = {
+        "leader_id": "voter-1",
+        "term": 4,
+        "applied": 99,
+        "digest": "ab" * 32,
+        "totals": totals,
+        "work_queue": {"by_status": {"pending": 2, "failed": 1}},
+        "stalled": None,
+    }
+    job = {
+        "job": "selfplay-1.1",
+        "work_type": "selfplay",
+        "peer": "follower-1",
+        "actual": "running",
+        "counts": {"games": in_play},
+        "total": {"games": 64},
+    }
+    peers = [{"peer": "voter-1", "role": "voter", "status": "alive", "address": "http://x", "facts": {"cpu_slots": 0}}]
+    rankings = {
+        "connect4_2p": [ranking(3, 900.0, "champion"), ranking(0, 410.0, "former"), ranking(-1, 400.0, "baseline")]
+    }
+    return Picture(status, peers, [job], [], rankings, at_s, "http://x")
+
+
+def test_a_second_start_in_the_same_directory_keeps_the_ports(tmp_path: Path) -> None:
+    folder = tmp_path / "demo"
+    first = prepare(folder, plan(), fresh=False)
+    again = prepare(folder, Plan(first.base_port + 1000, 5, 0), fresh=False)
+    assert again == first
+
+
+def test_taken_ports_move_a_new_cluster_to_the_next_block(tmp_path: Path) -> None:
+    wanted = plan()
+    with socket.socket() as holder:
+        holder.bind(("127.0.0.1", wanted.base_port))
+        made = prepare(tmp_path / "demo", wanted, fresh=False)
+    assert made.base_port == wanted.base_port + 100
+
+
+def test_fresh_never_empties_a_directory_that_is_not_its_own(tmp_path: Path) -> None:
+    folder = tmp_path / "precious"
+    folder.mkdir()
+    (folder / "thesis.txt").write_text("years of work")
+    for fresh in (True, False):
+        with pytest.raises(DevError):
+            prepare(folder, plan(), fresh=fresh)
+    assert (folder / "thesis.txt").exists()
+
+
+def test_fresh_empties_what_an_earlier_start_made(tmp_path: Path) -> None:
+    folder = tmp_path / "demo"
+    prepare(folder, plan(), fresh=False)
+    (folder / "voter-1").mkdir()
+    prepare(folder, plan(), fresh=True)
+    assert not (folder / "voter-1").exists()
+
+
+def test_the_rate_never_falls_below_zero_when_a_job_is_lost() -> None:
+    rate = Rate()
+    for n, (games, in_play) in enumerate([(100, 20), (100, 40), (100, 0), (164, 10)]):
+        rate.add(picture(games, in_play, at_s=10.0 * n))
+    assert rate.per_second == pytest.approx((174 - 120) / 30)
+
+
+def test_the_gain_is_from_the_untrained_net_to_the_champion() -> None:
+    assert gains(picture()) == {"connect4_2p": (410.0, 900.0)}
+    text = summary(picture(5000), 300.0, [120.0, 250.0], ["voter-2 ended with signal 9"])
+    assert "champion 900 Elo (+490)" in text
+    assert "promotions of this run at 120 s, 250 s" in text
+    assert "1 work items are dead letters" in text
+
+
+def test_the_screen_names_leader_jobs_ratings_and_pids() -> None:
+    console = Console(width=120, record=True, file=open("/dev/null", "w"))  # noqa: SIM115 - closed with the process
+    console.print(screen(picture(10, 5), 1.5, 61.0, ["voter-2 died"], {"voter-1": 4711, "voter-2": None}))
+    shown = console.export_text()
+    for word in ("voter-1", "4711", "down", "selfplay-1.1", "generation 3", "900", "1:01", "voter-2 died"):
+        assert word in shown
+    console.file.close()
+
+
+def test_the_chart_is_a_picture(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    path = chart(picture(), tmp_path)
+    assert path is not None
+    assert path.read_bytes().startswith(b"\x89PNG")
+    assert chart(Picture(), tmp_path) is None
