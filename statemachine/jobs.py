@@ -212,10 +212,15 @@ def release(txn: Txn, cmd: ReleaseJob) -> str:
 
 def stop(txn: Txn, cmd: StopJob) -> bool:
     row = held(txn, cmd.job, cmd.fence)
-    if row.actual not in LIVE_JOB or row.desired is Desired.STOP:
+    return row.actual in LIVE_JOB and tell_to_stop(txn, row, cmd.reason)
+
+
+def tell_to_stop(txn: Txn, row: Job, reason: str) -> bool:
+    """Ask the executor of a live job to stop it, unless it was asked before."""
+    if row.desired is Desired.STOP:
         return False
-    txn.jobs.put(row.job, replace(row, desired=Desired.STOP, reason=cmd.reason))
-    events.emit(txn, "JobStopping", row.job, peer=row.peer, reason=cmd.reason)
+    txn.jobs.put(row.job, replace(row, desired=Desired.STOP, reason=reason))
+    events.emit(txn, "JobStopping", row.job, peer=row.peer, reason=reason)
     return True
 
 

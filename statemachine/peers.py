@@ -14,7 +14,7 @@ from msgspec.structs import replace
 from statemachine import events, jobs
 from statemachine.commands import DrainPeer, JoinPeer, RecordHeartbeats, RemovePeer, VouchForPeer
 from statemachine.errors import Code, Refused
-from statemachine.rows import Desired, Peer, PeerStatus
+from statemachine.rows import Peer, PeerStatus
 from statemachine.state import Txn
 
 
@@ -147,7 +147,7 @@ def on_due(txn: Txn, row: Peer) -> None:
     if row.drain_deadline_ms and row.drain_deadline_ms <= now:
         for job in txn.state.index.live_jobs_of(row.peer):
             held = txn.jobs.require(job)
-            txn.jobs.put(job, replace(held, desired=Desired.STOP, reason="the node is being drained"))
+            jobs.tell_to_stop(txn, held, "the node is being drained")
         txn.peers.put(row.peer, replace(row, drain_deadline_ms=0))
         return
     if row.status is PeerStatus.ALIVE:
@@ -163,10 +163,8 @@ def on_due(txn: Txn, row: Peer) -> None:
 def _forget(txn: Txn, row: Peer, reason: str) -> None:
     for job in txn.state.index.live_jobs_of(row.peer):
         jobs.lose(txn, txn.jobs.require(job), f"its node was removed: {reason}")
-    for digest, artifact in list(txn.rows("artifacts")):
-        holders = getattr(artifact, "holders", ())
-        if row.peer in holders:
-            held = txn.artifacts.require(digest)
-            txn.artifacts.put(digest, replace(held, holders=tuple(h for h in holders if h != row.peer)))
+    for digest, held in txn.state.artifacts.items():
+        if row.peer in held.holders:
+            txn.artifacts.put(digest, replace(held, holders=tuple(h for h in held.holders if h != row.peer)))
     txn.peers.delete(row.peer)
     events.emit(txn, "PeerRemoved", row.peer, reason=reason)

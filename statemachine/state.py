@@ -9,7 +9,6 @@ Only `Machine` holds a Txn. Everybody else reads.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Generic, TypeVar, cast
 
 from msgspec import Struct
@@ -227,16 +226,6 @@ class Txn:
     @property
     def now_ms(self) -> int:
         return self.cluster.clock_ms
-
-    def rows(self, table: str) -> Iterator[tuple[str, Row]]:
-        """The rows of a table as this transaction sees them, in insertion order."""
-        view = self._tables[table]
-        for key, row in self.state.tables[table].items():
-            if key not in view.overlay:
-                yield key, row
-        for key, fresh in view.overlay.items():
-            if fresh is not None:
-                yield key, cast(Row, fresh)
 
     def commit(self) -> list[tuple[str, str, Row | None]]:
         """Write everything to the state; returns the rows written, in order."""
