@@ -48,6 +48,13 @@ class Elections:
         #: the term in which the leader ordered one
         self._ordered_in: int | None = None
         self._heard_at = _NEVER
+        #: the leader was silent for too long; the library goes on naming it until an election
+        self._missed = False
+
+    @property
+    def leader_id(self) -> str | None:
+        """Who leads, unless it was silent for a whole election timeout."""
+        return None if self._missed and self._inside.role != LEADER else self._inside.leader_id
 
     @property
     def quorum(self) -> int:
@@ -61,12 +68,14 @@ class Elections:
     def heard_leader(self, now: float) -> None:
         """A leader of the present term spoke: an open round is moot."""
         self._heard_at = now
+        self._missed = False
         self._open = False
         self._passing = False
 
     def lost_leader(self, now: float) -> None:
         """The leader's connection broke: forget that it was heard and try soon."""
         self._heard_at = _NEVER
+        self._missed = True
         span = self._timing.hint_max_s - self._timing.hint_min_s
         soon = now + self._timing.hint_min_s + span * outside.rng.random()
         self._inside.deadline = min(self._inside.deadline, soon)
@@ -83,6 +92,7 @@ class Elections:
         """Run before each tick: keep a passed deadline from the library unless it may pass."""
         if self._inside.role == LEADER or self._inside.deadline >= now:
             return
+        self._missed = True
         if not may_campaign:
             self._passing = False
             self.postpone(now)
@@ -130,6 +140,6 @@ class Elections:
     def _hears_leader(self, now: float) -> bool:
         since = now - self._timing.election_min_s
         if self._inside.role != LEADER:
-            return self._inside.leader_id is not None and self._heard_at > since
+            return self.leader_id is not None and self._heard_at > since
         answered = sum(1 for at in self._inside.answered_at.values() if at > since)
         return answered + 1 >= self.quorum

@@ -244,7 +244,7 @@ class RaftNode:
             idle = self.journal.last_index == self.inside.commit
             self.proposals.propose(self.inside.term, now, idle=idle)
             return
-        leader = self.inside.leader_id
+        leader = self.leader_id
         if leader is not None and leader in self.peers_up:
             self.proposals.forward(leader, now)
 
@@ -480,6 +480,11 @@ class RaftNode:
 
     # Out
 
+    @property
+    def leader_id(self) -> str | None:
+        """Who leads as far as is known here, and was heard lately enough to believe it."""
+        return self.guard.elections.leader_id
+
     def contact_age_s(self, now: float) -> float:
         """Since the last word of the leader; for the leader, since a quorum last answered."""
         if self.inside.role != LEADER:
@@ -493,7 +498,7 @@ class RaftNode:
     @property
     def ready(self) -> bool:
         """Whether an entry of the present term is committed and applied here."""
-        return self.inside.leader_id is not None and self.journal.term_at(self.inside.applied) == self.inside.term
+        return self.leader_id is not None and self.journal.term_at(self.inside.applied) == self.inside.term
 
     def heard(self, now: float) -> tuple[str, ...]:
         """Voters that answered lately: as the leader knows, elsewhere the ones connected."""
@@ -516,7 +521,7 @@ class RaftNode:
             node_id=self.node_id,
             cluster_id=self.membership.cluster_id,
             role=role,
-            leader_id=inside.leader_id,
+            leader_id=self.leader_id,
             term=inside.term,
             commit=inside.commit,
             applied=inside.applied,
