@@ -63,7 +63,7 @@ def rows_digest(state: State) -> str:
 class Cluster:
     """A Machine with a log, a leader that stamps it, and the last results."""
 
-    def __init__(self) -> None:
+    def __init__(self, clock_ms: int = 1_000) -> None:
         self.machine = Machine()
         self.term = 1
         self.elapsed_ms = 0
@@ -72,7 +72,7 @@ class Cluster:
         self.log: list[tuple[int, int, bytes]] = []
         self.results: list[Result] = []
         self.apply()
-        self.after(1_000)
+        self.after(clock_ms)
 
     @property
     def state(self) -> State:
