@@ -66,7 +66,7 @@ async def table(call: Call, query: RankingQuery) -> RankingTable:
     """Bradley-Terry with pinned baselines; `stderr` comes from the Fisher information."""
 
     def ask(state: State) -> list[Table] | Problem:
-        known = sorted({*state.configs(), *state.totals})
+        known = sorted({*state.configs(), *state.totals, *(row.config for row in state.standings.values())})
         if query.config and query.config not in known:
             text = f"no game config {query.config!r} is known; known are {', '.join(known) or 'none'}"
             return Problem(Code.NOT_FOUND, text)

@@ -194,7 +194,7 @@ class Bound:
         services = self._services
         started = services.monotonic_s()
         call = Call(services, scope, receive)
-        status = 499
+        status = 500
         try:
             try:
                 answer = await self._answer(call)
@@ -208,7 +208,7 @@ class Bound:
                 status = made.status
                 await send_reply(made, scope, send, position(services, call.index))
         except Disconnected:
-            return
+            status = 499
         finally:
             self.meter.count(status, services.monotonic_s() - started)
 
@@ -301,9 +301,6 @@ def problem_reply(problem: Problem, services: Services, instance: str) -> Reply:
         headers.append((b"retry-after", b"%d" % kind.retry_after_s))
     if kind.status == 401:
         headers.append((b"www-authenticate", b"Bearer"))
-    if kind.status in (413, 431):
-        # What is left of the body will not be read.
-        headers.append((b"connection", b"close"))
     return Reply(_encode(problems.document(problem, instance, hint)), kind.status, problems.MEDIA_TYPE, tuple(headers))
 
 

@@ -19,7 +19,7 @@ from ringrift_cluster.api.problems import Problem
 from ringrift_cluster.api.services import Services
 from ringrift_cluster.api.streams import admit
 from ringrift_cluster.api.views import csv
-from ringrift_cluster.replica import ReplicaError
+from ringrift_cluster.replica import Read, ReplicaError
 from statemachine import queries
 from statemachine.errors import Code
 from statemachine.rows import Event
@@ -50,23 +50,25 @@ class EventQuery(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
 
 
 class Page(Struct, frozen=True):
-    """Events after a place, the place after them, and how many were lost before them."""
+    """Events after a place, the place after them, and what says how many were lost between."""
 
     events: list[Event]
     seq: int
-    lost: int
-    at_ms: int
+    lost: Event | None = None
 
 
 def page(state: State, since: int) -> Page:
     """The next events of the ring. `seq` is consecutive, so a hole at its start is a loss."""
     last = state.cluster.event_seq
     if since < 0 or since > last:
-        return Page([], last, 0, state.now_ms)
+        return Page([], last)
     found = queries.events_after(state, since, PAGE)
-    reached = found[-1].seq if found else last
-    lost = (found[0].seq if found else last + 1) - since - 1
-    return Page(found, reached, lost if since else 0, state.now_ms)
+    first = found[0].seq if found else last + 1
+    lost = None
+    if since and first > since + 1:
+        gap = {"from": str(since + 1), "to": str(first - 1)}
+        lost = Event(first - 1, found[0].index if found else 0, state.now_ms, "EventsLost", "events", gap)
+    return Page(found, found[-1].seq if found else last, lost)
 
 
 def as_line(event: Event) -> bytes:
@@ -105,53 +107,52 @@ async def events(call: Call, query: EventQuery) -> StreamingResponse | Reply:
         since = int(resumed)
     follow = query.follow or sse
     length_s = query.wait or (services.limits.stream_s if follow else 0.0)
-    stream = follow_events(services, query, since=since, follow=follow, length_s=length_s, sse=sse)
+    # The first page is read before the head of the answer is out, so that a failure is still a problem.
+    first = await services.replica.read(lambda state: page(state, since))
+    stream = written(services, query, first, follow=follow, length_s=length_s, sse=sse)
     headers = {"cache-control": "no-store", "x-accel-buffering": "no"}
     return StreamingResponse(stream, media_type=SSE if sse else NDJSON, headers=headers)
 
 
-async def follow_events(
-    services: Services, query: EventQuery, *, since: int, follow: bool, length_s: float, sse: bool
+async def written(
+    services: Services, query: EventQuery, read: Read[Page], *, follow: bool, length_s: float, sse: bool
 ) -> AsyncIterator[bytes]:
-    """The bytes of one stream, a page of the ring at a time."""
-    written = as_message if sse else as_line
+    """The bytes of one stream, a page of the ring at a time, beginning with the one that was read."""
+    encode = as_message if sse else as_line
     kinds = frozenset(csv(query.kinds))
     replica = services.replica
-    deadline = services.monotonic_s() + length_s
-    spoken = services.monotonic_s()
+    now = spoken = services.monotonic_s()
+    deadline = now + length_s
     left = query.limit
     while True:
-        at = since
-        try:
-            read = await replica.read(lambda state, at=at: page(state, at))  # type: ignore[misc]
-        except ReplicaError as error:
-            # The head of the answer is out; the reader resumes elsewhere by its last seq.
-            yield (b": %b\n\n" if sse else b"") % str(error).encode() if sse else b""
-            return
-        found: Page = read.value
+        found = read.value
         chosen = [
             event
             for event in found.events
             if event.index > query.index and (not kinds or event.kind in kinds) and query.key in ("", event.key)
         ][:left]
-        if found.lost:
-            gap = {"from": str(since + 1), "to": str(since + found.lost)}
-            chosen.insert(0, Event(since + found.lost, read.index, found.at_ms, "EventsLost", "events", gap))
-        since = found.seq
-        now = services.monotonic_s()
+        left -= len(chosen)
+        if found.lost is not None:
+            chosen.insert(0, found.lost)
         if chosen:
             spoken = now
-            left -= len(chosen)
-            yield b"".join(map(written, chosen))
-        more = len(found.events) >= PAGE
-        if left <= 0 or services.closing() or (not follow and not more and (chosen or now >= deadline)):
+            yield b"".join(map(encode, chosen))
+        if left <= 0 or services.closing():
             return
-        if more:
-            continue
-        if now >= deadline:
+        if len(found.events) < PAGE:
+            if now >= deadline or (chosen and not follow):
+                return
+            if now - spoken >= KEEPALIVE_S:
+                spoken = now
+                yield b": alive\n\n" if sse else b"\n"
+            await asyncio.sleep(PAUSE_S)
+            await replica.wait_for(read.index + 1, min(1.0, max(deadline - now, PAUSE_S)))
+        after = found.seq
+        try:
+            read = await replica.read(lambda state, after=after: page(state, after))  # type: ignore[misc]
+        except ReplicaError as error:
+            # The head of the answer is out; the reader resumes elsewhere by its last seq.
+            if sse:
+                yield b": %b\n\n" % str(error).encode()
             return
-        if now - spoken >= KEEPALIVE_S:
-            spoken = now
-            yield b": alive\n\n" if sse else b"\n"
-        await asyncio.sleep(PAUSE_S)
-        await replica.wait_for(read.index + 1, min(1.0, max(deadline - now, PAUSE_S)))
+        now = services.monotonic_s()

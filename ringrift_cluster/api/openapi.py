@@ -12,6 +12,7 @@ from msgspec import Struct
 from ringrift_cluster.api import problems
 from ringrift_cluster.api.endpoint import Endpoint, Routes
 from ringrift_cluster.api.problems import ProblemDocument
+from ringrift_cluster.api.views import View
 
 _REF = "#/components/schemas/{name}"
 _PATH_ARGUMENT = re.compile(r"\{([a-z_]+)(:path)?\}")
@@ -140,6 +141,8 @@ def _responses(endpoint: Endpoint, schemas: dict[Any, Any]) -> dict[str, Any]:
         codes += _WRITES
     if endpoint.query is not None:
         codes.append("invalid")
+        if issubclass(endpoint.query, View):
+            codes.append("too_many_waits")
     by_status: dict[int, dict[str, None]] = {}
     for code in codes:
         by_status.setdefault(problems.TABLE[code].status, {})[str(code)] = None

@@ -54,6 +54,7 @@ TABLE: dict[str, Kind] = {
     "digest_mismatch": Kind(422, "The bytes are not those of the digest"),
     "headers_too_large": Kind(431, "The headers are too large"),
     "too_many_streams": Kind(429, "Too many streams are open on this node", 5),
+    "too_many_waits": Kind(429, "Too many reads wait on this node", 2),
     "unreachable": Kind(502, "The node that has it does not answer", 2),
     "not_ready": Kind(503, "This node is not ready", 1),
     "unexpected": Kind(500, "This node made a mistake"),

@@ -74,6 +74,8 @@ class ApiLimits:
     wait_s: float = 60.0
     stream_s: float = 3600.0
     streams: int = 64
+    #: blocking reads that wait for their index at a time
+    waits: int = 1024
     #: a loop that has not turned for this long is not alive
     stall_s: float = 10.0
 
@@ -119,6 +121,8 @@ class Services:
     limits: ApiLimits = ApiLimits()
     #: streams that are open now
     streams: int = field(default=0, init=False)
+    #: blocking reads that wait now
+    waits: int = field(default=0, init=False)
     #: one a route, filled by the application
     meters: list[Meter] = field(default_factory=list, init=False)
     #: the last fit of each config, by the sums it was made from

@@ -47,7 +47,15 @@ async def look(call: Call, query: Callable[[State], T | Problem], view: View = V
 
     A query runs on the thread that applies entries, so it answers a Problem as a value; it is raised here.
     """
-    read = await call.services.replica.read(query, consistency=view.consistency, at_least=view.index, wait_s=view.wait)
+    services = call.services
+    waits = view.wait > 0 and view.index > services.replica.status().applied
+    if waits and services.waits >= services.limits.waits:
+        raise Problem("too_many_waits", f"{services.waits} reads wait here; ask another node or come back")
+    services.waits += waits
+    try:
+        read = await services.replica.read(query, consistency=view.consistency, at_least=view.index, wait_s=view.wait)
+    finally:
+        services.waits -= waits
     call.index = read.index
     if isinstance(read.value, Problem):
         raise read.value

@@ -219,6 +219,5 @@ async def test_bodies_and_headers_are_bounded(services: Services) -> None:
         for content in (b" " * 1_001, unannounced()):
             answer = await client.post("/work/add", content=content)
             assert (answer.status_code, answer.json()["code"]) == (413, "too_large")
-            assert answer.headers["connection"] == "close"
         wide = await client.get("/status", headers={"x-padding": "x" * 2_000})
         assert (wide.status_code, wide.json()["code"]) == (431, "headers_too_large")

@@ -10,6 +10,7 @@ import httpx
 import pytest
 
 from ringrift_cluster.api import ApiLimits, Services
+from ringrift_cluster.replica import Halted, Read
 from statemachine import settings as st
 from statemachine.commands import AddWork, ChangeSetting
 from tests.support.memory_replica import MemoryReplica
@@ -124,3 +125,15 @@ async def test_streams_end_when_the_node_leaves(client: httpx.AsyncClient, servi
     services.closing = lambda: True
     async with asyncio.timeout(5):
         assert (await following).status_code == 200
+
+
+async def test_a_replica_that_stopped_is_a_problem_and_no_empty_stream(
+    client: httpx.AsyncClient, services: Services
+) -> None:
+    class Stopped(MemoryReplica):
+        async def read(self, *args: object, **more: object) -> Read[object]:  # type: ignore[override]
+            raise Halted("the digest differs at 17")
+
+    services.replica = Stopped()
+    answer = await client.get("/events?follow=true")
+    assert (answer.status_code, answer.json()["code"]) == (503, "halted")

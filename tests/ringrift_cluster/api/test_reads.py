@@ -7,6 +7,7 @@ import asyncio
 import httpx
 import pytest
 
+from ringrift_cluster.api import ApiLimits, Services
 from statemachine.commands import AddWork
 from tests.support.memory_replica import MemoryReplica
 
@@ -80,3 +81,19 @@ async def test_a_fresh_read_is_refused_by_a_replica_that_lost_contact(
     replica.pretend(contact_age_ms=9_000)
     assert (await client.get("/peers?consistency=fresh")).json()["code"] == "stale"
     assert (await client.get("/peers?consistency=local")).status_code == 200
+
+
+async def test_blocking_reads_are_bounded(
+    client: httpx.AsyncClient, services: Services, replica: MemoryReplica
+) -> None:
+    services.limits = ApiLimits(waits=1)
+    wanted = {"index": replica.machine.index + 1, "wait": 30}
+    waiting = asyncio.create_task(client.get("/peers", params=wanted))
+    while services.waits == 0:
+        await asyncio.sleep(0)
+    refused = await client.get("/peers", params=wanted)
+    assert (refused.status_code, refused.json()["code"]) == (429, "too_many_waits")
+    assert (await client.get("/peers")).status_code == 200
+    replica.tick(1)
+    assert (await waiting).status_code == 200
+    assert services.waits == 0
