@@ -230,7 +230,7 @@ class Blobs:
             return
         if size_bytes and have > size_bytes:
             have = 0
-        headers = {"Range": f"bytes={have}-"} if have else {}
+        headers = {"Accept-Encoding": "identity"} | ({"Range": f"bytes={have}-"} if have else {})
         async with client.stream("GET", url, headers=headers) as response:
             if response.status_code == httpx.codes.PARTIAL_CONTENT and have:
                 expected = f"bytes {have}-"
@@ -241,14 +241,19 @@ class Blobs:
             else:
                 raise BlobError(f"it answered {response.status_code} to GET {url}")
             file = await self._run(lambda: unfinished.open("ab" if have else "wb"))
+            buffer = bytearray()
             try:
-                async for chunk in response.aiter_bytes(CHUNK_BYTES):
+                async for chunk in response.aiter_raw():
                     have += len(chunk)
                     if size_bytes and have > size_bytes:
                         raise TooLarge(f"more than the {size_bytes} bytes it should have arrived")
-                    await self._run(partial(file.write, chunk))
+                    buffer += chunk
+                    if len(buffer) >= CHUNK_BYTES:
+                        await self._run(partial(file.write, bytes(buffer)))
+                        buffer.clear()
             finally:
-                await self._run(file.close)
+                # What came before a holder was lost is kept for the next one.
+                await self._run(partial(_write_and_close, file, bytes(buffer)))
         if size_bytes and have < size_bytes:
             raise BlobError(f"it stopped after {have} of {size_bytes} bytes")
 
@@ -264,3 +269,8 @@ class Blobs:
 def _digest_of(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _write_and_close(file: BinaryIO, data: bytes) -> None:
+    with file:
+        file.write(data)

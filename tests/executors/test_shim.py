@@ -119,7 +119,9 @@ def test_a_program_that_is_killed_by_somebody_else_is_recorded_with_the_signal(k
 
 
 def test_a_stop_is_sigterm_first_and_the_program_may_end_well(keep: Keep) -> None:
-    code = "import signal, time, sys; signal.signal(15, lambda *_: sys.exit(0)); print('up', flush=True); time.sleep(60)"
+    code = (
+        "import signal, time, sys; signal.signal(15, lambda *_: sys.exit(0)); print('up', flush=True); time.sleep(60)"
+    )
     kept = keep(code, grace_s=30.0)
     kept.says("up")
     assert processes.stop(kept.identity, BOOT)
@@ -128,7 +130,9 @@ def test_a_stop_is_sigterm_first_and_the_program_may_end_well(keep: Keep) -> Non
 
 
 def test_a_program_that_ignores_sigterm_is_killed_after_its_grace(keep: Keep) -> None:
-    kept = keep("import signal, time; signal.signal(15, signal.SIG_IGN); print('up', flush=True); time.sleep(60)", grace_s=0.3)
+    kept = keep(
+        "import signal, time; signal.signal(15, signal.SIG_IGN); print('up', flush=True); time.sleep(60)", grace_s=0.3
+    )
     kept.says("up")
     began = time.monotonic()
     processes.stop(kept.identity, BOOT)
@@ -138,7 +142,9 @@ def test_a_program_that_ignores_sigterm_is_killed_after_its_grace(keep: Keep) ->
 
 
 def test_a_kill_does_not_wait_for_the_grace(keep: Keep) -> None:
-    kept = keep("import signal, time; signal.signal(15, signal.SIG_IGN); print('up', flush=True); time.sleep(60)", grace_s=60.0)
+    kept = keep(
+        "import signal, time; signal.signal(15, signal.SIG_IGN); print('up', flush=True); time.sleep(60)", grace_s=60.0
+    )
     kept.says("up")
     processes.kill(kept.identity, BOOT)
     record = kept.ended()
@@ -146,7 +152,12 @@ def test_a_kill_does_not_wait_for_the_grace(keep: Keep) -> None:
 
 
 def test_a_lapsed_lease_ends_the_group_with_nobody_asking(keep: Keep) -> None:
-    code = "import signal, time; signal.signal(15, lambda *_: print('term', flush=True)); print('up', flush=True)\nwhile True: time.sleep(1)"
+    code = """
+import signal, time
+signal.signal(15, lambda *_: print('term', flush=True))
+print('up', flush=True)
+while True: time.sleep(1)
+"""
     kept = keep(code, lease_s=1.2, grace_s=0.4, margin_s=0.2)
     ends_at = shim.read_lease(str(kept.folder), 0.0)
     record = kept.ended()
@@ -213,7 +224,8 @@ def test_a_keeper_lives_on_when_the_process_that_started_it_is_killed(tmp_path: 
 import os, signal, sys
 from pathlib import Path
 from executors import host, processes, shim
-order = processes.Order((sys.executable, "-c", "import time; time.sleep(0.3)"), {{"RINGRIFT_JOB_DIR": {str(folder)!r}}}, "/")
+mark = {{"RINGRIFT_JOB_DIR": {str(folder)!r}}}
+order = processes.Order((sys.executable, "-c", "import time; time.sleep(0.3)"), mark, "/")
 process = processes.start(Path({str(folder)!r}), order, shim.boot_s() + 600, host.boot_id())
 print(process.pid, process.ticks, flush=True)
 os.kill(os.getpid(), signal.SIGKILL)
@@ -224,7 +236,11 @@ os.kill(os.getpid(), signal.SIGKILL)
     assert processes.alive(Identity(BOOT, pid, ticks), BOOT)
     until(lambda: processes.exit_record(folder) is not None)
     assert processes.exit_record(folder) == Exit(
-        0, 0, "exited", started_at_s=pytest.approx(shim.boot_s(), abs=10), ended_at_s=pytest.approx(shim.boot_s(), abs=10)
+        0,
+        0,
+        "exited",
+        started_at_s=pytest.approx(shim.boot_s(), abs=10),
+        ended_at_s=pytest.approx(shim.boot_s(), abs=10),
     )
 
 
@@ -235,7 +251,9 @@ def test_a_lease_lapses_without_the_process_that_started_the_keeper(tmp_path: Pa
 import os, signal, sys
 from pathlib import Path
 from executors import host, processes, shim
-order = processes.Order((sys.executable, "-c", "import time; time.sleep(60)"), {{"RINGRIFT_JOB_DIR": {str(folder)!r}}}, "/", grace_s=0.2, margin_s=0.1)
+mark = {{"RINGRIFT_JOB_DIR": {str(folder)!r}}}
+program = (sys.executable, "-c", "import time; time.sleep(60)")
+order = processes.Order(program, mark, "/", grace_s=0.2, margin_s=0.1)
 processes.start(Path({str(folder)!r}), order, shim.boot_s() + 1.0, host.boot_id())
 os.kill(os.getpid(), signal.SIGKILL)
 """
