@@ -25,6 +25,8 @@ from ringrift_cluster.dev.view import Rate, screen
 #: how long a cluster may take from its start to a leader
 START_S = 60.0
 LOOK_EVERY_S = 1.0
+#: how long a reached goal waits for the last ratings
+SETTLE_S = 45.0
 #: every so many looks the slow tables are read too
 SLOW_EVERY = 4
 
@@ -112,6 +114,7 @@ class _Session:
         self._console.print(
             report.summary(self._picture, elapsed, self._progress.promotion_times_s, self._nodes.story),
             highlight=False,
+            soft_wrap=True,
         )
         path = report.chart(self._picture, self._nodes.folder)
         if path is not None:
@@ -122,7 +125,7 @@ class _Session:
         return 0
 
     def _say(self, sentence: str) -> None:
-        self._console.print(sentence, highlight=False)
+        self._console.print(sentence, highlight=False, soft_wrap=True)
 
     async def _wait_for_leader(self) -> None:
         loop = asyncio.get_running_loop()
@@ -183,15 +186,18 @@ class _Session:
         return ""
 
     async def _settle(self) -> None:
-        """Let the newest champion be rated, so that the summary can name its Elo; at most half a minute."""
+        """Let the newest champion be rated, so that the summary can name its Elo."""
         loop = asyncio.get_running_loop()
-        deadline = loop.time() + 30.0
+        began = loop.time()
+        deadline = began + SETTLE_S
         while loop.time() < deadline and not self._stop.is_set():
             self._nodes.tend()
             picture = await self._observer.look(self._picture, everything=True)
             if picture is not None:
                 self._picture = picture
-                if not any(j["work"].startswith("rating-") for j in picture.jobs) and report.gains(picture):
+                waiting = picture.status["work_queue"]["by_type"].get("evaluation", {}).get("pending", 0)
+                rating = any(j["work"].startswith("rating-") for j in picture.jobs)
+                if loop.time() - began > 4 * LOOK_EVERY_S and not rating and not waiting:
                     return
             await self._pause(LOOK_EVERY_S)
 
