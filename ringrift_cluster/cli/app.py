@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import typer
 
-from ringrift_cluster.cli import serve
+from ringrift_cluster.cli import cluster, learning, serve, state, work
+from ringrift_cluster.cli.options import EXIT_CODES
 
 app = typer.Typer(
     name="ringrift-node",
@@ -12,9 +13,31 @@ app = typer.Typer(
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
     help="A Raft-replicated control plane for a selfplay and training fleet.",
+    epilog=EXIT_CODES,
 )
 app.command("serve")(serve.serve)
 app.command("dev")(serve.dev)
+for command in (
+    cluster.status,
+    cluster.peers,
+    cluster.leader,
+    cluster.drain,
+    cluster.undrain,
+    cluster.pause,
+    cluster.resume,
+    cluster.shutdown,
+    cluster.events,
+    work.jobs,
+    work.logs,
+    learning.elo,
+    learning.models,
+):
+    app.command(command.__name__)(command)
+app.add_typer(work.app, name="work")
+app.add_typer(learning.gauntlet_app, name="gauntlet")
+app.add_typer(cluster.settings_app, name="settings")
+app.add_typer(state.app, name="state")
+app.add_typer(state.raft_app, name="raft")
 
 
 def run() -> None:

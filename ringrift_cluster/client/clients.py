@@ -75,9 +75,10 @@ class Client:
         token: str | None = None,
         timeout_s: float = 10.0,
         retry_s: float = 30.0,
+        contact_s: float = 10.0,
         transport: httpx.BaseTransport | None = None,
     ) -> None:
-        self.session = Session(addresses, token=token, timeout_s=timeout_s, retry_s=retry_s)
+        self.session = Session(addresses, token=token, timeout_s=timeout_s, retry_s=retry_s, contact_s=contact_s)
         self._http = httpx.Client(transport=transport)
 
     def close(self) -> None:
@@ -204,9 +205,10 @@ class AsyncClient:
         token: str | None = None,
         timeout_s: float = 10.0,
         retry_s: float = 30.0,
+        contact_s: float = 10.0,
         transport: httpx.AsyncBaseTransport | None = None,
     ) -> None:
-        self.session = Session(addresses, token=token, timeout_s=timeout_s, retry_s=retry_s)
+        self.session = Session(addresses, token=token, timeout_s=timeout_s, retry_s=retry_s, contact_s=contact_s)
         self._http = httpx.AsyncClient(transport=transport)
 
     async def close(self) -> None:

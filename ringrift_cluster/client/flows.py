@@ -280,7 +280,7 @@ def events(
     params: dict[str, str] = {"kinds": ",".join(kinds), "key": key, "follow": "true" if follow else ""}
     while True:
         asked: Mapping[str, str] = {k: v for k, v in {**params, "since": str(seq)}.items() if v}
-        yield from session.open("/events", asked, session.deadline())
+        yield from session.open("/events", asked)
         rest = b""
         chunk: bytes | Failed | None = b""
         while isinstance(chunk, bytes):
@@ -310,7 +310,7 @@ def job_log(
     had = 0
     params = {"tail": str(tail), "stream": stream, "follow": "true" if follow else "false"}
     while True:
-        yield from session.open(f"/jobs/{job_id}/log", params, session.deadline())
+        yield from session.open(f"/jobs/{job_id}/log", params)
         # A followed log starts at its beginning each time, so what was shown already is passed over.
         skip = had
         while isinstance(chunk := (yield Next()), bytes):

@@ -38,8 +38,8 @@ class LeaderAddress(Struct, frozen=True):
 class Session:
     """Addresses of one cluster and what was learnt about them. No sockets, no threads.
 
-    `timeout_s` bounds one request, `retry_s` all attempts of one call together. Every change carries an id,
-    so that repeating it is safe.
+    `timeout_s` bounds one request, `retry_s` all attempts of one call together, `contact_s` those before any
+    node ever answered. Every change carries an id, so that repeating it is safe.
     """
 
     def __init__(
@@ -49,6 +49,7 @@ class Session:
         token: str | None = None,
         timeout_s: float = 10.0,
         retry_s: float = 30.0,
+        contact_s: float = 10.0,
         clock: Callable[[], float] = time.monotonic,
         rng: random.Random | None = None,
         new_id: Callable[[], str] = lambda: uuid.uuid4().hex,
@@ -60,6 +61,8 @@ class Session:
         self._token = token
         self._timeout_s = timeout_s
         self._retry_s = retry_s
+        self._contact_s = min(contact_s, retry_s)
+        self._answered = False
         self._clock = clock
         self._rng = rng or random.Random()
         self.new_id = new_id
@@ -97,7 +100,7 @@ class Session:
         timeout_s: float = 0.0,
     ) -> Flow[Answer]:
         """Send until there is an answer that repeating would not change. Raises ClientError."""
-        deadline = self._clock() + self._retry_s
+        started = self._clock()
         pause_s = _FIRST_PAUSE_S
         unknown: Problem | None = None
         while True:
@@ -111,15 +114,16 @@ class Session:
             if (isinstance(answer, Failed) and answer.sent) or problem.status == 504:
                 unknown = problem
             wait_s = self._rng.uniform(0.5, 1.0) * max(pause_s, _retry_after(answer))
-            if not again or not retry or self._clock() + wait_s > deadline:
+            if not again or not retry or self._clock() + wait_s > started + self._patience_s():
                 if unknown is not None and write and again:
                     raise OutcomeUnknown(unknown)
                 raise Unreachable(problem) if isinstance(answer, Failed) else error_of(problem)
             yield Pause(wait_s)
             pause_s = min(pause_s * 2, _LONGEST_PAUSE_S)
 
-    def open(self, path: str, params: Mapping[str, str], deadline: float) -> Flow[None]:
+    def open(self, path: str, params: Mapping[str, str]) -> Flow[None]:
         """Open a stream at whichever node gives it. Raises ClientError."""
+        started = self._clock()
         pause_s = _FIRST_PAUSE_S
         while True:
             base = self._target(write=False)
@@ -128,14 +132,13 @@ class Session:
             if problem is None:
                 return
             again = isinstance(answer, Failed) or answer.status in _AGAIN
-            if not again or self._clock() + pause_s > deadline:
+            if not again or self._clock() + pause_s > started + self._patience_s():
                 raise Unreachable(problem) if isinstance(answer, Failed) else error_of(problem)
             yield Pause(self._rng.uniform(0.5, 1.0) * pause_s)
             pause_s = min(pause_s * 2, _LONGEST_PAUSE_S)
 
-    def deadline(self) -> float:
-        """When attempts that begin now are given up."""
-        return self._clock() + self._retry_s
+    def _patience_s(self) -> float:
+        return self._retry_s if self._answered else self._contact_s
 
     # Whom to ask
 
@@ -158,8 +161,10 @@ class Session:
 
     def _judge(self, base: str, answer: Answer | Failed) -> Problem | None:
         """None when the answer is good; else what is wrong, having learnt from it."""
-        if isinstance(answer, Answer) and answer.status < 300:
-            return None
+        if isinstance(answer, Answer):
+            self._answered = True
+            if answer.status < 300:
+                return None
         if isinstance(answer, Failed):
             self._leave(base)
             said = "did not answer" if answer.sent else "cannot be reached"

@@ -1,0 +1,279 @@
+"""The cluster and its nodes: status, peers, leader, drains, settings, events."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Annotated
+
+import msgspec
+import typer
+from rich.console import RenderableType
+from typer import Argument, Option
+
+from ringrift_cluster.api.admin import Transferred
+from ringrift_cluster.api.peers import PeerList
+from ringrift_cluster.api.raft import Leader
+from ringrift_cluster.api.settings import SettingList, SettingView
+from ringrift_cluster.api.status import Status
+from ringrift_cluster.api.writes import Outcome
+from ringrift_cluster.cli.options import DEFAULT_API, EXIT_USAGE, Api, Json, Token, TokenFile, connect, fail
+from ringrift_cluster.cli.output import console, emit, emit_json, pairs, short, size, span, table
+from statemachine.rows import Event, Peer
+
+settings_app = typer.Typer(no_args_is_help=True, help="What all nodes agree on; changed through the log.")
+
+
+def status(api: Api = DEFAULT_API, as_json: Json = False, token: Token = None, token_file: TokenFile = None) -> None:
+    """The cluster on one page, as the asked node sees it."""
+    with connect(api, token, token_file) as client:
+        emit(client.status(), as_json, status_lines)
+
+
+def status_lines(value: Status) -> Iterable[RenderableType]:
+    queue = value.work_queue.by_status
+    yield f"node {value.node_id} ({value.role}) of cluster {value.cluster_id or '?'}, release {value.version}"
+    leader = f"{value.leader_id} at {value.leader_address or '?'}" if value.leader_id else "none known"
+    yield f"leader {leader}, term {value.term}; voters heard {len(value.voters_heard)} of {len(value.voters)}"
+    behind = f", {value.lag} behind" if value.lag else ""
+    yield f"applied {value.applied}{behind}, last contact {span(value.contact_age_ms)} ago, digest {value.digest[:16]}"
+    yield f"peers {value.alive_peers} alive of {value.total_peers}; jobs {pairs(value.jobs) or 'none'}"
+    yield f"work {pairs(queue) or 'none'}"
+    for sentence in (value.halted, value.read_only):
+        if sentence:
+            yield f"! {sentence}"
+    if value.paused:
+        yield f"! paused: {value.pause_reason or 'no reason given'}"
+    if value.stalled is not None:
+        yield f"! {value.stalled.sentence}"
+    failed = value.event_subscription_status.critical_failed
+    if failed:
+        yield f"! not healthy here: {', '.join(failed)}"
+    if value.totals:
+        yield ""
+        yield table(
+            ["config", "games ", "positions ", "trained ", "generations ", "promotions ", "champion"],
+            (
+                [
+                    key,
+                    t.games,
+                    t.positions,
+                    t.training_jobs,
+                    t.generations,
+                    t.promotions,
+                    short(value.champions.get(key, "-")),
+                ]
+                for key, t in sorted(value.totals.items())
+            ),
+        )
+
+
+def peers(api: Api = DEFAULT_API, as_json: Json = False, token: Token = None, token_file: TokenFile = None) -> None:
+    """All known nodes."""
+    with connect(api, token, token_file) as client:
+        found = client.peers()
+        clock_ms = 0 if as_json else client.raft_state().clock_ms
+        emit(found, as_json, lambda value: peer_lines(value, clock_ms))
+
+
+def peer_lines(value: PeerList, clock_ms: int) -> Iterable[RenderableType]:
+    yield table(
+        ["node", "status", "role", "heard ", "slots ", "gpus ", "memory ", "release", "address", "note"],
+        (
+            [
+                row.peer,
+                row.status,
+                row.role,
+                span(clock_ms - row.heard_at_ms),
+                row.facts.cpu_slots,
+                len(row.facts.gpus),
+                size(row.facts.ram_bytes),
+                row.facts.release,
+                row.address,
+                _note(row),
+            ]
+            for row in value.peers
+        ),
+    )
+    yield f"{value.alive} alive of {value.total}"
+
+
+def _note(row: Peer) -> str:
+    drained = f"draining: {row.drain_reason}".rstrip(": ") if row.draining else ""
+    return "; ".join(part for part in (drained, row.facts.not_ready) if part)
+
+
+def leader(
+    transfer: Annotated[bool, Option("--transfer", help="Hand leadership over.")] = False,
+    to: Annotated[str | None, Option("--to", help="The voter that should lead; with --transfer.")] = None,
+    api: Api = DEFAULT_API,
+    as_json: Json = False,
+    token: Token = None,
+    token_file: TokenFile = None,
+) -> None:
+    """Who leads; with --transfer, hand leadership over (to the most up-to-date voter unless --to names one)."""
+    with connect(api, token, token_file) as client:
+        if transfer or to:
+            emit(client.transfer_leadership(to), as_json, _now_leads)
+        else:
+            emit(client.leader(), as_json, _leads)
+
+
+def _now_leads(value: Transferred) -> Iterable[RenderableType]:
+    yield f"{value.leader_id} leads now"
+
+
+def _leads(value: Leader) -> Iterable[RenderableType]:
+    yield f"{value.leader_id or 'nobody'} leads in term {value.term}, at {value.address or '?'}"
+
+
+def drain(
+    node_id: Annotated[str, Argument(help="The node.")],
+    reason: Annotated[str, Option(help="Why, for people.")] = "",
+    deadline_s: Annotated[float, Option(help="Stop its jobs after so many seconds; 0 lets them finish.", min=0)] = 0,
+    api: Api = DEFAULT_API,
+    as_json: Json = False,
+    token: Token = None,
+    token_file: TokenFile = None,
+) -> None:
+    """Take a node out of placement."""
+    with connect(api, token, token_file) as client:
+        done = client.drain(node_id, reason=reason, deadline_s=deadline_s)
+        emit(done, as_json, said(f"{node_id} gets no new work"))
+
+
+def undrain(
+    node_id: Annotated[str, Argument(help="The node.")],
+    api: Api = DEFAULT_API,
+    as_json: Json = False,
+    token: Token = None,
+    token_file: TokenFile = None,
+) -> None:
+    """Put a node back into placement."""
+    with connect(api, token, token_file) as client:
+        emit(client.undrain(node_id), as_json, said(f"{node_id} takes work again"))
+
+
+def said(sentence: str) -> Callable[[Outcome], Iterable[RenderableType]]:
+    """A sentence about an outcome, with its place in the log."""
+    return lambda outcome: [f"{sentence} (entry {outcome.index})"]
+
+
+def pause(
+    reason: Annotated[str, Option(help="Why, for people.")] = "",
+    api: Api = DEFAULT_API,
+    as_json: Json = False,
+    token: Token = None,
+    token_file: TokenFile = None,
+) -> None:
+    """Stop placement and claims in the whole cluster; what runs goes on."""
+    with connect(api, token, token_file) as client:
+        emit(client.pause(True, reason), as_json, said("the cluster is paused"))
+
+
+def resume(api: Api = DEFAULT_API, as_json: Json = False, token: Token = None, token_file: TokenFile = None) -> None:
+    """Go on after a pause."""
+    with connect(api, token, token_file) as client:
+        emit(client.pause(False), as_json, said("the cluster goes on"))
+
+
+def shutdown(
+    reason: Annotated[str, Option(help="Why, for the log.")] = "",
+    stop_jobs: Annotated[bool, Option("--stop-jobs", help="Stop its jobs instead of leaving them.")] = False,
+    api: Api = DEFAULT_API,
+    as_json: Json = False,
+    token: Token = None,
+    token_file: TokenFile = None,
+) -> None:
+    """Stop the node at --api (only that one)."""
+    with connect(api.split(",")[0], token, token_file) as client:
+        stopping = client.shutdown(reason=reason, stop_jobs=stop_jobs)
+        emit(stopping, as_json, lambda value: [f"{value.node_id}: {value.detail}"])
+
+
+@settings_app.command("get")
+def settings_get(
+    name: Annotated[str | None, Argument(help="One setting; all of them when left out.")] = None,
+    api: Api = DEFAULT_API,
+    as_json: Json = False,
+    token: Token = None,
+    token_file: TokenFile = None,
+) -> None:
+    """Show cluster settings."""
+    with connect(api, token, token_file) as client:
+        if name is None:
+            emit(client.settings(), as_json, _setting_table)
+        else:
+            emit(client.setting(name), as_json, _setting_text)
+
+
+def _setting_table(value: SettingList) -> Iterable[RenderableType]:
+    yield table(
+        ["setting", "version ", "by", "value"],
+        ([row.name, row.version, row.by, bytes(row.value).decode()] for row in value.settings),
+    )
+
+
+def _setting_text(value: SettingView) -> Iterable[RenderableType]:
+    yield f"# {value.name}, version {value.version}{f' by {value.by}' if value.by else ''}"
+    yield msgspec.json.format(bytes(value.value).decode(), indent=2)
+
+
+@settings_app.command("set")
+def settings_set(
+    name: Annotated[str, Argument(help="timing, limits, retention, config/KEY, template/NAME or controller/NAME.")],
+    value: Annotated[str, Argument(help="JSON, or @FILE, or - for stdin.")],
+    expected_version: Annotated[int, Option(help="Only if nobody changed it since; -1 is whatever is there.")] = -1,
+    by: Annotated[str, Option(help="Who, for people.")] = "cli",
+    api: Api = DEFAULT_API,
+    as_json: Json = False,
+    token: Token = None,
+    token_file: TokenFile = None,
+) -> None:
+    """Change a cluster setting. The whole value is given; fields left out get their defaults."""
+    text = read_text(value)
+    try:
+        encoded = msgspec.Raw(msgspec.json.encode(msgspec.json.decode(text)))
+    except msgspec.MsgspecError as error:
+        raise fail(f"the value is not JSON: {error}.", EXIT_USAGE) from error
+    with connect(api, token, token_file) as client:
+        done = client.change_setting(name, encoded, expected_version=expected_version, by=by)
+        emit(done, as_json, said(f"{name} is set"))
+
+
+def read_text(value: str) -> str:
+    """The text itself, or what @FILE or - (stdin) holds."""
+    if value == "-":
+        return sys.stdin.read()
+    if not value.startswith("@"):
+        return value
+    try:
+        return Path(value[1:]).expanduser().read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise fail(f"{value[1:]} cannot be read: {error}.", EXIT_USAGE) from error
+
+
+def events(
+    follow: Annotated[bool, Option("--follow", "-f", help="Go on with what happens next.")] = False,
+    since: Annotated[int, Option(help="Only events after this number; -1 is from now on.")] = 0,
+    kinds: Annotated[str, Option(help="Only these kinds, separated by commas.")] = "",
+    key: Annotated[str, Option(help="Only events of this thing.")] = "",
+    api: Api = DEFAULT_API,
+    as_json: Json = False,
+    token: Token = None,
+    token_file: TokenFile = None,
+) -> None:
+    """What happened, oldest first."""
+    wanted = [kind for kind in kinds.split(",") if kind]
+    with connect(api, token, token_file) as client:
+        out = console()
+        for event in client.events(since=since, follow=follow, kinds=wanted, key=key):
+            if as_json:
+                emit_json(event)
+            else:
+                out.print(event_line(event), markup=False)
+
+
+def event_line(event: Event) -> str:
+    return f"{event.seq:>8} {span(event.at_ms):>8} {event.kind} {event.key} {pairs(event.detail)}".rstrip()

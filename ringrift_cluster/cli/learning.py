@@ -1,0 +1,142 @@
+"""What has been learnt: ratings, models, gauntlets."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Annotated
+
+import typer
+from rich.console import RenderableType
+from typer import Argument, Option
+
+from ringrift_cluster.api.elo import RankingQuery, RankingTable
+from ringrift_cluster.api.gauntlets import GauntletFilter, GauntletList, GauntletRun, Thoroughness
+from ringrift_cluster.api.models import ModelFilter, ModelList
+from ringrift_cluster.cli.cluster import said
+from ringrift_cluster.cli.options import DEFAULT_API, Api, Json, Token, TokenFile, connect
+from ringrift_cluster.cli.output import emit, short, table
+from statemachine.rows import Gauntlet
+
+gauntlet_app = typer.Typer(no_args_is_help=True, help="Evaluations of a candidate against its champion.")
+
+
+def elo(
+    config: Annotated[str, Argument(help="A game config; all of them when left out.")] = "",
+    api: Api = DEFAULT_API,
+    as_json: Json = False,
+    token: Token = None,
+    token_file: TokenFile = None,
+) -> None:
+    """Ratings, best first."""
+    with connect(api, token, token_file) as client:
+        emit(client.elo(RankingQuery(config=config)), as_json, _rated)
+
+
+def _rated(value: RankingTable) -> Iterable[RenderableType]:
+    for config, rows in sorted(value.configs.items()):
+        yield config
+        yield table(
+            ["elo ", "+/- ", "games ", "won ", "lost ", "drawn ", "player", "generation ", "status"],
+            (
+                [
+                    f"{row.elo:.0f}",
+                    f"{row.stderr:.0f}",
+                    row.games,
+                    row.wins,
+                    row.losses,
+                    row.draws,
+                    short(row.participant),
+                    row.generation if row.model else "",
+                    row.status if row.anchored else f"{row.status} not comparable".strip(),
+                ]
+                for row in rows
+            ),
+        )
+
+
+def models(
+    config: Annotated[str, Option(help="Only this game config.")] = "",
+    status: Annotated[str, Option(help="candidate, champion, former or rejected.")] = "",
+    limit: Annotated[int, Option(help="Rows in one answer.", min=1, max=1000)] = 50,
+    api: Api = DEFAULT_API,
+    as_json: Json = False,
+    token: Token = None,
+    token_file: TokenFile = None,
+) -> None:
+    """Trained networks, newest first."""
+    with connect(api, token, token_file) as client:
+        emit(client.models(ModelFilter(config=config, status=status, limit=limit)), as_json, _modelled)
+
+
+def _modelled(value: ModelList) -> Iterable[RenderableType]:
+    yield table(
+        ["model", "config", "generation ", "status", "parent", "evidence"],
+        (
+            [
+                row.digest,
+                row.config,
+                row.generation,
+                row.status,
+                short(row.parent),
+                f"{row.evidence.kind} {row.evidence.gauntlet} {row.evidence.games} games" if row.evidence else "",
+            ]
+            for row in value.models
+        ),
+    )
+
+
+@gauntlet_app.command("run")
+def run(
+    config: Annotated[str, Argument(help="The game config.")],
+    mode: Annotated[Thoroughness, Option(help="quick: 20 games, standard: 50, thorough: 100.")] = Thoroughness.STANDARD,
+    model: Annotated[str | None, Option(help="The candidate's digest; else the newest that waits.")] = None,
+    opponent: Annotated[str | None, Option(help="Another opponent than the champion.")] = None,
+    gauntlet_id: Annotated[str | None, Option("--id", help="Its id; running it again starts no second.")] = None,
+    api: Api = DEFAULT_API,
+    as_json: Json = False,
+    token: Token = None,
+    token_file: TokenFile = None,
+) -> None:
+    """Test a candidate against the champion."""
+    wanted = GauntletRun(config=config, mode=mode, model=model, opponent=opponent, gauntlet_id=gauntlet_id)
+    with connect(api, token, token_file) as client:
+        emit(client.gauntlet_run(wanted), as_json, said(f"a gauntlet of {config} is on"))
+
+
+@gauntlet_app.command("results")
+def results(
+    config: Annotated[str, Option(help="Only this game config.")] = "",
+    status: Annotated[str, Option(help="running, accepted, rejected, inconclusive or abandoned.")] = "",
+    limit: Annotated[int, Option(help="Rows in one answer.", min=1, max=1000)] = 50,
+    api: Api = DEFAULT_API,
+    as_json: Json = False,
+    token: Token = None,
+    token_file: TokenFile = None,
+) -> None:
+    """Gauntlets, newest first."""
+    with connect(api, token, token_file) as client:
+        emit(client.gauntlet_results(GauntletFilter(config=config, status=status, limit=limit)), as_json, _judged)
+
+
+def _judged(value: GauntletList) -> Iterable[RenderableType]:
+    yield table(
+        ["gauntlet", "config", "status", "candidate", "opponent", "games ", "won-drawn-lost", "llr "],
+        (
+            [
+                row.spec.gauntlet,
+                row.spec.config,
+                row.status,
+                short(row.spec.candidate),
+                short(row.spec.opponent),
+                sum(t.games for t in row.tally),
+                _score(row),
+                f"{row.evidence.llr_milli / 1000:.2f}" if row.evidence else "",
+            ]
+            for row in value.gauntlets
+        ),
+    )
+
+
+def _score(row: Gauntlet) -> str:
+    won, drawn, lost = (sum(getattr(t, name) for t in row.tally) for name in ("wins_a", "draws", "wins_b"))
+    return f"{won}-{drawn}-{lost}"

@@ -1,0 +1,87 @@
+"""What every command that talks to a node takes, and how it gets its client."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from typer import Option
+
+from ringrift_cluster.client import Client, ClientError, NotFound, OutcomeUnknown, Unavailable, Unreachable
+
+DEFAULT_API = "http://127.0.0.1:8770"
+
+#: the cluster said no
+EXIT_REFUSED = 1
+#: the command line, the settings or a file is wrong
+EXIT_USAGE = 2
+#: no node answered, or the cluster cannot do it now
+EXIT_UNAVAILABLE = 3
+#: it may or may not have taken effect
+EXIT_UNKNOWN = 4
+#: the named thing is not known
+EXIT_NOT_FOUND = 5
+
+EXIT_CODES = (
+    "Exit codes: 0 done, 1 refused by the cluster, 2 wrong command line or settings, 3 no node answered or the"
+    " cluster cannot now, 4 outcome unknown, 5 not found."
+)
+
+Api = Annotated[
+    str, Option("--api", envvar="RINGRIFT_API", help="One or more nodes: http://host:port, separated by commas.")
+]
+Json = Annotated[bool, Option("--json", help="One JSON value on stdout, for programs.")]
+TokenFile = Annotated[
+    Path | None,
+    Option(
+        "--token-file",
+        envvar=["RINGRIFT_AUTH_TOKEN_FILE", "RINGRIFT_CLUSTER_AUTH_TOKEN_FILE"],
+        help="File with the cluster's auth token; else RINGRIFT_CLUSTER_AUTH_TOKEN.",
+    ),
+]
+Token = Annotated[
+    str | None,
+    Option("--token", envvar=["RINGRIFT_AUTH_TOKEN", "RINGRIFT_CLUSTER_AUTH_TOKEN"], hidden=True, show_envvar=False),
+]
+
+
+def fail(sentence: str, code: int) -> typer.Exit:
+    """Say one sentence on stderr; raise what comes back."""
+    typer.echo(f"ringrift-node: {sentence}", err=True)
+    return typer.Exit(code)
+
+
+def exit_code(error: ClientError) -> int:
+    match error:
+        case OutcomeUnknown():
+            return EXIT_UNKNOWN
+        case Unreachable() | Unavailable():
+            return EXIT_UNAVAILABLE
+        case NotFound():
+            return EXIT_NOT_FOUND
+    return EXIT_REFUSED
+
+
+@contextmanager
+def connect(api: str, token: str | None = None, token_file: Path | None = None) -> Iterator[Client]:
+    """A client for one command; its errors end the command with a sentence and an exit code."""
+    if token is None and token_file is not None:
+        try:
+            token = token_file.expanduser().read_text(encoding="utf-8").strip()
+        except (OSError, UnicodeDecodeError) as error:
+            raise fail(f"the token file {token_file} cannot be read: {error}.", EXIT_USAGE) from error
+    try:
+        client = Client(api, token=token, retry_s=15.0, contact_s=2.0)
+    except ValueError as error:
+        raise fail(f"--api: {error}.", EXIT_USAGE) from error
+    with client:
+        try:
+            yield client
+        except ClientError as error:
+            hint = f" (is a node running? --api {api})" if isinstance(error, Unreachable) else ""
+            raise fail(f"{error}{hint}", exit_code(error)) from error
+        except KeyboardInterrupt:
+            raise typer.Exit(130) from None

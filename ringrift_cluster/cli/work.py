@@ -1,0 +1,271 @@
+"""The queue and what runs: work items, jobs, their logs."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable
+from typing import Annotated
+
+import msgspec
+import typer
+from rich.console import RenderableType
+from typer import Argument, Option
+
+from ringrift_cluster.api.jobs import JobFilter, JobList
+from ringrift_cluster.api.work import Added, AddedItems, NewWork, WorkFilter, WorkItems, WorkView, decode_items
+from ringrift_cluster.cli.cluster import read_text, said
+from ringrift_cluster.cli.options import (
+    DEFAULT_API,
+    EXIT_REFUSED,
+    EXIT_USAGE,
+    Api,
+    Json,
+    Token,
+    TokenFile,
+    connect,
+    fail,
+)
+from ringrift_cluster.cli.output import emit, emit_json, pairs, span, table
+from statemachine.rows import Job
+
+app = typer.Typer(no_args_is_help=True, help="The queue of work items.")
+
+
+@app.command("add")
+def add(
+    work_type: Annotated[str | None, Argument(help="selfplay, training, evaluation, or any other word.")] = None,
+    config: Annotated[str, Option(help="Game config, such as hex8_2p.")] = "",
+    template: Annotated[str, Option(help="How its program is started; a setting template/NAME.")] = "",
+    param: Annotated[list[str] | None, Option("--param", "-p", help="name=value; may be repeated.")] = None,
+    priority: Annotated[int, Option(help="Higher goes first.", min=0, max=1000)] = 50,
+    work_id: Annotated[str | None, Option("--id", help="Its id; adding it again adds nothing.")] = None,
+    count: Annotated[int, Option(help="So many alike.", min=1, max=1000)] = 1,
+    file: Annotated[str | None, Option(help="JSON items instead: @FILE, or - for stdin.")] = None,
+    api: Api = DEFAULT_API,
+    as_json: Json = False,
+    token: Token = None,
+    token_file: TokenFile = None,
+) -> None:
+    """Queue one item, several alike, or those of a file."""
+    if (file is None) == (work_type is None):
+        raise fail("work add takes a work type, or --file with items.", EXIT_USAGE)
+    if file is not None:
+        items = _items_of(file)
+    else:
+        one = NewWork(
+            work_type=work_type or "",
+            work_id=work_id,
+            config=config,
+            template=template,
+            params=dict(_pair(text) for text in param or ()),
+            priority=priority,
+        )
+        items = [one] if count == 1 else [_numbered(one, number) for number in range(1, count + 1)]
+    with connect(api, token, token_file) as client:
+        if len(items) == 1:
+            emit(client.work_add(items[0]), as_json, _added)
+            return
+        answer = client.work_add_many(items)
+        emit(answer, as_json, _added_many)
+        if answer.rejected:
+            raise typer.Exit(EXIT_REFUSED)
+
+
+def _items_of(file: str) -> list[NewWork]:
+    try:
+        decoded = decode_items(read_text(file).encode())
+    except msgspec.MsgspecError as error:
+        raise fail(f"the items of {file.lstrip('@')}: {error}.", EXIT_USAGE) from error
+    return decoded if isinstance(decoded, list) else [decoded]
+
+
+def _pair(text: str) -> tuple[str, str]:
+    name, equals, value = text.partition("=")
+    if not equals or not name:
+        raise fail(f"--param {text!r} is not name=value.", EXIT_USAGE)
+    return name, value
+
+
+def _numbered(item: NewWork, number: int) -> NewWork:
+    return msgspec.structs.replace(item, work_id=f"{item.work_id}-{number}") if item.work_id else item
+
+
+def _added(value: Added) -> Iterable[RenderableType]:
+    yield f"{value.work_id} was there already" if value.repeat else f"{value.work_id} is queued"
+
+
+def _added_many(value: AddedItems) -> Iterable[RenderableType]:
+    for row in value.results:
+        yield f"{row.work_id}: {row.code}: {row.detail}" if row.code else row.work_id
+    yield f"{value.count} queued, {value.rejected} refused (entry {value.index})"
+
+
+@app.command("list")
+def listing(
+    status: Annotated[str, Option(help="pending, claimed, running, completed, failed, cancelled, expired.")] = "",
+    work_type: Annotated[str, Option("--type", help="Only this type.")] = "",
+    config: Annotated[str, Option(help="Only this game config.")] = "",
+    limit: Annotated[int, Option(help="Rows in one answer.", min=1, max=1000)] = 50,
+    after: Annotated[str, Option(help="Go on after this id.")] = "",
+    api: Api = DEFAULT_API,
+    as_json: Json = False,
+    token: Token = None,
+    token_file: TokenFile = None,
+) -> None:
+    """Items, newest first."""
+    query = WorkFilter(status=status, work_type=work_type, config=config, limit=limit, after=after)
+    with connect(api, token, token_file) as client:
+        emit(client.work_list(query), as_json, _listed)
+
+
+def _listed(value: WorkItems) -> Iterable[RenderableType]:
+    yield table(
+        ["work", "type", "config", "status", "priority ", "attempts ", "job", "reason"],
+        (
+            [
+                row.spec.work,
+                row.spec.work_type,
+                row.spec.config,
+                row.status,
+                row.spec.priority,
+                f"{row.attempts}/{row.spec.max_attempts}",
+                row.job,
+                row.reason,
+            ]
+            for row in value.items
+        ),
+    )
+    if value.next:
+        yield f"there is more: --after {value.next}"
+
+
+@app.command("show")
+def show(
+    work_id: Annotated[str, Argument(help="The item.")],
+    api: Api = DEFAULT_API,
+    as_json: Json = False,
+    token: Token = None,
+    token_file: TokenFile = None,
+) -> None:
+    """One item, and why it is where it is."""
+    with connect(api, token, token_file) as client:
+        emit(client.work(work_id), as_json, _shown)
+
+
+def _shown(value: WorkView) -> Iterable[RenderableType]:
+    row = value.work
+    yield f"{row.spec.work}: {row.status} - {value.why.sentence}"
+    for reason in value.why.reasons:
+        yield f"  {reason.code} ({reason.count}): {reason.detail}"
+    spec = row.spec
+    lines = {
+        "type": spec.work_type,
+        "config": spec.config,
+        "template": spec.template,
+        "priority": str(spec.priority),
+        "attempts": f"{row.attempts} of {spec.max_attempts}",
+        "params": pairs(spec.params),
+        "depends on": " ".join(spec.depends_on),
+        "failed on": " ".join(row.failed_on),
+        "reason": row.reason,
+        "counts": pairs(row.counts),
+    }
+    for name, text in lines.items():
+        if text:
+            yield f"  {name:<10} {text}"
+    if value.job is not None:
+        yield _jobs_table([value.job], 0)
+
+
+@app.command("cancel")
+def cancel(
+    work_id: Annotated[str, Argument(help="The item.")],
+    reason: Annotated[str, Option(help="Why, for people.")] = "",
+    api: Api = DEFAULT_API,
+    as_json: Json = False,
+    token: Token = None,
+    token_file: TokenFile = None,
+) -> None:
+    """End an item; a running attempt is told to stop."""
+    with connect(api, token, token_file) as client:
+        emit(client.work_cancel(work_id, reason), as_json, said(f"{work_id} is cancelled"))
+
+
+@app.command("retry")
+def retry(
+    work_id: Annotated[str, Argument(help="The item.")],
+    reason: Annotated[str, Option(help="Why, for people.")] = "",
+    api: Api = DEFAULT_API,
+    as_json: Json = False,
+    token: Token = None,
+    token_file: TokenFile = None,
+) -> None:
+    """Give a failed, cancelled or expired item its attempts back."""
+    with connect(api, token, token_file) as client:
+        emit(client.work_retry(work_id, reason), as_json, said(f"{work_id} is pending again"))
+
+
+def jobs(
+    ended: Annotated[bool, Option("--ended", help="Those that are over, too.")] = False,
+    peer: Annotated[str, Option(help="Only jobs of this node.")] = "",
+    limit: Annotated[int, Option(help="Rows in one answer.", min=1, max=1000)] = 100,
+    api: Api = DEFAULT_API,
+    as_json: Json = False,
+    token: Token = None,
+    token_file: TokenFile = None,
+) -> None:
+    """What runs where."""
+    with connect(api, token, token_file) as client:
+        found = client.jobs(JobFilter(ended=ended, peer=peer, limit=limit))
+        clock_ms = 0 if as_json else client.raft_state().clock_ms
+        emit(found, as_json, lambda value: _job_lines(value, clock_ms))
+
+
+def _job_lines(value: JobList, clock_ms: int) -> Iterable[RenderableType]:
+    yield _jobs_table([*value.active_jobs, *value.ended_jobs], clock_ms)
+    yield f"{value.active_total} running"
+
+
+def _jobs_table(rows: Iterable[Job], clock_ms: int) -> RenderableType:
+    return table(
+        ["job", "type", "config", "node", "wanted", "actual", "for ", "counts", "reason"],
+        (
+            [
+                row.job,
+                row.work_type,
+                row.config,
+                row.peer,
+                row.desired,
+                row.actual,
+                _since(row, clock_ms),
+                pairs(row.counts),
+                row.error or row.reason,
+            ]
+            for row in rows
+        ),
+    )
+
+
+def _since(row: Job, clock_ms: int) -> str:
+    end_ms = row.finished_at_ms or clock_ms
+    return span(end_ms - row.started_at_ms) if row.started_at_ms and end_ms else ""
+
+
+def logs(
+    job_id: Annotated[str, Argument(help="The job, as `ringrift-node jobs` names it.")],
+    follow: Annotated[bool, Option("--follow", "-f", help="The whole log, and what is added to it.")] = False,
+    tail: Annotated[int, Option(help="How many of the last lines.", min=0, max=100_000)] = 200,
+    stream: Annotated[str, Option(help="stdout, stderr, or shim.")] = "stdout",
+    api: Api = DEFAULT_API,
+    as_json: Json = False,
+    token: Token = None,
+    token_file: TokenFile = None,
+) -> None:
+    """A job's log, from whichever node has it."""
+    with connect(api, token, token_file) as client:
+        for chunk in client.job_log(job_id, tail=tail, follow=follow, stream=stream):
+            if as_json:
+                emit_json({"job": job_id, "text": chunk.decode(errors="replace")})
+            else:
+                sys.stdout.write(chunk.decode(errors="replace"))
+                sys.stdout.flush()
