@@ -35,9 +35,8 @@ def own_due(row: Row, timing: Timing, retention: Retention) -> int:
         return _work_due(row, retention)
     if isinstance(row, Peer):
         return _peer_due(row, timing, retention)
-    if isinstance(row, Request):
-        return row.expires_at_ms
-    return 0
+    assert isinstance(row, Request)
+    return row.expires_at_ms
 
 
 def effective_due(row: Row, peers: Mapping[str, Peer], timing: Timing, retention: Retention) -> int:

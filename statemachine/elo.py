@@ -230,16 +230,10 @@ def _inverse(matrix: list[list[float]]) -> list[list[float]]:
     return [row[n:] for row in work]
 
 
-def elo_of(rows: Iterable[Ranking], participant: str) -> float | None:
-    """The rating of one participant, or None when it played nobody."""
-    return next((r.elo for r in rows if r.participant == participant), None)
-
-
 __all__ = [
     "PINNED",
     "Ranking",
     "Table",
-    "elo_of",
     "expected_score",
     "rankings",
     "rate",

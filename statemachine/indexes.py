@@ -44,7 +44,7 @@ class Indexes:
         #: open items by their unique name
         self.unique: dict[str, str] = {}
         #: open items of a gauntlet
-        self.gauntlet_work: dict[str, set[str]] = {}
+        self.gauntlet_work: dict[str, dict[str, None]] = {}
         #: how many open items read an artifact
         self.readers: dict[str, int] = {}
         self.live_jobs: dict[str, dict[str, None]] = {}
@@ -99,8 +99,6 @@ class Indexes:
             self.peers_by_status[new.status] += 1
 
     def _work(self, key: str, old: Work | None, new: Work | None) -> None:
-        if old is not None and new is not None and old.status is new.status:
-            return
         if old is not None:
             self._count_work(key, old, -1)
         if new is not None:
@@ -123,13 +121,7 @@ class Indexes:
             else:
                 del self.unique[spec.unique]
         if spec.gauntlet:
-            members = self.gauntlet_work.setdefault(spec.gauntlet, set())
-            if by > 0:
-                members.add(key)
-            else:
-                members.discard(key)
-                if not members:
-                    del self.gauntlet_work[spec.gauntlet]
+            _list(self.gauntlet_work, spec.gauntlet, key, by)
 
     def _job(self, key: str, old: Job | None, new: Job | None) -> None:
         row = new or old

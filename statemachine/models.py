@@ -147,8 +147,8 @@ def rollback(txn: Txn, cmd: RollbackModel) -> dict[str, object]:
 
 
 def reject(txn: Txn, digest: str) -> None:
-    row = txn.models.get(digest)
-    if row is not None and row.status is ModelStatus.CANDIDATE:
+    row = txn.models.require(digest)
+    if row.status is ModelStatus.CANDIDATE:
         txn.models.put(digest, replace(row, status=ModelStatus.REJECTED))
         events.emit(txn, "CandidateRejected", digest, config=row.config, generation=str(row.generation))
 

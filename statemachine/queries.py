@@ -7,7 +7,6 @@ read counters that are kept in step and never scan a table.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
 from heapq import merge
 from itertools import islice
 from typing import Any
@@ -166,15 +165,14 @@ def overview(state: State) -> Overview:
     """O(types + configs)."""
     by_type: dict[str, dict[str, int]] = {}
     for (work_type, status), count in state.index.work_by_type.items():
-        if count:
-            by_type.setdefault(work_type, {})[status] = count
+        by_type.setdefault(work_type, {})[status] = count
     return Overview(
         cluster=state.cluster,
         peers_total=len(state.peers),
         peers_by_status={str(k): v for k, v in state.index.peers_by_status.items()},
         work_by_status={str(k): v for k, v in state.index.work_by_status.items()},
         work_by_type=by_type,
-        live_jobs_by_type={k: v for k, v in state.index.live_by_type.items() if v},
+        live_jobs_by_type=dict(state.index.live_by_type),
         totals=dict(state.totals),
         champions=dict(state.index.champions),
         artifacts=len(state.artifacts),
@@ -231,28 +229,13 @@ def stalled(state: State) -> Why | None:
     """When items wait and nothing runs: the best pending item's own explanation, else None."""
     if sum(state.index.live_by_type.values()) or not state.index.work_by_status[WorkStatus.PENDING]:
         return None
-    head = pending(state, limit=1)
-    return why(state, head[0].work) if head else None
+    return why(state, pending(state, limit=1)[0].work)
 
 
 def dump(state: State, table: str = "") -> dict[str, Any]:
     """Rows as plain data, by table and key. Raises KeyError for a table that does not exist."""
     names = [table] if table else list(state.tables)
     return {name: {key: msgspec.to_builtins(row) for key, row in state.tables[name].items()} for name in names}
-
-
-def rows_after(state: State, table: str, after: str, limit: int) -> Iterator[tuple[str, Struct]]:
-    """A page of a table in insertion order, after a key."""
-    skipping = bool(after)
-    count = 0
-    for key, row in state.tables[table].items():
-        if skipping:
-            skipping = key != after
-            continue
-        if count >= limit:
-            return
-        count += 1
-        yield key, row
 
 
 __all__ = [
@@ -271,7 +254,6 @@ __all__ = [
     "overview",
     "pending",
     "resolve",
-    "rows_after",
     "stalled",
     "why",
     "window",

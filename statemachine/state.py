@@ -99,7 +99,7 @@ class State:
         else:
             rows[key] = row
         if table == "settings":
-            self._decode_setting(key, cast("Setting | None", row))
+            self._decode_setting(key, cast(Setting, row))
         self.index.changed(table, key, old, row)
         if table in deadlines.TABLES:
             due = deadlines.own_due(row, self.timing, self.retention) if row is not None else 0
@@ -111,19 +111,17 @@ class State:
             for key, row in self.tables[table].items():
                 self.index.schedule(table, key, deadlines.own_due(row, self.timing, self.retention))
 
-    def _decode_setting(self, name: str, row: Setting | None) -> None:
-        group = name.partition("/")[0]
-        value = st.decode(name, row.value) if row else None
-        if group == "timing":
-            self.timing = cast("st.Timing | None", value) or st.Timing()
+    def _decode_setting(self, name: str, row: Setting) -> None:
+        """Take a setting's value into use; settings are never deleted."""
+        value = st.decode(name, row.value)
+        if isinstance(value, st.Timing):
+            self.timing = value
             self.reschedule()
-        elif group == "limits":
-            self.limits = cast("st.Limits | None", value) or st.Limits()
-        elif group == "retention":
-            self.retention = cast("st.Retention | None", value) or st.Retention()
+        elif isinstance(value, st.Limits):
+            self.limits = value
+        elif isinstance(value, st.Retention):
+            self.retention = value
             self.reschedule()
-        elif value is None:
-            self._keyed.pop(name, None)
         else:
             self._keyed[name] = value
 

@@ -23,7 +23,6 @@ from statemachine.errors import Code, Refused
 from statemachine.rows import (
     LIVE_JOB,
     LIVE_WORK,
-    OPEN_WORK,
     WORK_TRANSITIONS,
     Actual,
     Desired,
@@ -57,7 +56,7 @@ def add(txn: Txn, cmd: AddWork) -> dict[str, object]:
             f"{pending} items of {cmd.work_type} {cmd.config} are pending, the limit of their class; "
             "add more when some are done, or raise limits.pending_per_class",
         )
-    if cmd.unique and (holder := _open_under(txn, cmd.unique)):
+    if cmd.unique and (holder := state.index.unique.get(cmd.unique)):
         raise Refused(Code.CONFLICT, f"work {holder!r} already holds the unique name {cmd.unique!r}")
     if cmd.template and state.template(cmd.template) is None:
         raise Refused(Code.INVALID, f"no setting template/{cmd.template} exists; add it or name another template")
@@ -77,15 +76,6 @@ def add(txn: Txn, cmd: AddWork) -> dict[str, object]:
     )
     events.emit(txn, "WorkQueued", cmd.work, type=cmd.work_type, config=cmd.config)
     return {"work": cmd.work, "status": "pending"}
-
-
-def _open_under(txn: Txn, unique: str) -> str | None:
-    holder = txn.state.index.unique.get(unique)
-    if holder is not None:
-        row = txn.work.get(holder)
-        if row is not None and row.status in OPEN_WORK:
-            return holder
-    return None
 
 
 def claim(txn: Txn, cmd: ClaimWork) -> list[dict[str, object]]:
@@ -234,7 +224,7 @@ def retry(txn: Txn, cmd: RetryWork) -> str:
     last = txn.jobs.get(row.job)
     if last is not None and last.actual in LIVE_JOB:
         raise Refused(Code.CONFLICT, f"job {last.job!r} is still stopping on {last.peer!r}; retry when it has ended")
-    if spec.unique and (holder := _open_under(txn, spec.unique)):
+    if spec.unique and (holder := txn.state.index.unique.get(spec.unique)):
         raise Refused(Code.CONFLICT, f"work {holder!r} holds the unique name {spec.unique!r} now")
     now = txn.now_ms
     txn.work.put(

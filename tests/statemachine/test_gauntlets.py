@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from msgspec.structs import replace
 
-from statemachine.commands import ConcludeGauntlet, Evidence, MatchResult, StartGauntlet, Tally, VoidMatch
+from statemachine.commands import ConcludeGauntlet, Evidence, MatchResult, PromoteModel, StartGauntlet, Tally, VoidMatch
 from statemachine.errors import Code
 from statemachine.rows import GauntletStatus, ModelStatus
 from tests.support.law import (
@@ -146,6 +146,12 @@ def test_a_candidate_that_is_not_accepted_is_rejected(word):
     assert cluster.state.models[digest_of("new")].status is ModelStatus.REJECTED
     assert cluster.events("CandidateRejected") == [digest_of("new")]
     assert cluster.state.gauntlets["g"].finished_at_ms == cluster.now_ms
+
+
+def test_a_model_that_an_operator_promoted_meanwhile_is_not_rejected_by_its_gauntlet():
+    cluster = gauntlet()
+    cluster.do(PromoteModel(CONFIG, digest_of("new"), "", Evidence("initial")), verdict("abandoned"))
+    assert cluster.state.models[digest_of("new")].status is ModelStatus.CHAMPION
 
 
 def test_an_accepted_candidate_waits_for_its_promotion():

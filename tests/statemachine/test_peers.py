@@ -10,6 +10,7 @@ from statemachine.commands import (
     Beat,
     DrainPeer,
     RecordHeartbeats,
+    RegisterArtifact,
     RemovePeer,
     StopJob,
     VouchForPeer,
@@ -201,12 +202,14 @@ def test_a_peer_that_takes_work_is_not_removed():
 def test_a_removed_peer_leaves_no_jobs_and_no_files_behind():
     cluster = given(node("a"), node("b"), item("w1"), item("w2"), bound("w1", "a"), bound("w2", "a"))
     cluster.do(completed("w1", outputs=(games_file("x", 1), games_file("y", 1))))
-    cluster.do(AddHolder(digest_of("x"), "b"), DrainPeer("a", True), RemovePeer("a", "sold"))
+    cluster.do(AddHolder(digest_of("x"), "b"), RegisterArtifact(digest_of("z"), 1, "games", "", "b"))
+    cluster.do(DrainPeer("a", True), RemovePeer("a", "sold"))
     assert list(cluster.state.peers) == ["b"]
     assert cluster.status("w2") == "pending"
     assert cluster.state.jobs["w2.1"].actual is Actual.LOST
     assert cluster.state.artifacts[digest_of("x")].holders == ("b",)
     assert cluster.state.artifacts[digest_of("y")].holders == ()
+    assert cluster.state.artifacts[digest_of("z")].holders == ("b",)
     assert cluster.events("PeerRemoved") == ["a"]
 
 
