@@ -13,7 +13,7 @@ def parser() -> Arguments:
     found = Arguments("init", "Write the untrained network of a seed.")
     found.add_argument("--config", required=True, help="such as connect4_2p")
     found.add_argument("--channels", type=whole(1, net.MAX_CHANNELS), default=32)
-    found.add_argument("--blocks", type=whole(0, net.MAX_BLOCKS), default=2)
+    found.add_argument("--blocks", type=whole(0, net.MAX_BLOCKS), default=1)
     return found
 
 

@@ -17,8 +17,8 @@ _SEARCH: dict[str, Value] = {"engine": "gumbel-mcts", "simulations": 24, "openin
 # The evaluation asks the bare policy: it measures what was learnt, not what the search adds to it, an
 # untrained net starts at the strength of random play, and 100 games cost less than starting the process.
 _BARE: dict[str, Value] = {"engine": "policy-only", "temperature": 0.2, "opening-plies": 4}
-_NET: dict[str, Value] = {"channels": 32, "blocks": 2}
-_LEARN: dict[str, Value] = {"steps": 150, "batch-size": 128, "learning-rate": 0.002}
+_NET: dict[str, Value] = {"channels": 32, "blocks": 1}
+_LEARN: dict[str, Value] = {"steps": 250, "batch-size": 64, "learning-rate": 0.004}
 
 PRESETS: dict[str, dict[str, Preset]] = {
     "demo": {

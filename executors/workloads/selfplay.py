@@ -140,7 +140,7 @@ def parser() -> Arguments:
     found.add_argument("--engine", choices=NAMES, help="default: gumbel-mcts with a model, else random")
     found.add_argument("--model", type=Path, help="default: the untrained network of the seed")
     found.add_argument("--channels", type=whole(1, net.MAX_CHANNELS), default=32, help="without --model")
-    found.add_argument("--blocks", type=whole(0, net.MAX_BLOCKS), default=2, help="without --model")
+    found.add_argument("--blocks", type=whole(0, net.MAX_BLOCKS), default=1, help="without --model")
     found.add_argument("--batch", type=whole(1, 8192), default=64, help="games in play at a time")
     found.add_argument("--opening-plies", type=whole(0, 64), default=4, help="most random plies at the start")
     found.add_argument("--shard-games", type=whole(1), default=1024, help="least games in a full shard")

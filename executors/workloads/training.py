@@ -130,7 +130,7 @@ def parser() -> Arguments:
     found.add_argument("--data-list", type=Path, help="a file with the path of one shard a line")
     found.add_argument("--init", type=Path, help="the model to continue from; default: untrained")
     found.add_argument("--channels", type=whole(1, net.MAX_CHANNELS), default=32, help="without --init")
-    found.add_argument("--blocks", type=whole(0, net.MAX_BLOCKS), default=2, help="without --init")
+    found.add_argument("--blocks", type=whole(0, net.MAX_BLOCKS), default=1, help="without --init")
     amount = found.add_mutually_exclusive_group()
     amount.add_argument("--steps", type=whole(1, 100_000_000))
     amount.add_argument("--epochs", type=whole(1, 100_000), help="default: 2 epochs")
