@@ -247,7 +247,7 @@ def demo() -> dict[str, Struct]:
             heartbeat_ms=2_000,
             suspect_after_ms=6_000,
             dead_after_ms=20_000,
-            lease_ms={"default": 20_000, "training": 30_000},
+            lease_ms={"default": 30_000, "training": 45_000},
             start_within_ms=30_000,
             backoff_ms=1_000,
             backoff_cap_ms=10_000,

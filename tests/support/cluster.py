@@ -184,8 +184,8 @@ class TestCluster:
         timing = st.Timing(
             heartbeat_ms=1_000,
             suspect_after_ms=4_000,
-            dead_after_ms=15_000,
-            lease_ms={"default": 12_000},
+            dead_after_ms=20_000,
+            lease_ms={"default": 30_000},
             start_within_ms=10_000,
             backoff_ms=200,
             backoff_cap_ms=1_000,
