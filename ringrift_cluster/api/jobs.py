@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from typing import Annotated
+from urllib.parse import quote
 
 import httpx
 from msgspec import Meta, Struct
@@ -120,7 +121,7 @@ async def _relayed(call: Call, job_id: str, query: LogQuery) -> AsyncIterator[by
         headers["authorization"] = authorization
     request = client.build_request(
         "GET",
-        f"{address}/jobs/{job_id}/log",
+        f"{address}/jobs/{quote(job_id, safe='')}/log",
         params={"tail": query.tail, "follow": "true" if query.follow else "false", "stream": query.stream},
         headers=headers,
         timeout=httpx.Timeout(5.0, read=None if query.follow else 30.0),

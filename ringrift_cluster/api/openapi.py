@@ -29,6 +29,9 @@ def document(groups: Sequence[Routes], *, title: str, version: str, description:
     for endpoint in endpoints:
         operation = _operation(endpoint, schemas, components)
         paths.setdefault(endpoint.template, {})[endpoint.method.lower()] = operation
+    for kind in {endpoint.query for endpoint in endpoints if endpoint.query is not None}:
+        # Its fields are shown as parameters; nothing refers to it as a whole.
+        del components[_component(schemas[kind])]
     about = {group.tag: group.about for group in groups if group.about}
     return {
         "openapi": "3.1.0",
@@ -100,14 +103,17 @@ def _path_parameters(endpoint: Endpoint) -> list[dict[str, Any]]:
     ]
 
 
+def _component(reference: dict[str, Any]) -> str:
+    return str(reference["$ref"].rpartition("/")[2])
+
+
 def _query_parameters(
     kind: type[Struct] | None, schemas: dict[Any, Any], components: dict[str, Any]
 ) -> list[dict[str, Any]]:
     if kind is None:
         return []
     parameters = []
-    component = schemas[kind]["$ref"].rpartition("/")[2]
-    for name, schema in components[component]["properties"].items():
+    for name, schema in components[_component(schemas[kind])]["properties"].items():
         parameter: dict[str, Any] = {"name": name, "in": "query", "required": False, "schema": schema}
         if "description" in schema:
             parameter["description"] = schema["description"]

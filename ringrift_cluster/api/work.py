@@ -434,19 +434,29 @@ async def listing(call: Call, query: WorkFilter) -> WorkItems:
     return await look(call, ask, query)
 
 
+#: attempts of an item that are shown with it
+SHOWN_JOBS = 20
+
+
 class WorkView(Struct, frozen=True):
-    """An item, why it is where it is, and its present or last job."""
+    """An item, why it is where it is, its present or last job, and its last attempts, newest first."""
 
     work: Work
     why: Why
     job: Job | None
+    jobs: list[Job]
 
 
 @route(
     "GET",
     "/work/{work_id:path}",
     "One item, and why it is where it is",
-    answer=WorkView(examples.WORK, Why("running", "running as job sp-1.1 on gpu-1, which is running"), examples.JOB),
+    answer=WorkView(
+        examples.WORK,
+        Why("running", "running as job sp-1.1 on gpu-1, which is running"),
+        examples.JOB,
+        [examples.JOB],
+    ),
     errors=(Code.NOT_FOUND,),
 )
 async def show(call: Call, work_id: str, query: View) -> WorkView:
@@ -455,6 +465,8 @@ async def show(call: Call, work_id: str, query: View) -> WorkView:
         why = queries.why(state, work_id)
         if row is None or why is None:
             return Problem(Code.NOT_FOUND, f"no work item {work_id!r} is known; it may be past its retention")
-        return WorkView(row, why, state.jobs.get(row.job))
+        numbers = range(row.grants, max(row.grants - SHOWN_JOBS, 0), -1)
+        jobs = [job for n in numbers if (job := state.jobs.get(f"{work_id}.{n}")) is not None]
+        return WorkView(row, why, state.jobs.get(row.job), jobs)
 
     return await look(call, ask, query)

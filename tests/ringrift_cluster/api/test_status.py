@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import httpx
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
@@ -157,3 +159,22 @@ async def test_a_heartbeat_that_is_not_taken_says_why(
 ) -> None:
     answer = await client.post("/heartbeat", json={"peer": peer, "incarnation": incarnation})
     assert (answer.status_code, answer.json()["code"]) == (status, code)
+
+
+class Unscannable(dict[str, Any]):
+    """A table that can be asked for a row, and for nothing that grows with its size."""
+
+    def _refuse(self) -> Any:
+        raise AssertionError("the table was scanned")
+
+    __iter__ = keys = values = items = _refuse  # type: ignore[assignment]
+
+
+@pytest.mark.parametrize("path", ["/status", "/progress", "/metrics", "/work/status", "/health", "/ready"])
+async def test_pages_that_are_polled_scan_no_table(
+    path: str, client: httpx.AsyncClient, replica: MemoryReplica
+) -> None:
+    state = replica.machine.state
+    for name in ("work", "jobs", "peers", "artifacts", "models", "matches", "gauntlets", "events", "requests"):
+        setattr(state, name, Unscannable(getattr(state, name)))
+    assert (await client.get(path)).status_code == 200

@@ -9,6 +9,7 @@ import msgspec
 import pytest
 
 from ringrift_cluster.api import Services
+from ringrift_cluster.api.views import SCAN_ROWS
 from statemachine.commands import AddWork, decode_command
 from statemachine.rows import WorkStatus
 from tests.support.memory_replica import MemoryReplica
@@ -263,6 +264,27 @@ async def test_an_item_says_why_it_waits(client: httpx.AsyncClient) -> None:
     assert live["job"]["job"] == "sp-0.1"
 
 
+async def test_an_item_shows_its_attempts_newest_first(client: httpx.AsyncClient, replica: MemoryReplica) -> None:
+    for number in range(3):
+        claim = {"node_id": f"w-{number}", "work_types": ["selfplay"], "max_items": 9}
+        claimed = (await client.post("/work/claim", json=claim)).json()
+        grant = next(item for item in claimed["items"] if item["work"] == "sp-9")
+        await client.post("/work/release", json={"job": grant["job"], "fence": grant["fence"], "reason": "x"})
+        replica.tick(700_000)
+    shown = (await client.get("/work/sp-9")).json()
+    assert [job["job"] for job in shown["jobs"]] == ["sp-9.3", "sp-9.2", "sp-9.1"]
+
+
+async def test_a_request_id_that_is_no_id_is_refused(client: httpx.AsyncClient) -> None:
+    for path, body in (
+        ("/work/add", {"work_type": "export"}),
+        ("/work/retry", {"work_id": "sp-9"}),
+        ("/work/claim", {"node_id": "w"}),
+    ):
+        answer = await client.post(path, json=body, headers={"Request-Id": "no id !"})
+        assert (answer.status_code, answer.json()["code"]) == (400, "invalid"), path
+
+
 async def test_ids_with_slashes_are_found(client: httpx.AsyncClient) -> None:
     await client.post("/work/add", json={"work_type": "export", "work_id": "team/a/1"})
     assert (await client.get("/work/team/a/1")).json()["work"]["spec"]["work"] == "team/a/1"
@@ -281,3 +303,17 @@ async def test_bodies_may_be_msgpack(client: httpx.AsyncClient, services: Servic
     body = msgspec.msgpack.encode({"work_id": "sp-9"})
     answer = await client.post("/work/cancel", content=body, headers={"content-type": "application/msgpack"})
     assert answer.json()["result"] == "cancelled"
+
+
+async def test_a_search_through_many_items_goes_on_where_a_short_page_ended(
+    client: httpx.AsyncClient, replica: MemoryReplica
+) -> None:
+    for at in range(0, SCAN_ROWS + 500, 500):
+        items = [{"work_type": f"t{at}", "work_id": f"m-{at + k}"} for k in range(500)]
+        await client.post("/work/add", json=items)
+    first = (await client.get("/work?work_type=training")).json()
+    assert first["items"] == []
+    assert first["next"]
+    second = (await client.get("/work", params={"work_type": "training", "after": first["next"]})).json()
+    assert [row["spec"]["work"] for row in second["items"]] == ["t-1", "t-0"]
+    assert second["next"] == ""
