@@ -343,7 +343,8 @@ class Agent:
             if attempt.phase is Phase.REPORTED and key not in assigned and key not in self._tasks:
                 del self.attempts[key]
                 self.bench.ledger.forget(*key)
-                self.upkeep.ended(attempt)
+                shared = {uuid for other in self.attempts.values() if other.is_alive for uuid in other.job.gpus}
+                self.upkeep.ended(set(attempt.job.gpus) - shared)
 
     def _room(self) -> Room:
         now, options, facts = self._clock.boot_s(), self.options, self.heartbeat.facts

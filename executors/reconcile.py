@@ -121,8 +121,9 @@ def plan(desired: Sequence[Wanted], actual: Sequence[Held], now: float, room: Ro
         if h.phase in (Phase.PREPARING, Phase.RUNNING, Phase.STOPPING):
             occupied += 1
             ending.add(h.work)
-            if (h.job, h.fence) not in wanted or h.phase is Phase.STOPPING:
-                busy.update(h.gpus)
+        # What shares a GPU by decision of the cluster is no obstacle, what is leaving one is.
+        if (h.job, h.fence) not in wanted or h.phase not in (Phase.PREPARING, Phase.RUNNING):
+            busy.update(h.gpus)
     free, starts = room.processes - occupied, room.starts
     for w in fresh:
         if not w.run:

@@ -7,14 +7,13 @@ come back in time, the device is reported with a fault until it does.
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from msgspec.structs import replace
 
 from executors import host
-from executors.attempts import Attempt
 from executors.bench import Bench
 from executors.gpus import Gpus, Scan
 from executors.logs import Logs
@@ -91,9 +90,9 @@ class Upkeep:
             await self._bench.on_disk(lambda: self._look(frozenset(self._settling)))
         return await self._bench.on_disk(self._facts)
 
-    def ended(self, attempt: Attempt) -> None:
-        """Its GPUs are free once their memory is."""
-        for uuid in attempt.job.gpus:
+    def ended(self, gpus: Collection[str]) -> None:
+        """The last job on these devices has ended; they are free once their memory is."""
+        for uuid in gpus:
             self._settling.setdefault(uuid, self._bench.clock.boot_s())
 
     def _facts(self) -> PeerFacts:

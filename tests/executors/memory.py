@@ -49,6 +49,7 @@ class MemoryCluster:
         self.lose_answers = 0
         self.commands: list[Command] = []
         self.beats: list[Beat] = []
+        self.refused = 0
         self._began = time.monotonic()
         self._changed = asyncio.Event()
 
@@ -80,6 +81,7 @@ class MemoryCluster:
         inputs: Sequence[Input] = (),
         work_type: str = "task",
         timeout_ms: int = 0,
+        needs: Needs | None = None,
     ) -> None:
         self.must(
             AddWork(
@@ -89,13 +91,13 @@ class MemoryCluster:
                 params=params or {},
                 inputs=tuple(inputs),
                 timeout_ms=timeout_ms,
-                needs=Needs(),
+                needs=needs or Needs(),
             )
         )
 
-    def place(self, work: str, peer: str) -> Job:
+    def place(self, work: str, peer: str, gpus: tuple[str, ...] = ()) -> Job:
         """Grant an item to a peer, as the leader's placement would."""
-        self.must(PlaceWork(work, peer, self.state.peers[peer].incarnation))
+        self.must(PlaceWork(work, peer, self.state.peers[peer].incarnation, gpus))
         return self.state.jobs[self.state.work[work].job]
 
     def work(self, work: str) -> Work:
@@ -132,6 +134,7 @@ class MemoryCluster:
     async def heartbeat(self, beat: Beat) -> None:
         await asyncio.sleep(0)
         if self.cut:
+            self.refused += 1
             raise ClusterUnavailable("the test has cut the cluster off")
         (result,) = self.apply(RecordHeartbeats((beat,)))
         self.beats.append(beat)
