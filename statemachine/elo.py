@@ -123,7 +123,7 @@ def rate(
         theta, variance = _newton(part, met, held)
         shift = UNANCHORED_ELO - SCALE * sum(theta.values()) / len(part) if centred else 0.0
         for k in part:
-            elo[k] = SCALE * theta[k] + shift
+            elo[k] = pinned[k] if k in pinned else SCALE * theta[k] + shift
             errors[k] = SCALE * math.sqrt(max(variance.get(k, 0.0), 0.0))
             anchored[k] = not centred
     return elo, errors, anchored
