@@ -39,9 +39,10 @@ class Limits:
     #: proposals waiting for their entry, and their bytes; beyond it callers are told to come back
     queue: int = 8192
     queue_bytes: int = 32 * MEBIBYTE
-    commands_per_entry: int = 2048
-    #: entries proposed and not yet committed
+    commands_per_entry: int = 512
+    #: entries proposed and not yet committed, their commands and bytes
     in_flight: int = 256
+    in_flight_commands: int = 4096
     in_flight_bytes: int = 16 * MEBIBYTE
     #: a snapshot is taken after so many applied entries or journal bytes
     snapshot_entries: int = 10_000

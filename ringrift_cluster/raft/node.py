@@ -222,6 +222,11 @@ class RaftNode:
         return self.journal.dirty
 
     @property
+    def behind(self) -> bool:
+        """Whether committed entries wait for the next turn to be applied."""
+        return self.inside.applied < self.inside.commit
+
+    @property
     def batch_waiting(self) -> bool:
         """Whether the last `gather` left something to write."""
         return self._batch is not None
@@ -331,11 +336,7 @@ class RaftNode:
         self._consensus.append(entry)
         return self.journal.last_index
 
-    def _apply(self, data: bytes) -> None:
-        index = self.inside.applied + 1
-        term = self.journal.term_at(index)
-        if term is None:
-            raise Diverged(f"entry {index} is to be applied but is not in the journal")
+    def _apply(self, index: int, term: int, data: bytes) -> None:
         results = self.machine.apply(index, term, data)
         self.counters.entries_applied += 1
         self.counters.commands_applied += len(results)

@@ -21,6 +21,8 @@ NEXT_INDEX = "_SyncObj__raftNextIndex"
 MATCH_INDEX = "_SyncObj__raftMatchIndex"
 ANSWERED_AT = "_SyncObj__lastResponseTime"
 SERIALIZER = "_SyncObj__serializer"
+#: a method that is replaced, not read
+APPLY_ENTRIES = "_SyncObj__applyLogEntries"
 
 ATTRIBUTES = (
     TERM,

@@ -60,7 +60,8 @@ class Proposal:
 @dataclass(slots=True)
 class _InFlight:
     term: int
-    size_bytes: int
+    size_bytes: int = 0
+    commands: int = 0
     parts: list[tuple[Proposal, int]] = field(default_factory=list)
 
 
@@ -85,6 +86,7 @@ class Proposals:
         self._queue_bytes = 0
         self._in_flight: dict[int, _InFlight] = {}
         self._in_flight_bytes = 0
+        self._in_flight_commands = 0
         self._forwarded: dict[int, tuple[str, Proposal]] = {}
         self._numbers = 0
         self._answers: dict[str, list[ForwardResult]] = {}
@@ -138,14 +140,18 @@ class Proposals:
         while self._queue and self._room():
             self._propose_entry(term, now)
         if idle and not self._in_flight and now - self._stamped_at >= self._timing.clock_s:
-            self._append_entry(term, now, [], _InFlight(term, 0))
+            self._append_entry(term, now, [], _InFlight(term))
 
     def _room(self) -> bool:
         limits = self._limits
-        return len(self._in_flight) < limits.in_flight and self._in_flight_bytes < limits.in_flight_bytes
+        return (
+            len(self._in_flight) < limits.in_flight
+            and self._in_flight_bytes < limits.in_flight_bytes
+            and self._in_flight_commands < limits.in_flight_commands
+        )
 
     def _propose_entry(self, term: int, now: float) -> None:
-        group = _InFlight(term, 0)
+        group = _InFlight(term)
         commands: list[bytes] = []
         size = _ENTRY_ROOM
         while self._queue:
@@ -173,9 +179,10 @@ class Proposals:
         elapsed_ms = int((now - self._clock_started_at) * 1000)
         entry = encode_entry(term, elapsed_ms, commands)
         self._stamped_at = now
-        group.size_bytes = len(entry)
+        group.size_bytes, group.commands = len(entry), len(commands)
         self._in_flight[self._append(entry)] = group
-        self._in_flight_bytes += len(entry)
+        self._in_flight_bytes += group.size_bytes
+        self._in_flight_commands += group.commands
         self._counters.entries_proposed += 1
         self._counters.commands_proposed += len(commands)
         self._counters.group_max = max(self._counters.group_max, len(commands))
@@ -227,10 +234,9 @@ class Proposals:
 
     def applied(self, index: int, term: int, results: Sequence[Result]) -> None:
         """An entry was applied here: answer whoever waits for it."""
-        group = self._in_flight.pop(index, None)
-        if group is None:
+        if index not in self._in_flight:
             return
-        self._in_flight_bytes -= group.size_bytes
+        group = self._land(index)
         if group.term != term:
             self._again(group)
             return
@@ -242,17 +248,19 @@ class Proposals:
     def passed(self, applied: int) -> None:
         """Everything up to `applied` is: what was proposed there and did not come up was replaced."""
         for index in [i for i in self._in_flight if i <= applied]:
-            group = self._in_flight.pop(index)
-            self._in_flight_bytes -= group.size_bytes
-            self._again(group)
+            self._again(self._land(index))
 
     def skipped(self, applied: int) -> None:
         """A snapshot went past these entries: whether they are in it cannot be told."""
         for index in [i for i in self._in_flight if i <= applied]:
-            group = self._in_flight.pop(index)
-            self._in_flight_bytes -= group.size_bytes
-            for proposal, _ in group.parts:
+            for proposal, _ in self._land(index).parts:
                 proposal.end(OutcomeUnknown("a snapshot passed the entry; repeat it under the same id"))
+
+    def _land(self, index: int) -> _InFlight:
+        group = self._in_flight.pop(index)
+        self._in_flight_bytes -= group.size_bytes
+        self._in_flight_commands -= group.commands
+        return group
 
     def _again(self, group: _InFlight) -> None:
         # Another leader's entry is committed in its place, so this one never will be: it is safe to repeat.

@@ -20,12 +20,14 @@ from contextlib import ExitStack
 
 from ringrift_cluster.raft.conf import VoterConfig
 from ringrift_cluster.raft.datadir import DataDir
+from ringrift_cluster.raft.errors import RaftError
 from ringrift_cluster.raft.messages import Hello, Message, Raft, Welcome
 from ringrift_cluster.raft.node import Job, RaftNode
 from ringrift_cluster.raft.snapshots import SnapshotDir
 from ringrift_cluster.raft.store import SqliteStore
 from ringrift_cluster.raft.transport import Security, Transport
 from ringrift_cluster.replica import ReplicaStatus
+from statemachine.errors import Halt
 
 log = logging.getLogger(__name__)
 
@@ -150,7 +152,9 @@ class ConsensusThread:
             await self._wake.wait()
             self._wake.clear()
             await self._turn()
-            while self.node.dirty:
+            while self.node.dirty or self.node.behind:
+                # Sockets are read between the turns of a voter that catches up.
+                await asyncio.sleep(0)
                 await self._turn()
             if self._transport.failure is not None:
                 raise self._transport.failure
@@ -251,7 +255,7 @@ class ConsensusThread:
             self.config.node_id,
             type(failure).__name__,
             sentence,
-            exc_info=failure,
+            exc_info=None if isinstance(failure, RaftError | Halt) else failure,
         )
         self.node.halt(sentence)
 

@@ -7,6 +7,7 @@ import os
 import sys
 import time
 from concurrent.futures import ProcessPoolExecutor
+from functools import partial
 
 from tests.simulation.run import Outcome, simulate
 
@@ -30,20 +31,13 @@ def main() -> int:
         return report([simulate(args.seed, virtual_s=args.seconds, trace=args.trace)], 0.0)
     started = time.perf_counter()
     seeds = range(args.first_seed, args.first_seed + args.seeds)
+    run = partial(simulate, virtual_s=args.seconds)
     if args.jobs == 1:
-        outcomes = [simulate(seed, virtual_s=args.seconds) for seed in seeds]
+        outcomes = [run(seed) for seed in seeds]
     else:
         with ProcessPoolExecutor(args.jobs) as pool:
-            outcomes = list(pool.map(simulate_for(args.seconds), seeds))
+            outcomes = list(pool.map(run, seeds))
     return report(outcomes, time.perf_counter() - started)
-
-
-class simulate_for:  # noqa: N801 - a function that can be sent to another process
-    def __init__(self, virtual_s: float) -> None:
-        self.virtual_s = virtual_s
-
-    def __call__(self, seed: int) -> Outcome:
-        return simulate(seed, virtual_s=self.virtual_s)
 
 
 def report(outcomes: list[Outcome], wall_s: float) -> int:

@@ -62,9 +62,10 @@ class Cluster:
         """Each pair tries again, as the transports do."""
         for i, a in enumerate(self.voters):
             for b in self.voters[i + 1 :]:
-                if a.alive and b.alive and not (a.paused or b.paused):
-                    if self.network.connection(a.name, b.name) is None and self.network.reachable(a.name, b.name):
-                        handshake(self.world, self.network, a, b)
+                awake = a.alive and b.alive and not (a.paused or b.paused)
+                apart = self.network.connection(a.name, b.name) is None
+                if awake and apart and self.network.reachable(a.name, b.name):
+                    handshake(self.world, self.network, a, b)
         self.world.after(self.world.between(0.1, 0.3), self._reconnect)
 
     def break_connection(self, a: Voter, b: Voter) -> None:

@@ -176,7 +176,7 @@ class Voter:
                     self.call(lambda _: job.finish())
 
             self._world.after(self._world.between(0.002, 0.2), work)
-        if node.dirty or self._calls:
+        if node.dirty or node.behind or self._calls:
             self.wake()
 
 

@@ -7,7 +7,7 @@ import random
 from collections.abc import Callable
 
 
-class Broken(AssertionError):
+class Broken(AssertionError):  # noqa: N818 - names what happened to the run
     """An invariant does not hold."""
 
 

@@ -20,6 +20,11 @@ def test_the_private_attribute_exists(name):
     assert name in vars(Stock())
 
 
+def test_the_method_that_is_replaced_exists():
+    assert callable(getattr(library.SyncObj, privates.APPLY_ENTRIES))
+    assert vars(Consensus)[privates.APPLY_ENTRIES]
+
+
 @pytest.mark.parametrize("name", sorted(sync_obj_settings(Timing(), Limits(), None)))
 def test_the_setting_exists(name):
     assert name in vars(pysyncobj.SyncObjConf())

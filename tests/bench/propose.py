@@ -1,0 +1,191 @@
+"""Commands per second and latency of three voter processes on this machine, and failover after kill -9.
+
+    python -m tests.bench.propose [--seconds 3] [--kills 10] [--inline-sync]
+
+The load is made in the leader's own process, as its HTTP thread would.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import multiprocessing
+import os
+import platform
+import statistics
+import tempfile
+import time
+from multiprocessing.connection import Connection
+from pathlib import Path
+
+from ringrift_cluster.raft.conf import VoterConfig
+from ringrift_cluster.raft.engine import RaftReplica
+from ringrift_cluster.replica import ReplicaError
+from statemachine.commands import AddWork, encode_command
+from tests.ringrift_cluster.raft.loopback import free_ports
+
+IN_FLIGHT = (1, 64, 512)
+
+
+def command(number: int) -> bytes:
+    """About 200 bytes; types vary so that no queue of one class fills up."""
+    return encode_command(
+        AddWork(work=f"w{number}", work_type=f"kind{number % 500}", params={"model": "x" * 100, "seed": str(number)})
+    )
+
+
+async def load(
+    replica: RaftReplica, in_flight: int, batch: int, seconds: float, start: int
+) -> tuple[float, list[float]]:
+    """Commands per second and every latency in seconds."""
+    latencies: list[float] = []
+    number = start
+    end = time.perf_counter() + seconds
+
+    async def worker() -> None:
+        nonlocal number
+        while (begun := time.perf_counter()) < end:
+            number += batch
+            await replica.propose([command(number + i) for i in range(batch)])
+            latencies.append(time.perf_counter() - begun)
+
+    begun = time.perf_counter()
+    await asyncio.gather(*[worker() for _ in range(in_flight)])
+    return len(latencies) * batch / (time.perf_counter() - begun), latencies
+
+
+def voter(config: VoterConfig, pipe: Connection) -> None:
+    """One voter process, driven through a pipe."""
+
+    async def serve() -> None:
+        replica = await asyncio.to_thread(RaftReplica.start, config)
+        pipe.send("up")
+        start = int(time.time() * 1000) * 1000
+        while True:
+            match await asyncio.to_thread(pipe.recv):
+                case "status":
+                    pipe.send(replica.status())
+                case ("load", in_flight, batch, seconds):
+                    start += 10_000_000
+                    before = replica.counters.fsyncs, replica.counters.fsync_s
+                    figures = await load(replica, in_flight, batch, seconds, start)
+                    counters = replica.counters
+                    fsyncs = counters.fsyncs - before[0]
+                    pipe.send((*figures, fsyncs, (counters.fsync_s - before[1]) / max(fsyncs, 1)))
+                case "propose":
+                    start += 1
+                    try:
+                        await replica.propose([command(start)], timeout_s=5.0)
+                        pipe.send(True)
+                    except ReplicaError:
+                        pipe.send(False)
+                case "stop":
+                    await replica.stop()
+                    pipe.send(replica.counters)
+                    return
+
+    asyncio.run(serve())
+
+
+class Cluster:
+    def __init__(self, directory: Path, *, sync_in_thread: bool) -> None:
+        self._context = multiprocessing.get_context("spawn")
+        voters = {n: f"127.0.0.1:{p}" for n, p in zip("abc", free_ports(3), strict=True)}
+        self.configs = {
+            n: VoterConfig(n, voters, directory / n, secret=b"bench", sync_in_thread=sync_in_thread) for n in voters
+        }
+        self.processes: dict[str, tuple[multiprocessing.process.BaseProcess, Connection]] = {}
+
+    def start(self, name: str) -> None:
+        ours, theirs = self._context.Pipe()
+        process = self._context.Process(target=voter, args=(self.configs[name], theirs), daemon=True)
+        process.start()
+        assert ours.recv() == "up"
+        self.processes[name] = process, ours
+
+    def ask(self, name: str, question: object) -> object:
+        pipe = self.processes[name][1]
+        pipe.send(question)
+        return pipe.recv()
+
+    def leader(self) -> str:
+        deadline = time.monotonic() + 20
+        while time.monotonic() < deadline:
+            for name in self.processes:
+                status = self.ask(name, "status")
+                if status.role == "leader" and status.ready:  # type: ignore[attr-defined]
+                    return name
+            time.sleep(0.02)
+        raise TimeoutError("no leader")
+
+    def kill(self, name: str) -> None:
+        process, pipe = self.processes.pop(name)
+        process.kill()
+        process.join()
+        pipe.close()
+
+
+def machine() -> str:
+    model = next(
+        (
+            line.split(":")[1].strip()
+            for line in Path("/proc/cpuinfo").read_text().splitlines()
+            if line.startswith("model name")
+        ),
+        platform.processor(),
+    )
+    load_1m = os.getloadavg()[0]
+    return f"{model}, {os.cpu_count()} cores, Python {platform.python_version()}, load {load_1m:.1f} before"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seconds", type=float, default=3.0)
+    parser.add_argument("--kills", type=int, default=10)
+    parser.add_argument("--inline-sync", action="store_true", help="wait for the disk on the consensus thread")
+    parser.add_argument("--dir", type=Path, help="where the voters keep their files")
+    args = parser.parse_args()
+    print(machine())
+    with tempfile.TemporaryDirectory(dir=args.dir) as directory:
+        cluster = Cluster(Path(directory), sync_in_thread=not args.inline_sync)
+        for name in "abc":
+            cluster.start(name)
+        print(
+            f"{'in flight':>9} {'batch':>6} {'commands/s':>11} {'p50 ms':>8} {'p99 ms':>8} "
+            f"{'fsyncs/s':>9} {'fsync ms':>9}"
+        )
+        for in_flight, batch in [*((n, 1) for n in IN_FLIGHT), (64, 100)]:
+            leader = cluster.leader()
+            cluster.ask(leader, ("load", in_flight, batch, 0.5))
+            rate, latencies, fsyncs, fsync_s = cluster.ask(leader, ("load", in_flight, batch, args.seconds))  # type: ignore[misc]
+            cuts = statistics.quantiles(latencies, n=100) if len(latencies) > 1 else [0.0] * 99
+            print(
+                f"{in_flight:>9} {batch:>6} {rate:>11.0f} {cuts[49] * 1000:>8.2f} {cuts[98] * 1000:>8.2f} "
+                f"{fsyncs / args.seconds:>9.0f} {fsync_s * 1000:>9.2f}"
+            )
+        times = []
+        for _ in range(args.kills):
+            gone = cluster.leader()
+            survivor = next(n for n in cluster.processes if n != gone)
+            cluster.ask(survivor, "propose")
+            cluster.kill(gone)
+            begun = time.perf_counter()
+            while not cluster.ask(survivor, "propose"):
+                pass
+            times.append(time.perf_counter() - begun)
+            cluster.start(gone)
+        if times:
+            print(
+                f"failover after kill -9, s: median {statistics.median(times):.2f}, "
+                f"all {' '.join(f'{t:.2f}' for t in sorted(times))}"
+            )
+        for name in list(cluster.processes):
+            counters = cluster.ask(name, "stop")
+            print(
+                f"{name}: longest turn {counters.turn_max_s * 1000:.0f} ms, "  # type: ignore[attr-defined]
+                f"timer at most {counters.stall_max_s * 1000:.0f} ms late"
+            )  # type: ignore[attr-defined]
+
+
+if __name__ == "__main__":
+    main()
