@@ -79,10 +79,10 @@ class ArtifactView(Struct, frozen=True):
 async def info(call: Call, digest: str, query: View) -> ArtifactView:
     checked(digest)
 
-    def ask(state: State) -> ArtifactView | Problem:
+    def ask(state: State) -> ArtifactView:
         row = state.artifacts.get(digest)
         if row is None:
-            return Problem(Code.NOT_FOUND, f"no file {digest} is known")
+            raise Problem(Code.NOT_FOUND, f"no file {digest} is known")
         return ArtifactView(row, queries.holders_of(state, row))
 
     return await look(call, ask, query)

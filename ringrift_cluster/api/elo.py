@@ -65,11 +65,11 @@ async def rated(services: Services, table: Table) -> list[Ranking]:
 async def table(call: Call, query: RankingQuery) -> RankingTable:
     """Bradley-Terry with pinned baselines; `stderr` comes from the Fisher information."""
 
-    def ask(state: State) -> list[Table] | Problem:
+    def ask(state: State) -> list[Table]:
         known = sorted({*state.configs(), *state.totals, *(row.config for row in state.standings.values())})
         if query.config and query.config not in known:
             text = f"no game config {query.config!r} is known; known are {', '.join(known) or 'none'}"
-            return Problem(Code.NOT_FOUND, text)
+            raise Problem(Code.NOT_FOUND, text)
         return [table_of(state, name) for name in ([query.config] if query.config else known)]
 
     tables = await look(call, ask, query)

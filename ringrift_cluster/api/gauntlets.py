@@ -47,20 +47,20 @@ class GauntletRun(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True)
     cap_games: Annotated[int, Meta(ge=2, le=10**6)] | None = None
 
 
-def to_command(state: State, body: GauntletRun, name: str) -> StartGauntlet | Problem:
+def to_command(state: State, body: GauntletRun, name: str) -> StartGauntlet:
     """The test that `body` asks for, completed from the settings, or what is missing."""
     config = state.config(body.config)
     if config is None:
-        return Problem(Code.NOT_FOUND, f"no setting config/{body.config} exists; add it before running gauntlets")
+        raise Problem(Code.NOT_FOUND, f"no setting config/{body.config} exists; add it before running gauntlets")
     gate: Gate = config.gate
     waiting = queries.candidates(state, body.config)
     model = body.model or (waiting[-1] if waiting else None)
     if model is None:
-        return Problem(Code.NOT_FOUND, f"config {body.config} has no candidate that waits for a verdict; name a model")
+        raise Problem(Code.NOT_FOUND, f"config {body.config} has no candidate that waits for a verdict; name a model")
     champion = queries.champion(state, body.config)
     opponent = body.opponent or (f"{champion}@{gate.harness}" if champion else "")
     if not opponent:
-        return Problem(Code.CONFLICT, f"config {body.config} has no champion; name an opponent")
+        raise Problem(Code.CONFLICT, f"config {body.config} has no champion; name an opponent")
     cap = body.cap_games or CAP_GAMES[body.mode]
     return StartGauntlet(
         gauntlet=name,

@@ -146,10 +146,8 @@ async def _passed_on(response: httpx.Response) -> AsyncIterator[bytes]:
         await response.aclose()
 
 
-def _runner(state: State, job_id: str) -> tuple[str, str] | Problem:
-    row = state.jobs.get(job_id)
-    if row is None:
-        return _unknown(job_id)
+def _runner(state: State, job_id: str) -> tuple[str, str]:
+    row = _known(state, job_id)
     peer = state.peers.get(row.peer)
     return row.peer, peer.address if peer else ""
 
@@ -167,12 +165,15 @@ class JobView(Struct, frozen=True):
     errors=(Code.NOT_FOUND,),
 )
 async def show(call: Call, job_id: str, query: View) -> JobView:
-    def ask(state: State) -> JobView | Problem:
-        row = state.jobs.get(job_id)
-        return JobView(row, state.work.get(row.work)) if row else _unknown(job_id)
+    def ask(state: State) -> JobView:
+        row = _known(state, job_id)
+        return JobView(row, state.work.get(row.work))
 
     return await look(call, ask, query)
 
 
-def _unknown(job_id: str) -> Problem:
-    return Problem(Code.NOT_FOUND, f"no job {job_id!r} is known; it may be past its retention")
+def _known(state: State, job_id: str) -> Job:
+    row = state.jobs.get(job_id)
+    if row is None:
+        raise Problem(Code.NOT_FOUND, f"no job {job_id!r} is known; it may be past its retention")
+    return row

@@ -68,10 +68,10 @@ class ModelView(Struct, frozen=True):
     errors=(Code.NOT_FOUND,),
 )
 async def show(call: Call, digest: str, query: View) -> ModelView:
-    def ask(state: State) -> ModelView | Problem:
+    def ask(state: State) -> ModelView:
         row = state.models.get(digest)
         if row is None:
-            return Problem(Code.NOT_FOUND, f"no model {digest!r} is known; give the whole sha256")
+            raise Problem(Code.NOT_FOUND, f"no model {digest!r} is known; give the whole sha256")
         return ModelView(row, [g for g in state.gauntlets.values() if g.spec.candidate == digest])
 
     return await look(call, ask, query)
@@ -98,7 +98,8 @@ class Rollback(Requested, frozen=True, kw_only=True):
 async def rollback(call: Call, body: Rollback) -> Outcome:
     previous = body.previous
     if previous is None:
-        nobody = Problem(Code.NOT_FOUND, f"config {body.config!r} has no champion to roll back from")
-        previous = await look(call, lambda state: state.index.champions.get(body.config) or nobody)
+        previous = await look(call, lambda state: state.index.champions.get(body.config))
+    if previous is None:
+        raise Problem(Code.NOT_FOUND, f"config {body.config!r} has no champion to roll back from")
     command = RollbackModel(config=body.config, model=body.model, previous=previous, reason=body.reason)
     return await carry_out_once(call, command, body.request_id)

@@ -57,10 +57,10 @@ class PeerView(Struct, frozen=True):
     errors=(Code.NOT_FOUND,),
 )
 async def show(call: Call, peer_id: str, query: View) -> PeerView:
-    def ask(state: State) -> PeerView | Problem:
+    def ask(state: State) -> PeerView:
         row = state.peers.get(peer_id)
         if row is None:
-            return Problem(Code.NOT_FOUND, f"no peer {peer_id!r} is known; a dead one is forgotten after its retention")
+            raise Problem(Code.NOT_FOUND, f"no peer {peer_id!r} is known; a dead one is forgotten after its retention")
         return PeerView(row, [state.jobs[name] for name in state.index.live_jobs_of(peer_id)])
 
     return await look(call, ask, query)

@@ -43,10 +43,10 @@ class Page(View, frozen=True, kw_only=True):
     limit: Annotated[int, Meta(ge=1, le=1000, description="Rows in one answer.")] = 100
 
 
-async def look(call: Call, query: Callable[[State], T | Problem], view: View = View()) -> T:
+async def look(call: Call, query: Callable[[State], T], view: View = View()) -> T:
     """Run a short pure query on the view that the request asked for.
 
-    A query runs on the thread that applies entries, so it answers a Problem as a value; it is raised here.
+    It may run on the thread that applies entries. A Problem that it raises is raised here.
     """
     services = call.services
     waits = view.wait > 0 and view.index > services.replica.status().applied
@@ -58,8 +58,6 @@ async def look(call: Call, query: Callable[[State], T | Problem], view: View = V
     finally:
         services.waits -= waits
     call.index = read.index
-    if isinstance(read.value, Problem):
-        raise read.value
     return read.value
 
 

@@ -460,11 +460,11 @@ class WorkView(Struct, frozen=True):
     errors=(Code.NOT_FOUND,),
 )
 async def show(call: Call, work_id: str, query: View) -> WorkView:
-    def ask(state: State) -> WorkView | Problem:
+    def ask(state: State) -> WorkView:
         row = state.work.get(work_id)
         why = queries.why(state, work_id)
         if row is None or why is None:
-            return Problem(Code.NOT_FOUND, f"no work item {work_id!r} is known; it may be past its retention")
+            raise Problem(Code.NOT_FOUND, f"no work item {work_id!r} is known; it may be past its retention")
         numbers = range(row.grants, max(row.grants - SHOWN_JOBS, 0), -1)
         jobs = [job for n in numbers if (job := state.jobs.get(f"{work_id}.{n}")) is not None]
         return WorkView(row, why, state.jobs.get(row.job), jobs)
