@@ -5,10 +5,11 @@ from __future__ import annotations
 from typing import Annotated
 
 import msgspec
-from msgspec import UNSET, Meta, Raw, Struct, UnsetType
+from msgspec import Meta, Struct
 
 from ringrift_cluster.api import examples
 from ringrift_cluster.api.endpoint import Call, Routes
+from ringrift_cluster.api.items import NewItems, NewWork, decode_items, to_command
 from ringrift_cluster.api.problems import Problem, of_rejection
 from ringrift_cluster.api.views import Cursor, Page, View, csv, look, scan
 from ringrift_cluster.api.writes import (
@@ -21,46 +22,13 @@ from ringrift_cluster.api.writes import (
     sealed,
 )
 from statemachine import queries
-from statemachine.commands import AddWork, CancelWork, ClaimWork, Id, Input, Needs, Priority, RetryWork, Short
+from statemachine.commands import AddWork, CancelWork, ClaimWork, Id, RetryWork, Short
 from statemachine.errors import Code, Rejected
 from statemachine.queries import Why
 from statemachine.rows import LIVE_WORK, Job, Work, WorkStatus
 from statemachine.state import State
 
 route = Routes("work", "The queue of work items: what should be done, in which order, and why it is not done yet.")
-
-Scalar = str | int | float | bool
-Seconds = Annotated[float, Meta(ge=0, le=10**9)]
-#: a game config by its key, or the board and the seats that make the key
-Config = str | dict[Short, Scalar]
-
-
-class NewWork(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """An item to queue. Without `work_id` one is made; with it, adding the same item again adds no second."""
-
-    work_type: Id
-    work_id: Id | None = None
-    #: the config key, or an object of parameters that may name `board_type` and `num_players`
-    config: Config = ""
-    board_type: Short = ""
-    num_players: Annotated[int, Meta(ge=0, le=8)] = 0
-    priority: Priority = 50
-    template: Short = ""
-    params: dict[Short, Scalar] = {}
-    inputs: tuple[Input, ...] = ()
-    depends_on: tuple[Id, ...] = ()
-    needs: Needs = Needs()
-    max_attempts: Annotated[int, Meta(ge=1, le=100)] = 3
-    #: how long an attempt may run; 0 is the setting of its type
-    timeout_seconds: Seconds = 0
-    #: how long it may wait before it expires; 0 is for ever
-    ttl_seconds: Seconds = 0
-    #: at most one unfinished item at a time under this name
-    unique: Short = ""
-
-
-class NewItems(Struct, frozen=True, forbid_unknown_fields=True):
-    items: list[NewWork]
 
 
 class Added(Struct, frozen=True, omit_defaults=True):
@@ -85,68 +53,6 @@ class AddedItems(Struct, frozen=True):
     rejected: int
     results: list[Added]
     index: int
-
-
-class _Shape(Struct):
-    items: Raw | UnsetType = UNSET
-
-
-_one = msgspec.json.Decoder(NewWork).decode
-_list = msgspec.json.Decoder(list[NewWork]).decode
-_object = msgspec.json.Decoder(NewItems).decode
-_shape = msgspec.json.Decoder(_Shape).decode
-
-
-def decode_items(raw: bytes) -> NewWork | list[NewWork]:
-    """One object, a list, or {"items": [...]}."""
-    if raw.lstrip()[:1] == b"[":
-        return _list(raw)
-    if b'"items"' in raw and _shape(raw).items is not UNSET:
-        return _object(raw).items
-    return _one(raw)
-
-
-def text(value: Scalar) -> str:
-    """A parameter as the law keeps it: text, and numbers in the shortest decimal form that reads back the same."""
-    if isinstance(value, str):
-        return value
-    return ("false", "true")[value] if isinstance(value, bool) else repr(value)
-
-
-def to_command(item: NewWork, work_id: str, at_ms: int) -> AddWork:
-    """The law's command for an item of the door."""
-    params = {key: text(value) for key, value in item.params.items()}
-    board, players = item.board_type, item.num_players
-    key = ""
-    if isinstance(item.config, str):
-        key = item.config
-    else:
-        extra = dict(item.config)
-        key = text(extra.pop("config_key", ""))
-        board = board or text(extra.pop("board_type", ""))
-        seats = extra.pop("num_players", 0)
-        players = players or (int(seats) if text(seats).isdecimal() else 0)
-        params = {**{name: text(value) for name, value in extra.items()}, **params}
-    if not key and board:
-        if not players:
-            raise Problem(Code.INVALID, f"board_type {board!r} needs num_players beside it to name a config")
-        key = f"{board}_{players}p"
-    return AddWork(
-        work=work_id,
-        work_type=item.work_type,
-        config=key,
-        priority=item.priority,
-        template=item.template,
-        params=params,
-        inputs=item.inputs,
-        depends_on=item.depends_on,
-        needs=item.needs,
-        max_attempts=item.max_attempts,
-        timeout_ms=round(item.timeout_seconds * 1000),
-        ttl_ms=round(item.ttl_seconds * 1000),
-        unique=item.unique,
-        at_ms=at_ms,
-    )
 
 
 @route(
