@@ -193,3 +193,13 @@ def test_an_equal_gets_half_the_points_of_a_group_with_any_number_of_players(pla
     assert expected_score(0, players) == pytest.approx(0.5)
     assert expected_score(100, players) + expected_score(-100, players) == pytest.approx(1)
     assert expected_score(100, players) > 0.5
+
+
+def test_absurd_counts_that_contradict_each_other_still_end_in_a_finite_table():
+    """Newton's steps stop at the precision of a float and not before; the number of them is bounded."""
+    huge = 2**40
+    rows = rankings(
+        table(("a", "b", huge // 1024, 1, 1), ("a", "c", 1, huge, huge), ("a", "d", 2, 2, 2), ("b", "c", huge, 1, 0))
+    )
+    assert {r.participant for r in rows} == set("abcd")
+    assert all(math.isfinite(r.elo) and math.isfinite(r.stderr) for r in rows)
