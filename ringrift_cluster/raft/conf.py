@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ssl
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -75,6 +76,9 @@ class VoterConfig:
     #: address to listen on; None means the one in `voters`
     bind: str | None = None
     secret: bytes | None = None
+    #: contexts of mutual TLS between voters, once there are any
+    server_tls: ssl.SSLContext | None = None
+    client_tls: ssl.SSLContext | None = None
     timing: Timing = field(default_factory=Timing)
     limits: Limits = field(default_factory=Limits)
     #: wait for the disk in a helper thread, so that sockets are read meanwhile

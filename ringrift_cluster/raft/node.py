@@ -361,8 +361,10 @@ class RaftNode:
         # Voters take turns by their place in the list, and a leader waits longest.
         place = self.membership.voters.index(self.node_id)
         slack = 1.0 + 0.15 * place + (0.75 if self.inside.role == LEADER else 0.0)
-        due = since >= limits.snapshot_entries * slack or self._applied_bytes >= limits.snapshot_bytes * slack
-        if due and since > 0 and not self._snapshot_running:
+        large = since >= limits.snapshot_entries * slack or self._applied_bytes >= limits.snapshot_bytes * slack
+        # An empty machine has no position to name a file by; whoever asked waits for the first entry.
+        asked = bool(self._on_snapshot) and self.machine.index > 0
+        if ((large and since > 0) or asked) and not self._snapshot_running:
             self.start_snapshot()
         if now - self._pruned_at > 10.0:
             self._pruned_at = now
@@ -372,11 +374,10 @@ class RaftNode:
         """Call `done` with a file at most `max_behind` entries old, making one when there is none."""
         latest = self._snapshots.latest
         if latest is not None and self.machine.index - latest.index <= max_behind:
+            self._snapshots.hold(latest, self._clock())
             done(latest)
             return
         self._on_snapshot.append(done)
-        if not self._snapshot_running:
-            self.start_snapshot()
 
     def start_snapshot(self) -> None:
         """Freeze the tables now and queue a job that writes them."""
@@ -403,6 +404,7 @@ class RaftNode:
                 file = self._snapshots.adopt(written[0])
                 self._snapshots.prune(self._clock())
                 self._compact(head.index)
+            self._snapshots.hold(file, self._clock())
             waiting, self._on_snapshot = self._on_snapshot, []
             for done in waiting:
                 done(file)
@@ -518,16 +520,18 @@ class RaftNode:
         now = self._clock()
         inside = self.inside
         role = {LEADER: "leader", CANDIDATE: "candidate"}.get(inside.role, "voter")
+        if self.halted is not None:
+            role = "voter"
         return ReplicaStatus(
             node_id=self.node_id,
             cluster_id=self.membership.cluster_id,
             role=role,
-            leader_id=self.leader_id,
+            leader_id=self.leader_id if self.halted is None else None,
             term=inside.term,
             commit=inside.commit,
             applied=inside.applied,
             chain=self.machine.chain.hex(),
-            ready=self.ready,
+            ready=self.ready and self.halted is None,
             voters=self.membership.voters,
             voters_heard=self.heard(now),
             contact_age_ms=min(int(self.contact_age_s(now) * 1000), 10**9),

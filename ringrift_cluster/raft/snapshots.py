@@ -115,6 +115,10 @@ class SnapshotDir:
         self._fetched_at[(index, term)] = now
         return data
 
+    def hold(self, file: SnapshotFile, now: float) -> None:
+        """Keep a file for whoever was told of it, as if it had been read from now."""
+        self._fetched_at[(file.index, file.term)] = now
+
 
 def digest(path: Path) -> str:
     """sha256 of a file in hex."""

@@ -125,7 +125,7 @@ class ConsensusThread:
                 config.node_id,
                 config.voters,
                 config.bind,
-                Security(config.secret),
+                Security(config.secret, config.server_tls, config.client_tls),
                 config.limits.outbound_bytes,
                 self.node.counters,
                 self,
@@ -180,9 +180,8 @@ class ConsensusThread:
         started = time.perf_counter()
         # Cleared before the queue is emptied: a call that comes in between wakes us again.
         self._woken = False
-        calls = self._calls
-        while calls:
-            calls.popleft()()
+        for _ in range(len(self._calls)):
+            self._calls.popleft()()
         waiters, self._durable_waiters = self._durable_waiters, []
         writes = node.dirty
         node.gather()

@@ -1,9 +1,9 @@
 """Figures of the executor on this machine: python -m tests.bench.executor [--starts N] [--jobs N]
 
-    start      from the committed placement to the running keeper, and to its program's start
-    pass       one reconcile pass over many jobs that need nothing
-    adoption   from a new agent's first step to its having taken over every running job
-    idle       CPU and memory of a process that holds an agent with nothing to do
+start      from the committed placement to the running keeper, and to its program's start
+pass       one reconcile pass over many jobs that need nothing
+adoption   from a new agent's first step to its having taken over every running job
+idle       CPU and memory of a process that holds an agent with nothing to do
 """
 
 from __future__ import annotations

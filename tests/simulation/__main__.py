@@ -27,26 +27,30 @@ def main() -> int:
         # Sets of nodes iterate in hash order, and the order is part of the story.
         os.environ["PYTHONHASHSEED"] = "0"
         os.execv(sys.executable, [sys.executable, "-m", "tests.simulation", *sys.argv[1:]])
-    if args.seed is not None:
-        return report([simulate(args.seed, virtual_s=args.seconds, trace=args.trace)], 0.0)
+    seeds = range(args.first_seed, args.first_seed + args.seeds) if args.seed is None else [args.seed]
+    run = partial(simulate, virtual_s=args.seconds, trace=args.trace)
     started = time.perf_counter()
-    seeds = range(args.first_seed, args.first_seed + args.seeds)
-    run = partial(simulate, virtual_s=args.seconds)
-    if args.jobs == 1:
-        outcomes = [run(seed) for seed in seeds]
+    if args.jobs == 1 or len(seeds) == 1:
+        outcomes = [tell(outcome) for outcome in map(run, seeds)]
     else:
         with ProcessPoolExecutor(args.jobs) as pool:
-            outcomes = list(pool.map(run, seeds))
-    return report(outcomes, time.perf_counter() - started)
+            outcomes = [tell(outcome) for outcome in pool.map(run, seeds)]
+    return summary(outcomes, time.perf_counter() - started)
 
 
-def report(outcomes: list[Outcome], wall_s: float) -> int:
-    broken = [o for o in outcomes if o.broken]
-    for outcome in broken:
+def tell(outcome: Outcome) -> Outcome:
+    """Print the short story of a run that broke."""
+    if outcome.broken:
         print(f"seed {outcome.seed} broke: {outcome.broken}")
         for line in outcome.story[-STORY_LINES:]:
             print(f"    {line}")
-        print(f"    again: python -m tests.simulation --seed {outcome.seed} --trace")
+        print(f"    again: python -m tests.simulation --seed {outcome.seed} --trace", flush=True)
+    return outcome
+
+
+def summary(outcomes: list[Outcome], wall_s: float) -> int:
+    """One line for all runs; the exit code."""
+    broken = [o for o in outcomes if o.broken]
     virtual = sum(o.virtual_s for o in outcomes)
     cpu = sum(o.cpu_s for o in outcomes)
     print(

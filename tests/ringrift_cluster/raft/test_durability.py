@@ -122,6 +122,7 @@ class TestARestartKeepsWhatWasAcknowledged:
 
     def _snapshot(self, voter: Guarded) -> int:
         voter.node.want_snapshot(0, lambda file: None)
+        voter.turn()
         job = voter.node.take_job()
         assert job is not None
         job.run()

@@ -26,6 +26,7 @@ def source(directory: Path) -> tuple[Guarded, SnapshotFile]:
     voter.follow(term=1, last=20, commit=20)
     files: list[SnapshotFile] = []
     voter.node.want_snapshot(0, files.append)
+    voter.turn()
     run_jobs(voter)
     return voter, files[0]
 
@@ -140,6 +141,18 @@ class TestAnOfferedSnapshot:
         run_jobs(voter)
         assert voter.inside.applied == 25
         assert voter.node.counters.snapshots_installed == 0
+
+
+class TestAnEmptyMachine:
+    def test_whoever_asks_for_its_snapshot_waits_for_the_first_entry(self, tmp_path):
+        voter = Guarded(tmp_path)
+        files: list[SnapshotFile] = []
+        voter.node.want_snapshot(0, files.append)
+        voter.turn()
+        assert voter.node.take_job() is None
+        voter.follow(term=1, last=3, commit=3)
+        run_jobs(voter)
+        assert files[0].index == 3
 
 
 class TestALeaderWithACompactedLog:
