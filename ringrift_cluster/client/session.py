@@ -153,6 +153,7 @@ class Session:
             answer = yield Send(
                 "GET", f"{self._addresses[0]}/election/leader", headers=self._headers(None), timeout_s=3.0
             )
+            self._answered |= isinstance(answer, Answer)
             if isinstance(answer, Answer) and answer.status == 200:
                 address = _decode(answer, Leader).address
                 self.leader_url = normal(address) if address else None
@@ -161,10 +162,9 @@ class Session:
 
     def _judge(self, base: str, answer: Answer | Failed) -> Problem | None:
         """None when the answer is good; else what is wrong, having learnt from it."""
-        if isinstance(answer, Answer):
-            self._answered = True
-            if answer.status < 300:
-                return None
+        self._answered |= isinstance(answer, Answer) or answer.sent
+        if isinstance(answer, Answer) and answer.status < 300:
+            return None
         if isinstance(answer, Failed):
             self._leave(base)
             said = "did not answer" if answer.sent else "cannot be reached"

@@ -103,6 +103,9 @@ class FeedRouter:
     # Snapshot
 
     async def _snapshot(self) -> Response:
+        if not self._source.status().cluster_id:
+            # A snapshot names its cluster, and this one has no name before its first leader gave it one.
+            raise _Refusal(503, "not_ready", "the cluster has no id yet; ask again in a moment")
         file = await self._source.snapshot_file()
         try:
             head = await asyncio.to_thread(_header_of, file.path)
