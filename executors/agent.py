@@ -30,24 +30,22 @@ from executors.bench import Bench
 from executors.blobs import Blobs
 from executors.gpus import Gpus
 from executors.heartbeat import AgentRefused, Heartbeat
-from executors.ledger import Ledger
+from executors.ledger import Ledger, LedgerError
 from executors.logs import Logs
 from executors.options import Options
 from executors.outcome import Failure
 from executors.ports import Clock, Cluster, ClusterError
-from executors.reconcile import Action, Kind, Phase, Room, Wanted, plan
+from executors.reconcile import Action, Kind, Phase, Room, plan
 from executors.upkeep import Upkeep
-from statemachine import queries
+from executors.views import view_of, wanted
 from statemachine.commands import Command, ReleaseJob
 from statemachine.queries import Assignment
-from statemachine.rows import Actual, Desired
-from statemachine.settings import Timing
-from statemachine.state import State
+from statemachine.rows import Desired
 
 log = logging.getLogger(__name__)
 
 #: a pass may take this share of the loop's time: 1 / (1 + REST)
-REST = 5
+REST = 9
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,20 +68,6 @@ class AgentStatus:
     heard_age_s: float
     last_pass_ms: float
     not_ready: str
-
-
-@dataclass(frozen=True, slots=True)
-class View:
-    """What one read shows of this peer; `incarnation` is None when the peer is not known."""
-
-    incarnation: int | None
-    timing: Timing
-    assignments: tuple[Assignment, ...]
-
-
-def view_of(state: State, peer: str) -> View:
-    row = state.peers.get(peer)
-    return View(row.incarnation if row else None, state.timing, tuple(queries.assignments(state, peer)))
 
 
 class Agent:
@@ -143,6 +127,7 @@ class Agent:
         self._wake = asyncio.Event()
         self._halt = asyncio.Event()
         self._ended = asyncio.Event()
+        self._started = False
         self._leaving = False
         self._index = ledger.index
         self._allowance = self.options.starts_per_s
@@ -154,6 +139,7 @@ class Agent:
 
     async def run(self) -> None:
         """Adopt, join, and obey until `stop`. Raises AgentRefused; jobs go on under their keepers then."""
+        self._started = True
         try:
             self.heartbeat.facts = await self.bench.on_disk(self.upkeep.first_facts)
             self.heartbeat.incarnation = self.bench.ledger.next_incarnation(self._clock.wall_ms())
@@ -165,17 +151,24 @@ class Agent:
             for task in attempts:
                 task.cancel()
             await asyncio.gather(*attempts, return_exceptions=True)
-            await asyncio.to_thread(self.bench.starts.shutdown)
-            await asyncio.to_thread(self.bench.disk.shutdown)
+            await asyncio.to_thread(self._close)
             if self._own_http:
                 await self.bench.http.aclose()
-            self.gpus.close()
-            self.bench.ledger.close()
             self._ended.set()
+
+    def _close(self) -> None:
+        """Let go of threads and files, once what they were doing is done."""
+        self.bench.starts.shutdown()
+        self.bench.disk.shutdown()
+        self.gpus.close()
+        self.bench.ledger.close()
 
     async def stop(self, *, stop_jobs: bool = False) -> None:
         """Return when the agent has ended. Jobs are left for adoption, or stopped with their grace first."""
         self._leaving = True
+        if not self._started:
+            self._close()
+            return
         if stop_jobs:
             for attempt in list(self.attempts.values()):
                 if attempt.phase is Phase.PREPARING:
@@ -239,7 +232,12 @@ class Agent:
     async def _follow(self) -> None:
         index = 0
         while True:
-            reached = await self._cluster.wait_for(index + 1, self.options.tick_s)
+            try:
+                reached = await self._cluster.wait_for(index + 1, self.options.tick_s)
+            except ClusterError as error:
+                log.info("follow_waits error=%s", error)
+                await asyncio.sleep(self.options.tick_s)
+                continue
             if reached > index:
                 index = reached
                 self._wake.set()
@@ -280,14 +278,18 @@ class Agent:
         self._assigned = frozenset(assigned)
         self._forget_settled(assigned.keys())
         actions = plan(
-            [_wanted(a) for a in view.assignments],
+            [wanted(a) for a in view.assignments],
             [a.held() for a in self.attempts.values()],
             self._clock.boot_s(),
             self._room(),
         )
         if not actions:
             return
-        self.bench.ledger.acted_on(index)
+        try:
+            self.bench.ledger.acted_on(index)
+        except LedgerError as error:
+            log.error("pass_skipped error=%s", error)  # what runs goes on; nothing new is begun unrecorded
+            return
         for action in actions:
             self._perform(action, assigned.get((action.job, action.fence)))
         said = [action for action in actions if action.kind is not Kind.FORGET]
@@ -342,7 +344,7 @@ class Agent:
         for key, attempt in list(self.attempts.items()):
             if attempt.phase is Phase.REPORTED and key not in assigned and key not in self._tasks:
                 del self.attempts[key]
-                self.bench.ledger.forget(*key)
+                self.bench.note(self.bench.ledger.forget, key)
                 shared = {uuid for other in self.attempts.values() if other.is_alive for uuid in other.job.gpus}
                 self.upkeep.ended(set(attempt.job.gpus) - shared)
 
@@ -369,8 +371,8 @@ class Agent:
         while True:
             await asyncio.sleep(self.options.upkeep_every_s)
             self.heartbeat.tell(await self.upkeep.facts())
-            keep = [a.folder.path for a in self.attempts.values()]
-            await self.upkeep.tidy(self.logs, keep)
+            held = [(a.job.work, a.folder.path) for a in self.attempts.values()]
+            await self.upkeep.tidy(self.logs, held)
             self._wake.set()
 
 
@@ -385,20 +387,6 @@ async def _first(*steps: Coroutine[Any, Any, object]) -> None:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-
-
-def _wanted(assignment: Assignment) -> Wanted:
-    job = assignment.job
-    return Wanted(
-        job=job.job,
-        fence=job.fence,
-        work=job.work,
-        run=job.desired is Desired.RUN,
-        started=job.actual is Actual.RUNNING,
-        timeout_s=job.timeout_ms / 1000,
-        gpus=job.gpus,
-        reason=job.reason,
-    )
 
 
 def _sentence(actions: Sequence[Action]) -> str:

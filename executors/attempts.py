@@ -30,6 +30,7 @@ from statemachine import queries
 from statemachine.commands import (
     Command,
     CompleteJob,
+    FailJob,
     Output,
     ReleaseJob,
     ReportJob,
@@ -127,7 +128,7 @@ class Attempt:
         self.stop_cause = cause
         self.phase = Phase.STOPPING
         self.stop_by_s = self.bench.clock.boot_s() + self.grace_s
-        self.bench.ledger.stopping(*self.key, cause)
+        self.bench.note(lambda job, fence: self.bench.ledger.stopping(job, fence, cause), self.key)
         if self.process is not None:
             processes.stop(self.process, self.bench.boot_id)
 
@@ -197,9 +198,12 @@ class Attempt:
             return
         if isinstance(result, Rejected):
             log.warning("report_refused job=%s code=%s detail=%r", self.job.job, result.code, result.detail)
-        self._count(command, result)
-        self.bench.ledger.reported(*self.key)
-        published = isinstance(result, Done) and isinstance(command, CompleteJob)
+        published = _published(command, result)
+        if published:
+            self.bench.completed += 1
+        elif isinstance(command, FailJob) and command.error_class != "stopped":
+            self.bench.failed += 1
+        self.bench.note(self.bench.ledger.reported, self.key)
         await self.bench.on_disk(lambda: self.folder.clear(checkpoint=self.job.work if published else ""))
         self.phase = Phase.REPORTED
         self.bench.wake()
@@ -395,11 +399,12 @@ class Attempt:
             made.append(Output(output.path, digest, size, output.kind, output.counts))
         return tuple(made)
 
-    def _count(self, command: Command | None, result: Result | None) -> None:
-        if isinstance(result, Done) and isinstance(command, CompleteJob):
-            self.bench.completed += 1
-        elif command is not None and not isinstance(command, ReleaseJob):
-            self.bench.failed += 1
+
+def _published(command: Command | None, result: Result | None) -> bool:
+    """Whether the cluster counted the attempt's result; it does not when the item was ended before."""
+    if not isinstance(command, CompleteJob) or not isinstance(result, Done):
+        return False
+    return isinstance(result.value, dict) and bool(result.value.get("published"))
 
 
 #: answers after which nothing is left to say about a job

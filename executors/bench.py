@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Callable
 from concurrent.futures import Executor
 from dataclasses import dataclass, field
@@ -12,10 +13,11 @@ from typing import TypeVar
 import httpx
 
 from executors.blobs import Blobs
-from executors.ledger import Ledger
+from executors.ledger import Ledger, LedgerError
 from executors.ports import Clock, Cluster
 from statemachine.settings import Timing
 
+log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 
@@ -50,3 +52,10 @@ class Bench:
 
     async def on_disk(self, call: Callable[[], T]) -> T:
         return await asyncio.get_running_loop().run_in_executor(self.disk, call)
+
+    def note(self, write: Callable[[str, int], None], key: tuple[str, int]) -> None:
+        """Write to the ledger what saves work after a restart but is not needed to be right."""
+        try:
+            write(*key)
+        except LedgerError as error:
+            log.error("not_noted job=%s fence=%d error=%s", *key, error)

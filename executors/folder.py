@@ -17,7 +17,8 @@ import contextlib
 import os
 import shutil
 import sys
-from collections.abc import Mapping
+import time
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from urllib.parse import quote
 
@@ -137,6 +138,18 @@ class Folder:
         shutil.rmtree(self.path / "inputs", ignore_errors=True)
         if checkpoint:
             shutil.rmtree(self._checkpoints / file_name(checkpoint), ignore_errors=True)
+
+
+def sweep_checkpoints(data_dir: Path, works: Collection[str], max_age_s: float) -> list[Path]:
+    """Delete checkpoints nobody has written to for a long time; `works` are the items that run here."""
+    kept = {file_name(work) for work in works}
+    checkpoints, now, gone = data_dir / "checkpoints", time.time(), []
+    for entry in checkpoints.iterdir() if checkpoints.is_dir() else ():
+        newest = max((path.lstat().st_mtime for path in (entry, *entry.rglob("*"))), default=now)
+        if entry.name not in kept and now - newest > max_age_s:
+            shutil.rmtree(entry, ignore_errors=True)
+            gone.append(entry)
+    return gone
 
 
 def link_or_copy(source: Path, target: Path) -> None:

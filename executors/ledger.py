@@ -34,7 +34,7 @@ create table if not exists attempt (
 
 
 class LedgerError(Exception):
-    """The ledger cannot be used; the text says what to do."""
+    """The ledger cannot be read or written; the text says what to do."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +52,7 @@ class Entry:
 
 
 class Ledger:
-    """A small SQLite file. Every call is one short transaction; callable from any thread."""
+    """A small SQLite file. Every call is one short transaction, from any thread. Writes raise LedgerError."""
 
     def __init__(self, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -141,4 +141,7 @@ class Ledger:
 
     def _write(self, statement: str, *values: object) -> None:
         with self._lock:
-            self._db.execute(statement, values)
+            try:
+                self._db.execute(statement, values)
+            except sqlite3.Error as error:
+                raise LedgerError(f"the ledger cannot be written: {error}; look at the disk") from error

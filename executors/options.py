@@ -28,6 +28,8 @@ class Options:
     max_log_bytes: int = 16 * 1024 * 1024
     logs_kept_s: float = 3 * 86_400.0
     logs_kept_bytes: int = 4 * GIB
+    #: checkpoints of items that did not complete here
+    checkpoints_kept_s: float = 7 * 86_400.0
     #: a file that no row names is deleted at this age
     blob_min_age_s: float = 900.0
     request_timeout_s: float = 10.0

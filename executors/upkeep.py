@@ -15,6 +15,7 @@ from msgspec.structs import replace
 
 from executors import host
 from executors.bench import Bench
+from executors.folder import sweep_checkpoints
 from executors.gpus import Gpus, Scan
 from executors.logs import Logs
 from executors.options import Options
@@ -120,8 +121,11 @@ class Upkeep:
         for uuid in settling - known:
             self._settling.pop(uuid, None)  # the device is gone, and with it the question
 
-    async def tidy(self, logs: Logs, keep: Sequence[Path]) -> None:
-        """Tell new holders at once; now and then drop what is old or no longer named."""
+    async def tidy(self, logs: Logs, held: Sequence[tuple[str, Path]]) -> None:
+        """Tell new holders at once; now and then drop what is old or no longer named.
+
+        `held` are the items and folders of attempts that still matter.
+        """
         bench, options = self._bench, self._options
         commands: list[Command] = [AddHolder(d, self._peer) for d in sorted(bench.fetched)[:HOLDERS_PER_BATCH]]
         now = bench.clock.boot_s()
@@ -134,11 +138,13 @@ class Upkeep:
                 missing = sorted(rows.held - stored)[:HOLDERS_PER_BATCH]
                 commands += [DropHolder(digest, self._peer) for digest in missing]
                 swept = await bench.on_disk(lambda: bench.blobs.sweep(rows.known, options.blob_min_age_s))
-                old = await bench.on_disk(lambda: logs.sweep(keep, options.logs_kept_s, options.logs_kept_bytes))
+                works, folders = [work for work, _ in held], [folder for _, folder in held]
+                old = await bench.on_disk(lambda: logs.sweep(folders, options.logs_kept_s, options.logs_kept_bytes))
+                old += await bench.on_disk(lambda: sweep_checkpoints(bench.data_dir, works, options.checkpoints_kept_s))
                 if swept or old or missing:
                     log.info("tidied files=%d folders=%d missing=%d", len(swept), len(old), len(missing))
             if commands:
                 await bench.cluster.propose(commands)
                 bench.fetched.difference_update(c.digest for c in commands if isinstance(c, AddHolder))
-        except ClusterError as error:
-            log.info("upkeep_waits error=%s", error)
+        except (ClusterError, OSError) as error:
+            log.warning("upkeep_waits error=%s", error)

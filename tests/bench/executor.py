@@ -19,10 +19,12 @@ from typing import Any
 import psutil
 
 from executors import attempts, processes, shim
-from executors.agent import Agent, _wanted, view_of
-from executors.host import DiskFloor
+from executors.agent import Agent
+from executors.host import DiskFloor, boot_id
 from executors.options import Options
 from executors.reconcile import Held, Phase, Room, plan
+from executors.views import view_of, wanted
+from statemachine.commands import JoinPeer, PeerFacts
 from statemachine.settings import Template, Timing
 from tests.executors.memory import MemoryCluster, eventually
 
@@ -102,9 +104,6 @@ async def measure(starts: int, jobs: int, data: Path) -> None:
 def measure_plan(count: int) -> None:
     cluster = MemoryCluster()
     cluster.setting("template/sleep", SLEEP)
-    from executors.host import boot_id
-    from statemachine.commands import JoinPeer, PeerFacts
-
     cluster.must(JoinPeer("n1", 1, boot_id(), "worker", "http://n1:1", PeerFacts(cpu_slots=count)))
     for number in range(count):
         cluster.add(f"w{number}", "sleep")
@@ -114,7 +113,7 @@ def measure_plan(count: int) -> None:
     for _ in range(200):
         began = time.perf_counter()
         view = view_of(cluster.state, "n1")
-        assert plan([_wanted(a) for a in view.assignments], held, 1.0, Room()) == []
+        assert plan([wanted(a) for a in view.assignments], held, 1.0, Room()) == []
         took.append(time.perf_counter() - began)
     print(f"pass, {count} jobs  {quantiles(took)}")
 

@@ -87,7 +87,7 @@ def test_a_model_with_a_weight_that_is_no_number_is_refused(tmp_path: Path) -> N
     game = games.load("connect4_2p")
     network = small(game)
     with torch.no_grad():
-        network.value.bias[0] = torch.nan
+        network.score.bias[0] = torch.nan
     net.save(tmp_path / "model.pt", network, 0)
     with pytest.raises(WorkloadError, match="not finite"):
         net.load(tmp_path / "model.pt", game)
