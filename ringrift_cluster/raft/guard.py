@@ -263,16 +263,17 @@ class Guard(Transport):  # type: ignore[misc]
         while kept < len(entries) and self._has(entries[kept][1], entries[kept][2]):
             kept += 1
         previous = (entries[kept - 1][1], entries[kept - 1][2]) if kept else (append.prev_index, append.prev_term)
+        rest = entries[kept:]
+        odd = previous[0] if not self._has(*previous) else rest[0][1] if rest else journal.last_index + 1
+        if odd <= journal.settled:
+            raise Diverged(
+                f"{peer} leads term {append.term} with another entry at {odd}, which is committed "
+                "here; this voter's log and its leader's differ where they cannot"
+            )
         if not self._has(*previous):
-            if previous[0] <= journal.settled:
-                raise Diverged(
-                    f"{peer} leads term {append.term} with another entry at {previous[0]}, which is committed "
-                    "here; this voter's log and its leader's differ where they cannot"
-                )
             self._heartbeat(peer, append.term, inside.commit)
             self._reply(peer, max(journal.settled, journal.first_index) + 1, success=False)
             return
-        rest = entries[kept:]
         if not rest:
             self._heartbeat(peer, append.term, max(inside.commit, min(append.commit, previous[0])))
             self._reply(peer, previous[0] + 1, success=True)

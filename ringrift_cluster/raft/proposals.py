@@ -36,6 +36,8 @@ Outcome = Proposed | ReplicaError
 #: room in an entry for its own fields and lengths
 _ENTRY_ROOM = 1024
 _PER_COMMAND = 8
+#: the longest a forwarded proposal is kept
+_PATIENCE_S = 300.0
 #: commands of one forward message
 _FORWARD_BYTES = 2 << 20
 
@@ -297,7 +299,7 @@ class Proposals:
         """Queue another voter's proposals as the leader; otherwise say that nothing was proposed."""
         for number, commands, left_ms in forward.items:
             if leading:
-                self.submit(commands, now, left_ms / 1000, self._answerer(peer, number))
+                self.submit(commands, now, min(left_ms / 1000, _PATIENCE_S), self._answerer(peer, number))
             else:
                 self._answer(peer, ForwardResult(number, 0, 0, [], "not_leader"))
 

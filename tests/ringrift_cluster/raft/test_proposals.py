@@ -71,6 +71,17 @@ class TestAnExceptionWhileApplying:
 class TestOutcomes:
     """G13"""
 
+    def test_stock_never_answers_a_leader_that_was_cut_off(self):
+        stock = Stock()
+        stock.lead()
+        answers = []
+        stock._applyCommand(b"x", lambda result, error: answers.append(error), 0)
+        for _ in range(600):
+            stock.time.now += 0.1
+            stock.doTick()
+        assert stock.inside.role != 2
+        assert not answers
+
     def test_all_that_waits_in_one_turn_is_one_entry(self, tmp_path):
         voter = Guarded(tmp_path, voters=("a",))
         voter.wait(1.2)
