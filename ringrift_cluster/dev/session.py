@@ -101,7 +101,7 @@ class _Session:
                 await self._wait_for_leader()
                 await self._bootstrap(http)
                 for name in plan.names[:1]:
-                    self._say(f"API at {plan.url(name)}, for example: ringrift-node --api {plan.url(name)} status")
+                    self._say(f"API at {plan.url(name)}, for example: ringrift-node status --api {plan.url(name)}")
                 reason = await self._watch()
         except DevError as error:
             reason = str(error)

@@ -63,7 +63,7 @@ def test_two_nodes_at_one_index_print_the_same_digest(cluster: TestCluster) -> N
 def test_the_dump_is_the_same_live_and_offline(cluster: TestCluster) -> None:
     voter = cluster.nodes["v2"]
     voter.post("/work/add", {"work_id": "dumped", "work_type": "validation"})
-    live = cli("--api", voter.url, "state", "dump", "--json")
+    live = cli("state", "dump", "--json", "--api", voter.url)
     assert live.returncode == 0, live.stderr
     shown = json.loads(live.stdout)
     assert "dumped" in shown["tables"]["work"]
