@@ -36,7 +36,7 @@ def templates(nice: int) -> dict[str, st.Template]:
         "selfplay": st.Template(
             argv=_program(
                 *("selfplay", "--games", "{games}", "--engine", "{engine}", "--model", "{model}"),
-                *("--simulations", "{simulations}", "--batch", "{batch}"),
+                *("--simulations", "{simulations}", "--batch", "{batch}", "--opening-plies", "{opening_plies}"),
             ),
             require_outputs=("games",),
             require_counts=("games",),
@@ -54,7 +54,8 @@ def templates(nice: int) -> dict[str, st.Template]:
         "evaluation": st.Template(
             argv=_program(
                 *("evaluation", "--a", "{a}", "--b", "{b}", "--groups", "{groups}", "--engine", "{engine}"),
-                *("--simulations", "{simulations}", "--opening-plies", "{opening_plies}"),
+                *("--simulations", "{simulations}", "--temperature", "{temperature}"),
+                *("--opening-plies", "{opening_plies}"),
             ),
             require_counts=("games",),
             nice=nice,
@@ -84,6 +85,8 @@ class Sizes(Struct, frozen=True):
     opening_plies: int
     harness: str = "policy-only"
     harness_simulations: int = 8
+    #: of the bare policy
+    temperature: str = "0.2"
     stock: int = 2
     elo1: int = 70
 
@@ -104,6 +107,7 @@ def game_config(sizes: Sizes, needs: Needs, training_needs: Needs) -> st.GameCon
                     "engine": "gumbel-mcts",
                     "simulations": str(sizes.simulations),
                     "batch": str(sizes.batch),
+                    "opening_plies": str(sizes.opening_plies),
                 },
                 needs=needs,
                 priority=50,
@@ -132,6 +136,7 @@ def game_config(sizes: Sizes, needs: Needs, training_needs: Needs) -> st.GameCon
                 params={
                     "engine": sizes.harness,
                     "simulations": str(sizes.harness_simulations),
+                    "temperature": sizes.temperature,
                     "opening_plies": str(sizes.opening_plies),
                 },
                 needs=needs,
@@ -150,64 +155,39 @@ def game_config(sizes: Sizes, needs: Needs, training_needs: Needs) -> st.GameCon
     )
 
 
+def _demo_sizes(players: int, *, weight: int, games_per_job: int, groups_per_job: int) -> Sizes:
+    """Figures for two ordinary cores: a generation takes about a minute, process starts included.
+
+    Few simulations, because a drop-k game has one column per action: 24 looks at 7 to 9 columns see every win at once
+    and every threat. The gate plays the bare policy: it measures what was learnt and not what the search adds, an
+    untrained net starts at the strength of random play, and 200 games cost less than starting the process.
+    """
+    group = 2 if players == 2 else 2 * players
+    return Sizes(
+        players=players,
+        weight=weight,
+        channels=32,
+        blocks=1,
+        games_per_job=games_per_job,
+        simulations=24,
+        batch=96,
+        games_between=games_per_job,
+        window_games=4 * games_per_job,
+        steps=250,
+        batch_size=64,
+        learning_rate="0.004",
+        groups_per_job=groups_per_job,
+        floor_games=100,
+        cap_games=4 * groups_per_job * group,
+        baseline_games=groups_per_job * group,
+        opening_plies=4,
+    )
+
+
 DEMO_SIZES: Mapping[str, Sizes] = {
-    "connect4_2p": Sizes(
-        players=2,
-        weight=10,
-        channels=32,
-        blocks=3,
-        games_per_job=256,
-        simulations=32,
-        batch=256,
-        games_between=500,
-        window_games=2_000,
-        steps=300,
-        batch_size=256,
-        learning_rate="0.002",
-        groups_per_job=50,
-        floor_games=100,
-        cap_games=400,
-        baseline_games=100,
-        opening_plies=2,
-    ),
-    "square8_2p": Sizes(
-        players=2,
-        weight=3,
-        channels=32,
-        blocks=3,
-        games_per_job=256,
-        simulations=16,
-        batch=256,
-        games_between=500,
-        window_games=2_000,
-        steps=300,
-        batch_size=256,
-        learning_rate="0.002",
-        groups_per_job=50,
-        floor_games=100,
-        cap_games=400,
-        baseline_games=100,
-        opening_plies=2,
-    ),
-    "hex8_3p": Sizes(
-        players=3,
-        weight=3,
-        channels=32,
-        blocks=3,
-        games_per_job=256,
-        simulations=16,
-        batch=256,
-        games_between=500,
-        window_games=2_000,
-        steps=300,
-        batch_size=256,
-        learning_rate="0.002",
-        groups_per_job=20,
-        floor_games=120,
-        cap_games=480,
-        baseline_games=120,
-        opening_plies=3,
-    ),
+    "connect4_2p": _demo_sizes(2, weight=10, games_per_job=192, groups_per_job=100),
+    "square8_2p": _demo_sizes(2, weight=3, games_per_job=96, groups_per_job=100),
+    "hex8_3p": _demo_sizes(3, weight=3, games_per_job=96, groups_per_job=34),
 }
 
 

@@ -6,6 +6,8 @@ neither pass nor reject anybody; when too many fail the gauntlet is abandoned, w
 
 from __future__ import annotations
 
+from msgspec.structs import replace
+
 from ringrift_cluster.controllers.items import item
 from statemachine import queries, sprt
 from statemachine.commands import (
@@ -142,12 +144,14 @@ def rate(state: State) -> list[Command]:
                 continue
             group = 2 if config.players == 2 else 2 * config.players
             groups = -(-(config.gate.baseline_games - games) // group)
+            # Ratings are for people: they wait their turn among the selfplay, and hold up no verdict.
+            stage = replace(config.gate.stage, priority=config.selfplay.stage.priority)
             commands.append(
                 item(
                     name,
                     "evaluation",
                     key,
-                    config.gate.stage,
+                    stage,
                     params={
                         "groups": str(min(groups, 4 * config.gate.groups_per_job)),
                         "b": baseline,

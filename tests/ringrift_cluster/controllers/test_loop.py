@@ -104,10 +104,13 @@ def test_a_paused_cluster_starts_nothing_new(policy: object) -> None:
 
 def test_a_lost_node_costs_time_but_no_game_is_counted_twice() -> None:
     fleet = Fleet(peers=2)
-    for _ in range(8):
+    held = []
+    for _ in range(40):
+        fleet.decide()
+        held = [j for j in fleet.live() if j.peer == "node-0" and j.work_type == "selfplay"]
+        if held:
+            break
         fleet.turn()
-    fleet.decide()
-    held = [j for j in fleet.live() if j.peer == "node-0" and j.work_type == "selfplay"]
     assert held
     fleet.apply(ReportJob(held[0].job, held[0].fence, "running"))
     late = fleet.result(held[0])
