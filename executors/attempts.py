@@ -97,6 +97,7 @@ class Attempt:
         elif entry.stop_cause:
             attempt.phase = Phase.STOPPING
             attempt.stop_by_s = bench.clock.boot_s() + attempt.grace_s
+            processes.stop(attempt.process, bench.boot_id)  # the earlier process may have died before it told
         else:
             attempt.phase = Phase.RUNNING
         return attempt

@@ -121,9 +121,21 @@ def start(job_dir: Path, order: Order, lease_ends_at_s: float, boot_id: str) -> 
     return Identity(boot_id, pid, start_ticks(pid))
 
 
+def marked(job_dir: Path, name: str) -> list[int]:
+    """Processes that carry an attempt's folder in the environment variable `name`."""
+    if Path("/proc/self/environ").exists():
+        return shim.strays(str(job_dir), name)
+    found = []
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):
+            if process.environ().get(name) == str(job_dir):
+                found.append(process.pid)
+    return found
+
+
 def keeper_of(job_dir: Path, boot_id: str) -> Identity | None:
     """The living keeper of an attempt, found by its mark."""
-    for pid in shim.strays(str(job_dir), KEEPER):
+    for pid in marked(job_dir, KEEPER):
         if ticks := start_ticks(pid):
             return Identity(boot_id, pid, ticks)
     return None
@@ -224,4 +236,7 @@ def end_leftovers(job_dir: Path, boot_id: str) -> bool:
     group = 0
     if ours and leader and alive(Identity(boot_id, leader, ticks or start_ticks(leader)), boot_id):
         group = leader
+    for pid in marked(job_dir, "RINGRIFT_JOB_DIR"):
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
     return shim.end_group(group, str(job_dir))

@@ -244,9 +244,9 @@ def keep(order: dict[str, Any], job_dir: str, pid: int, wake: int) -> tuple[int,
         next_s = min(kill_at, ends_at - margin_s - (grace_s if cause == "exited" else 0.0))
         ready, _, _ = select.select([wake], [], [], min(max(next_s - now, 0.01), LONGEST_SLEEP_S))
         came = os.read(wake, 512) if ready else b""
-        # The zombie is left in place until its group is dead: its pid cannot be given to another.
-        if os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None:
-            break
+        status = ended(pid)
+        if status is not None:
+            return status, cause
         if signal.SIGUSR1 in came:
             cause, kill_at = "kill", boot_s()
         elif signal.SIGTERM in came and cause == "exited":
@@ -254,8 +254,17 @@ def keep(order: dict[str, Any], job_dir: str, pid: int, wake: int) -> tuple[int,
             signal_group(pid, signal.SIGTERM)
         for name in ("stdout.log", "stderr.log"):
             bound_log(f"{job_dir}/{name}", most)
-    signal_group(pid, signal.SIGKILL)
-    return os.waitpid(pid, 0)[1], cause
+
+
+def ended(pid: int) -> int | None:
+    """The wait status of the program once it has ended; the rest of its group is killed then."""
+    if hasattr(os, "waitid"):
+        if os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None:
+            return None
+        # Still a zombie: the group's number cannot belong to anybody else yet.
+        signal_group(pid, signal.SIGKILL)
+    reaped, status = os.waitpid(pid, os.WNOHANG)
+    return status if reaped else None
 
 
 def main(job_dir: str) -> int:
