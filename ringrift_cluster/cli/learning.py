@@ -33,6 +33,8 @@ def elo(
 
 
 def _rated(value: RankingTable) -> Iterable[RenderableType]:
+    if not value.configs:
+        yield "no game config is known yet"
     for config, rows in sorted(value.configs.items()):
         yield config
         yield table(

@@ -11,8 +11,9 @@ import typer
 from rich.console import RenderableType
 from typer import Argument, Option
 
+from ringrift_cluster.api.items import NewWork, decode_items
 from ringrift_cluster.api.jobs import JobFilter, JobList
-from ringrift_cluster.api.work import Added, AddedItems, NewWork, WorkFilter, WorkItems, WorkView, decode_items
+from ringrift_cluster.api.work import Added, AddedItems, WorkFilter, WorkItems, WorkView
 from ringrift_cluster.cli.cluster import read_text, said
 from ringrift_cluster.cli.options import (
     DEFAULT_API,

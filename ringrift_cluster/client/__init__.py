@@ -11,7 +11,7 @@ session  whom to ask, when to ask again                            clients  the 
 """
 
 from ringrift_cluster.api.gauntlets import GauntletRun
-from ringrift_cluster.api.work import NewWork
+from ringrift_cluster.api.items import NewWork
 from ringrift_cluster.client.clients import AsyncClient, Client
 from ringrift_cluster.client.errors import (
     ClientError,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import ssl
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
 from functools import update_wrapper
@@ -24,6 +25,12 @@ _UNSENT = (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout, httpx.Un
 
 def _failed(error: httpx.HTTPError) -> Failed:
     return Failed(str(error) or type(error).__name__, sent=not isinstance(error, _UNSENT))
+
+
+def _trust(addresses: str | Sequence[str]) -> ssl.SSLContext:
+    """Whom to trust: reading the bundle of authorities takes a while, so only where some address needs it."""
+    secure = any("https:" in address for address in ([addresses] if isinstance(addresses, str) else addresses))
+    return httpx.create_ssl_context() if secure else ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
 
 
 def _arguments(send: Send) -> dict[str, Any]:
@@ -79,7 +86,7 @@ class Client:
         transport: httpx.BaseTransport | None = None,
     ) -> None:
         self.session = Session(addresses, token=token, timeout_s=timeout_s, retry_s=retry_s, contact_s=contact_s)
-        self._http = httpx.Client(transport=transport)
+        self._http = httpx.Client(transport=transport, verify=_trust(addresses))
 
     def close(self) -> None:
         self._http.close()
@@ -209,7 +216,7 @@ class AsyncClient:
         transport: httpx.AsyncBaseTransport | None = None,
     ) -> None:
         self.session = Session(addresses, token=token, timeout_s=timeout_s, retry_s=retry_s, contact_s=contact_s)
-        self._http = httpx.AsyncClient(transport=transport)
+        self._http = httpx.AsyncClient(transport=transport, verify=_trust(addresses))
 
     async def close(self) -> None:
         await self._http.aclose()

@@ -11,6 +11,7 @@ from msgspec import Raw, Struct
 from ringrift_cluster.api.admin import Drain, Pause, Removal, Shutdown, ShuttingDown, Transfer, Transferred, Undrain
 from ringrift_cluster.api.elo import RankingQuery, RankingTable
 from ringrift_cluster.api.gauntlets import GauntletFilter, GauntletList, GauntletRun
+from ringrift_cluster.api.items import NewItems, NewWork
 from ringrift_cluster.api.jobs import JobFilter, JobList, JobView
 from ringrift_cluster.api.models import ModelFilter, ModelList, ModelView
 from ringrift_cluster.api.peers import PeerFilter, PeerList, PeerView
@@ -25,8 +26,6 @@ from ringrift_cluster.api.work import (
     Cancel,
     Claim,
     Claimed,
-    NewItems,
-    NewWork,
     PendingItems,
     PendingPage,
     Retry,

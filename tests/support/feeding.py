@@ -10,6 +10,8 @@ from typing import Any
 
 import httpx
 
+from executors.blobs import Blobs
+from executors.logs import Logs
 from ringrift_cluster.api import AgentStatus, Services, create_app
 from ringrift_cluster.feed import FeedRouter
 from ringrift_cluster.raft.window import Applied, Window
@@ -142,34 +144,13 @@ class Lazily:
         await self._app(scope, receive, send)
 
 
-class NoFiles:
-    """Neither files nor logs: these tests need none."""
-
-    def path(self, digest: str) -> Path | None:
-        return None
-
-    def spool(self) -> Path:
-        raise AssertionError("nothing is uploaded here")
-
-    def adopt(self, temporary: Path, digest: str) -> Path:
-        raise AssertionError("nothing is uploaded here")
-
-    def tail(self, job: str, *, lines: int, follow: bool) -> AsyncIterator[bytes] | None:
-        return _lines(job) if job.startswith("logged") else None
-
-
-async def _lines(job: str) -> AsyncIterator[bytes]:
-    for number in range(3):
-        yield f"{job} line {number}\n".encode()
-
-
-def services_of(replica: Any, urls: dict[str, str], *, token: str | None = None) -> Services:
+def services_of(replica: Voter, urls: dict[str, str], *, token: str | None = None) -> Services:
     """What a node would give its HTTP face."""
     return Services(
         replica=replica,
         heartbeats=replica,
-        blobs=NoFiles(),
-        logs=NoFiles(),
+        blobs=Blobs(replica.directory / "blobs"),
+        logs=Logs(replica.directory),
         agent=lambda: AgentStatus(True),
         shutdown=lambda order: None,
         voters=urls,

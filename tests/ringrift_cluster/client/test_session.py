@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from ringrift_cluster.api.work import NewWork
+from ringrift_cluster.api.items import NewWork
 from ringrift_cluster.client import (
     AsyncClient,
     Client,

@@ -1,0 +1,307 @@
+from __future__ import annotations
+
+import json
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer
+from typer.testing import CliRunner
+
+from executors.folder import file_name
+from executors.logs import Logs
+from ringrift_cluster.api import Services, create_app
+from ringrift_cluster.cli.app import app
+from ringrift_cluster.cli.main import SIBLINGS, stranger
+from ringrift_cluster.cli.output import short, size, span
+from ringrift_cluster.settings import Settings
+from statemachine.commands import JoinPeer, PeerFacts
+from statemachine.snapshot import freeze, header, write
+from tests.support.feeding import Voter, services_of
+from tests.support.served import served
+
+runner = CliRunner()
+root = typer.main.get_command(app)
+#: these start something instead of showing a value
+STARTERS = {"serve", "dev"}
+
+
+def commands(group: Any, *path: str) -> Iterator[tuple[tuple[str, ...], Any]]:
+    """Every command by its words."""
+    if not hasattr(group, "commands"):
+        yield path, group
+        return
+    for name, command in group.commands.items():
+        yield from commands(command, *path, name)
+
+
+ALL = dict(commands(root))
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Services, str]]:
+    """One server for all tests; each gives it a voter of its own."""
+    services = services_of(Voter("a", tmp_path_factory.mktemp("server")), {"a": "http://127.0.0.1:1"})
+    with served(create_app(services)) as url:
+        yield services, url
+
+
+@pytest.fixture
+def voter(tmp_path: Path, server: tuple[Services, str]) -> Voter:
+    voter = Voter("a", tmp_path)
+    voter.run(JoinPeer("gpu-1", 1, "boot", "follower", "http://gpu-1:8770", PeerFacts(cpu_slots=4)))
+    services = server[0]
+    services.replica, services.heartbeats, services.logs = voter, voter, Logs(tmp_path)
+    return voter
+
+
+@pytest.fixture
+def url(voter: Voter, server: tuple[Services, str]) -> str:
+    return server[1]
+
+
+@pytest.fixture
+def cli(url: str) -> Any:
+    def call(*words: str, code: int = 0, text: str | None = None) -> str:
+        result = runner.invoke(app, list(words), env={"RINGRIFT_API": url}, input=text)
+        assert result.exit_code == code, f"{words}: {result.output} {result.exception}"
+        return result.stdout if code == 0 else result.output
+
+    return call
+
+
+def test_every_command_that_shows_something_takes_json() -> None:
+    assert len(ALL) > 20
+    without = {path for path, command in ALL.items() if not any("--json" in p.opts for p in command.params)}
+    assert without == {(name,) for name in STARTERS}
+
+
+def test_every_command_says_what_it_does_and_so_does_every_option() -> None:
+    for path, command in ALL.items():
+        assert command.help, path
+        for option in command.params:
+            assert getattr(option, "help", None) or getattr(option, "hidden", False), (path, option.name)
+
+
+def test_serve_takes_every_setting_but_the_secrets_themselves() -> None:
+    flags = {p.name for p in ALL[("serve",)].params} - {"config"}
+    assert set(Settings.model_fields) - flags == {"auth_token", "cluster_secret"}
+    assert flags <= set(Settings.model_fields)
+
+
+#: arguments of each command that shows something, against the small cluster below
+CALLS: dict[tuple[str, ...], list[str]] = {
+    ("status",): [],
+    ("peers",): [],
+    ("leader",): [],
+    ("drain",): ["gpu-1", "--reason", "new disk"],
+    ("undrain",): ["gpu-1"],
+    ("pause",): ["--reason", "power work"],
+    ("resume",): [],
+    ("shutdown",): [],
+    ("events",): [],
+    ("jobs",): ["--ended"],
+    ("elo",): [],
+    ("models",): [],
+    ("work", "add"): ["selfplay", "--config", "hex8_2p", "-p", "games=5"],
+    ("work", "list"): [],
+    ("work", "show"): ["w1"],
+    ("work", "cancel"): ["w1"],
+    ("work", "retry"): ["w1"],
+    ("gauntlet", "results"): [],
+    ("settings", "get"): [],
+    ("settings", "set"): ["retention", '{"work_ms": 60000}'],
+    ("state", "dump"): [],
+}
+
+
+@pytest.mark.parametrize("path", CALLS, ids=" ".join)
+def test_each_command_prints_text_for_people_and_json_for_programs(path: tuple[str, ...], cli: Any) -> None:
+    cli("work", "add", "other", "--id", "w1")
+    if path == ("work", "retry"):
+        cli("work", "cancel", "w1")
+    text = cli(*path, *CALLS[path])
+    assert text.strip()
+    if path == ("work", "retry"):
+        cli("work", "cancel", "w1")
+    lines = cli(*path, *CALLS[path], "--json").splitlines()
+    decoded = [json.loads(line) for line in lines]
+    assert decoded
+    assert len(decoded) == 1 or path == ("events",)
+
+
+def test_all_commands_are_called_by_some_test() -> None:
+    others = {("serve",), ("dev",), ("logs",), ("gauntlet", "run"), ("raft", "verify")}
+    assert set(ALL) - set(CALLS) == others
+
+
+def test_status_and_show_say_why_nothing_runs(cli: Any) -> None:
+    cli("work", "add", "selfplay", "--id", "w1")
+    assert "node a (leader) of cluster memory" in cli("status")
+    shown = cli("work", "show", "w1")
+    assert shown.startswith("w1: pending - ")
+    assert "1 alive of 1" in cli("peers")
+
+
+def test_many_items_come_from_a_count_a_file_or_stdin(cli: Any, tmp_path: Path) -> None:
+    assert "3 queued, 0 refused" in cli("work", "add", "x", "--id", "n", "--count", "3")
+    file = tmp_path / "items.json"
+    file.write_text('[{"work_type":"x","work_id":"f1"},{"work_type":"x","work_id":"f2"}]')
+    assert "2 queued" in cli("work", "add", "--file", f"@{file}")
+    assert "s1 is queued" in cli("work", "add", "--file", "-", text='{"work_type":"x","work_id":"s1"}')
+    file.write_text('[{"work_type":"x","work_id":"f1","priority":1},{"work_type":"x","work_id":"f3"}]')
+    assert "f1: conflict" in cli("work", "add", "--file", f"@{file}", code=1)
+
+
+def test_a_log_is_printed_and_followed_to_its_end(cli: Any, voter: Voter, tmp_path: Path) -> None:
+    folder = tmp_path / "jobs" / f"{file_name('w1.1')}-7"
+    folder.mkdir(parents=True)
+    (folder / "stdout.log").write_text("one\ntwo\nthree\n")
+    (folder / "exit.json").write_text("{}")
+    assert cli("logs", "w1.1") == "one\ntwo\nthree\n"
+    assert cli("logs", "w1.1", "--tail", "1").strip() == "three"
+    assert cli("logs", "w1.1", "-f") == "one\ntwo\nthree\n"
+    assert json.loads(cli("logs", "w1.1", "--json")) == {"job": "w1.1", "text": "one\ntwo\nthree\n"}
+    assert "no job 'unknown.1'" in cli("logs", "unknown.1", code=5)
+
+
+def test_errors_are_one_sentence_and_the_documented_exit_code(cli: Any, url: str) -> None:
+    assert "no work item 'w9'" in cli("work", "show", "w9", code=5)
+    assert "no game config" in cli("elo", "nonsense", code=5)
+    assert "not JSON" in cli("settings", "set", "timing", "{", code=2)
+    assert "heartbeat" in cli("settings", "set", "timing", '{"heartbeat_ms": 60000}', code=1)
+    assert "name=value" in cli("work", "add", "x", "-p", "games", code=2)
+    assert "takes a work type" in cli("work", "add", code=2)
+    assert "no table is called" in cli("state", "dump", "--table", "nope", code=2)
+    assert "--data-dir" in cli("state", "dump", "--index", "1", code=2)
+    assert "config/nope" in cli("gauntlet", "run", "nope", code=5)
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+    result = runner.invoke(app, ["status", "--api", f"127.0.0.1:{port}"])
+    assert (result.exit_code, "is a node running?" in result.output) == (3, True)
+
+
+def test_a_token_comes_from_its_file_or_the_environment(tmp_path: Path) -> None:
+    token = tmp_path / "token"
+    token.write_text("right\n")
+    with served(create_app(services_of(Voter("a", tmp_path), {}, token="right"))) as url:
+        add = ["work", "add", "x", "--api", url]
+        assert runner.invoke(app, add).exit_code == 1
+        assert runner.invoke(app, [*add, "--token-file", str(token)]).exit_code == 0
+        assert runner.invoke(app, add, env={"RINGRIFT_CLUSTER_AUTH_TOKEN": "right"}).exit_code == 0
+        assert runner.invoke(app, [*add, "--token-file", str(tmp_path / "none")]).exit_code == 2
+
+
+def test_a_dump_is_the_same_from_a_node_and_from_a_followers_file(cli: Any, voter: Voter, tmp_path: Path) -> None:
+    cli("work", "add", "x", "--id", "w1")
+    live = json.loads(cli("state", "dump", "--json"))
+    file = tmp_path / "f" / "feed" / "follower.snap"
+    file.parent.mkdir(parents=True)
+    frozen = freeze(voter.machine)
+    with file.open("wb") as out:
+        write(frozen, header(frozen, "memory", ("a",)), out)
+    stored = json.loads(cli("state", "dump", "--json", "--data-dir", str(tmp_path / "f")))
+    assert (stored["index"], stored["digest"], stored["tables"]) == (live["index"], live["digest"], live["tables"])
+    lines = cli("state", "dump", "--table", "work", "--data-dir", str(tmp_path / "f")).splitlines()
+    assert lines[0].split() == ["index", str(live["index"]), "term", "1", "digest", live["digest"]]
+    assert lines[2].startswith("w1")
+    assert "only" in cli("state", "dump", "--data-dir", str(tmp_path / "f"), "--index", "1", code=5)
+    assert "no voter's journal" in cli("state", "dump", "--data-dir", str(tmp_path / "empty"), code=2)
+
+
+def test_settings_that_contradict_each_other_end_serve_with_a_sentence(tmp_path: Path) -> None:
+    result = runner.invoke(
+        app, ["serve", "--cluster", "a=127.0.0.1:1", "--role", "voter", "--node-id", "b", "--port", "2"]
+    )
+    assert result.exit_code == 2
+    assert result.output.startswith("ringrift-node: --role voter, but node b is not in --cluster a")
+    assert result.output.count("\n") == 1
+
+
+def test_a_foreign_package_of_the_same_name_is_named(tmp_path: Path) -> None:
+    home = Path(__file__).parents[3]
+    assert [stranger(home, name) for name in SIBLINGS] == [None, None]
+    (tmp_path / "statemachine").mkdir()
+    (tmp_path / "statemachine" / "__init__.py").write_text("")
+    code = (
+        f"import sys; sys.path[:0] = [{str(tmp_path)!r}]; sys.path.append({str(home)!r});"
+        "from ringrift_cluster.cli.main import main; main()"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, cwd=tmp_path)
+    assert done.returncode == 2
+    assert str(tmp_path / "statemachine") in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+def test_spans_and_sizes_are_said_as_people_say_them() -> None:
+    assert [span(ms) for ms in (0, 45_000, 600_000, 12_600_000, 300_000_000, -1)] == [
+        "0 s",
+        "45 s",
+        "10 min",
+        "3.5 h",
+        "3.5 d",
+        "-",
+    ]
+    assert [size(n) for n in (0, 1023, 2048, 3 * 2**30, 5 * 2**40)] == [
+        "0 B",
+        "1023 B",
+        "2.0 KiB",
+        "3.0 GiB",
+        "5.0 TiB",
+    ]
+    assert short("ab" * 32 + "@policy-only") == "abababababab@policy-only"
+
+
+@pytest.mark.cluster
+def test_serve_runs_a_node_until_it_is_told_to_leave_and_refuses_what_is_taken(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as first, socket.create_server(("127.0.0.1", 0)) as second:
+        port, raft = first.getsockname()[1], second.getsockname()[1]
+    words = [sys.executable, "-m", "ringrift_cluster", "serve", "--cpu-slots", "0"]
+    cluster = ["--cluster", f"a=127.0.0.1:{port}/{raft}", "--node-id", "a", "--data-dir", str(tmp_path / "a")]
+    home = Path(__file__).parents[3]
+    log = (tmp_path / "log").open("wb")
+    node = subprocess.Popen([*words, *cluster], stdout=log, stderr=log, cwd=home)
+    try:
+        status = _answer(port, node)
+        assert (status["node_id"], status["role"]) == ("a", "leader")
+        again = subprocess.run([*words, *cluster], capture_output=True, text=True, timeout=60, cwd=home)
+        assert (again.returncode, "in use by another" in again.stderr) == (2, True)
+        other = [*cluster[:-1], str(tmp_path / "b")]
+        taken = subprocess.run([*words, *other], capture_output=True, text=True, timeout=60, cwd=home)
+        assert (taken.returncode, f"port {port}" in taken.stderr) == (2, True)
+        assert taken.stderr.count("\n") == 1
+        live = runner.invoke(app, ["state", "dump", "--json", "--api", f"127.0.0.1:{port}"])
+        node.send_signal(signal.SIGTERM)
+        assert node.wait(30) == 0
+    finally:
+        if node.poll() is None:
+            node.kill()
+            node.wait(10)
+        log.close()
+    index = json.loads(live.stdout)["index"]
+    offline = ["state", "dump", "--json", "--data-dir", str(tmp_path / "a"), "--index", str(index)]
+    stored = runner.invoke(app, offline)
+    assert json.loads(stored.stdout)["digest"] == json.loads(live.stdout)["digest"]
+    verified = runner.invoke(app, ["raft", "verify", str(tmp_path / "a"), "--json"])
+    assert (verified.exit_code, json.loads(verified.stdout)["damages"]) == (0, [])
+
+
+def _answer(port: int, node: subprocess.Popen[bytes]) -> dict[str, Any]:
+    """The node's status once it leads."""
+    from ringrift_cluster.client import Client, ClientError
+
+    with Client(f"127.0.0.1:{port}", contact_s=60.0, retry_s=60.0) as client:
+        for _ in range(600):
+            assert node.poll() is None, "the node ended by itself"
+            try:
+                status = client.raft_state()
+            except ClientError:
+                continue
+            if status.role == "leader" and status.ready:
+                return {"node_id": status.node_id, "role": status.role}
+    raise AssertionError("the node did not come to lead")
