@@ -24,7 +24,7 @@ from typing import Any
 import httpx
 import msgspec
 
-from executors import host
+from executors import host, processes
 from executors.attempts import Attempt
 from executors.bench import Bench
 from executors.blobs import Blobs
@@ -109,7 +109,7 @@ class Agent:
             cluster=cluster,
             clock=self._clock,
             ledger=ledger,
-            blobs=blobs or Blobs(data_dir / "artifacts", disk),
+            blobs=blobs or Blobs(data_dir / "artifacts"),
             http=http or httpx.AsyncClient(timeout=httpx.Timeout(30.0, connect=5.0)),
             disk=disk,
             starts=ThreadPoolExecutor(2, "agent-starts"),
@@ -120,6 +120,7 @@ class Agent:
             wake=lambda: self._wake.set(),
             fetches=asyncio.Semaphore(4),
         )
+        self.bench.blobs.pool = self.bench.blobs.pool or disk
         self.heartbeat = Heartbeat(self.bench, self.options, peer, address, role, self._renewable)
         self.attempts: dict[tuple[str, int], Attempt] = {}
         self._tasks: dict[tuple[str, int], asyncio.Task[None]] = {}
@@ -215,7 +216,10 @@ class Agent:
             try:
                 attempt = await bench.on_disk(partial(Attempt.adopt, bench, entry))
             except msgspec.MsgspecError as error:
+                # Written by another release. Its program must not run on beside the next attempt.
                 log.error("not_adopted job=%s error=%s", entry.job, error)
+                folder = Path(entry.folder)
+                await bench.on_disk(partial(processes.put_down, entry.process, folder, bench.boot_id))
                 attempt = None
             if attempt is None:
                 ledger.forget(entry.job, entry.fence)

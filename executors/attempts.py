@@ -272,14 +272,9 @@ class Attempt:
 
     async def _inputs(self) -> dict[str, Path]:
         """Input names to verified local files. Raises HoldersGone, OSError."""
-        found: dict[str, Path] = {}
-        missing: list[ResolvedInput] = []
-        for item in self.assignment.inputs:
-            path = self.bench.blobs.path(item.digest)
-            if path is None:
-                missing.append(item)
-            else:
-                found[item.name] = path
+        inputs = self.assignment.inputs
+        found = await self.bench.on_disk(self._at_hand) if inputs else {}
+        missing = [item for item in inputs if item.name not in found]
         if missing:
             # Nothing waits for this answer: a fence that is over calls the attempt off by itself.
             command = ReportJob(*self.key, Actual.STARTING, self.bench.clock.wall_ms())
@@ -290,6 +285,10 @@ class Attempt:
             finally:
                 self._preparing = None
         return found
+
+    def _at_hand(self) -> dict[str, Path]:
+        paths = {item.name: self.bench.blobs.path(item.digest) for item in self.assignment.inputs}
+        return {name: path for name, path in paths.items() if path is not None}
 
     async def _fetch(self, item: ResolvedInput) -> tuple[str, Path]:
         """Fetch one input; between rounds ask the cluster who holds it by now."""

@@ -94,7 +94,8 @@ class Blobs:
         self.root = root
         self._partial = root / "partial"
         self._partial.mkdir(parents=True, exist_ok=True)
-        self._pool = pool
+        #: threads for hashing and writing while a fetch goes on; None is the loop's own
+        self.pool = pool
         self._pins: Counter[str] = Counter()
         self._fetching: dict[str, asyncio.Lock] = {}
         self._waiting: Counter[str] = Counter()
@@ -263,7 +264,7 @@ class Blobs:
         self.settle(unfinished, digest)
 
     async def _run(self, call: Callable[[], T]) -> T:
-        return await asyncio.get_running_loop().run_in_executor(self._pool, call)
+        return await asyncio.get_running_loop().run_in_executor(self.pool, call)
 
 
 def _digest_of(path: Path) -> str:

@@ -18,6 +18,7 @@ from executors import host, processes, shim
 from executors.agent import Agent
 from executors.heartbeat import AgentRefused
 from executors.host import DiskFloor
+from executors.ledger import Ledger
 from executors.options import Options
 from statemachine import settings
 from statemachine.commands import (
@@ -382,6 +383,27 @@ def test_a_keeper_whose_handle_was_not_saved_in_time_is_found_again(tmp_path: Pa
             await one.again()
             await eventually(lambda: one.agent.status().running == 1)
             assert sorted(strays_of(tmp_path)) == sorted(pids)
+
+    run(go)
+
+
+def test_an_attempt_of_an_unknown_release_is_ended_and_not_adopted(tmp_path: Path) -> None:
+    async def go() -> None:
+        async with node(tmp_path) as one:
+            one.cluster.setting("template/t", program(STUBBORN))
+            one.cluster.add("w", "t")
+            job = one.cluster.place("w", "n1")
+            await one.says(job.job, "up")
+            await eventually(lambda: one.cluster.state.jobs[job.job].actual is Actual.RUNNING)
+            await one.crash()
+            ledger = Ledger(tmp_path / "ledger.sqlite")
+            (entry,) = ledger.entries()
+            ledger.intend(job.job, job.fence, b"words of another time", entry.folder, host.boot_id(), 1.0)
+            ledger.handle(job.job, job.fence, entry.process)
+            ledger.close()
+            await one.again()
+            await eventually(lambda: one.cluster.state.jobs[job.job].actual is Actual.FAILED)
+            assert not strays_of(tmp_path)
 
     run(go)
 
