@@ -35,6 +35,7 @@ class Elections:
     ) -> None:
         self._node_id = node_id
         self._others = others
+        self.quorum = (len(others) + 1) // 2 + 1
         self._inside = inside
         self._journal = journal
         self._timing = timing
@@ -55,10 +56,6 @@ class Elections:
     def leader_id(self) -> str | None:
         """Who leads, unless it was silent for a whole election timeout."""
         return None if self._missed and self._inside.role != LEADER else self._inside.leader_id
-
-    @property
-    def quorum(self) -> int:
-        return (len(self._others) + 1) // 2 + 1
 
     @property
     def heard_at(self) -> float:

@@ -27,6 +27,8 @@ class Membership:
         """Raises MembersContradict when the journal was made for another node or voter list."""
         self.node_id = node_id
         self.voters = tuple(sorted(voters))
+        self.others = tuple(v for v in self.voters if v != node_id)
+        self.quorum = len(self.voters) // 2 + 1
         self._journal = journal
         #: others that accepted us on a connection of this process, and the cluster id they named
         self._accepted_by: dict[str, str] = {}
@@ -51,14 +53,6 @@ class Membership:
             journal.set_fact("log_id", log_id)
         self._known: dict[str, str] = json.loads(journal.fact("known_logs") or "{}")
         self._consider_admission()
-
-    @property
-    def others(self) -> tuple[str, ...]:
-        return tuple(v for v in self.voters if v != self.node_id)
-
-    @property
-    def quorum(self) -> int:
-        return len(self.voters) // 2 + 1
 
     @property
     def cluster_id(self) -> str:

@@ -8,9 +8,6 @@ from dataclasses import dataclass, field
 from ringrift_cluster.raft.messages import Message, Raft, decode, encode
 from tests.simulation.world import World
 
-#: a connection on which nothing arrives for this long is given up, as the transport does
-SILENCE_S = 5.0
-
 
 @dataclass(slots=True, eq=False)
 class Connection:

@@ -51,6 +51,11 @@ class Voter:
     def alive(self) -> bool:
         return self.node is not None
 
+    @property
+    def writing(self) -> bool:
+        """Whether a batch is on its way to the disk."""
+        return self._busy
+
     def start(self) -> None:
         self.life += 1
         self.paused = False
