@@ -10,7 +10,7 @@ from torch import Tensor
 
 from executors.workloads.game import Game, S, State
 from executors.workloads.net import Net
-from executors.workloads.search import GumbelSearch, evaluator
+from executors.workloads.search import GumbelSearch, evaluator, foreseeing
 
 NAMES = ("random", "heuristic", "policy-only", "gumbel-mcts")
 BASELINES = NAMES[:2]
@@ -102,7 +102,10 @@ class PolicyOnly(Generic[S]):
 
 
 class GumbelMcts(Generic[S]):
-    """Gumbel search; with a generator it explores, without one it plays what it believes in."""
+    """Gumbel search; with a generator it explores, without one it plays what it believes in.
+
+    With ``foresight`` every position the search reaches is also tried for a win at once.
+    """
 
     def __init__(
         self,
@@ -112,11 +115,17 @@ class GumbelMcts(Generic[S]):
         simulations: int,
         considered: int,
         score_scale: float,
+        foresight: bool,
     ) -> None:
         self.game = game
         self.generator = generator
+        evaluate = evaluator(game, net)
         self.search = GumbelSearch(
-            game, evaluator(game, net), simulations, considered=considered, score_scale=score_scale
+            game,
+            foreseeing(game, evaluate) if foresight else evaluate,
+            simulations,
+            considered=considered,
+            score_scale=score_scale,
         )
 
     def decide(self, state: S) -> Decision:

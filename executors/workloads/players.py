@@ -27,6 +27,7 @@ def add_engine_arguments(parser: argparse.ArgumentParser, *, simulations: int, t
     """The arguments that ``engine`` reads."""
     parser.add_argument("--simulations", type=whole(1, 4096), default=simulations)
     parser.add_argument("--temperature", type=real(0.01, 100), default=temperature, help="of policy-only")
+    parser.add_argument("--foresight", choices=("on", "off"), default="on", help="try leaves for wins")
     parser.add_argument("--considered", type=whole(1, 1024), default=16, help="root actions in the halving")
     parser.add_argument("--score-scale", type=real(0.001, 100), default=1.0, help="trust in searched scores")
 
@@ -53,7 +54,15 @@ def engine(
     if name == "policy-only":
         return PolicyOnly(game, network, generator, chosen.temperature)
     drawing = generator if explore else None
-    return GumbelMcts(game, network, drawing, chosen.simulations, chosen.considered, chosen.score_scale)
+    return GumbelMcts(
+        game,
+        network,
+        drawing,
+        simulations=chosen.simulations,
+        considered=chosen.considered,
+        score_scale=chosen.score_scale,
+        foresight=chosen.foresight == "on",
+    )
 
 
 def network(path: Path, game: AnyGame, device: torch.device) -> net.Net:
