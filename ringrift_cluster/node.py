@@ -17,7 +17,6 @@ import contextlib
 import fcntl
 import logging
 import os
-import resource
 import signal
 import socket
 import sys
@@ -29,12 +28,14 @@ from typing import BinaryIO
 import httpx
 import uvicorn
 
-from executors.agent import Agent, AgentRefused
+from executors.agent import Agent
 from executors.blobs import Blobs
+from executors.heartbeat import AgentRefused
+from executors.logs import Logs
 from executors.options import Options
 from ringrift_cluster import __version__, observability
 from ringrift_cluster.api.app import create_app
-from ringrift_cluster.api.services import AgentStatus, LoopStatus, Services, ShutdownOrder
+from ringrift_cluster.api.services import LoopStatus, Services, ShutdownOrder
 from ringrift_cluster.controllers.runner import Controllers
 from ringrift_cluster.feed.follower import FeedReplica, FollowerConfig
 from ringrift_cluster.feed.router import FeedRouter
@@ -46,6 +47,7 @@ from ringrift_cluster.raft.errors import RaftError
 from ringrift_cluster.replica import ReplicaError
 from ringrift_cluster.settings import NodeConfig
 from ringrift_cluster.supervise import TaskReport, supervise
+from ringrift_cluster.vitals import Executor, counters
 
 log = logging.getLogger("ringrift.node")
 
@@ -129,6 +131,8 @@ class _Node:
         self._reports: dict[str, TaskReport] = {}
         self._turned_s = time.monotonic()
         self._stall_max_s = 0.0
+        self._turns_seen = -1
+        self._turns_seen_s = self._turned_s
 
     async def run(self) -> int:
         config = self.config
@@ -206,36 +210,41 @@ class _Node:
         heartbeats = HeartbeatCollector(replica) if isinstance(replica, RaftReplica) else None
         record = heartbeats.record if heartbeats else replica.record  # type: ignore[union-attr]
         blobs = Blobs(config.data_dir / "artifacts")
-        agent = Agent(
-            ReplicaPort(replica, record),
-            peer=config.node_id,
-            address=config.url,
-            role="voter" if config.is_voter else "follower",
-            data_dir=config.data_dir,
-            blobs=blobs,
-            http=http,
-            options=Options(
-                cpu_slots=config.cpu_slots,
-                labels=config.labels,
-                release=__version__,
-                progress_every_s=config.progress_every_s,
-            ),
-        )
+
+        def hired(cluster_id: str) -> Agent:
+            return Agent(
+                ReplicaPort(replica, record),
+                peer=config.node_id,
+                address=config.url,
+                role="voter" if config.is_voter else "follower",
+                data_dir=config.data_dir,
+                cluster_id=cluster_id,
+                blobs=blobs,
+                http=http,
+                options=Options(
+                    cpu_slots=config.cpu_slots,
+                    labels=config.labels,
+                    release=__version__,
+                    progress_every_s=config.progress_every_s,
+                ),
+            )
+
+        executor = Executor(replica, hired)
         controllers = Controllers(replica, http=http) if isinstance(replica, RaftReplica) else None
         feed = FeedRouter(replica)
         services = Services(
             replica=replica,
             heartbeats=heartbeats or replica,  # type: ignore[arg-type]
             blobs=blobs,
-            logs=agent.logs,
-            agent=lambda: _agent_status(agent),
+            logs=Logs(config.data_dir),
+            agent=executor.status,
             shutdown=self._leave,
             voters={m.id: m.url for m in config.voters},
             http=http,
             feed=feed,
-            pulse=self._pulse,
+            pulse=lambda: self._pulse(replica),
             loops=self._loops(controllers),
-            counters=lambda: _counters(replica, agent, controllers, self._stall_max_s),
+            counters=lambda: counters(replica, executor, controllers, self._stall_max_s),
             closing=self._leaving.is_set,
             token=token,
             version=__version__,
@@ -264,7 +273,7 @@ class _Node:
         )
         async with asyncio.TaskGroup() as group:
             tasks = [
-                group.create_task(self._beat_pulse(), name="pulse"),
+                group.create_task(self._beat_pulse(replica), name="pulse"),
                 group.create_task(self._watch_parent(), name="parent"),
             ]
             if heartbeats is not None:
@@ -272,10 +281,10 @@ class _Node:
             if controllers is not None:
                 tasks.append(group.create_task(controllers.run(), name="controllers"))
             serving = group.create_task(server.serve(sockets=[self._listener]), name="http")
-            obeying = group.create_task(self._obey(agent), name="agent")
+            obeying = group.create_task(self._obey(executor), name="agent")
             await self._leaving.wait()
             log.info("event=node_leaving reason=%s stop_jobs=%s", self._order.reason, self._order.stop_jobs)
-            await self._depart(replica, agent)
+            await self._depart(replica, executor)
             for task in tasks:
                 task.cancel()
             await obeying
@@ -283,7 +292,7 @@ class _Node:
             feed.close()
             await serving
 
-    async def _depart(self, replica: RaftReplica | FeedReplica, agent: Agent) -> None:
+    async def _depart(self, replica: RaftReplica | FeedReplica, executor: Executor) -> None:
         """Hand leadership over, then let the agent go. Each has its time; leaving never hangs."""
         if replica.status().role == "leader" and len(self.config.voters) > 1 and not self._exit:
             try:
@@ -292,12 +301,12 @@ class _Node:
                 log.info("event=leadership_handed_over to=%s", new)
             except (ReplicaError, TimeoutError) as error:
                 log.warning('event=leadership_not_handed_over reason="%s"', str(error) or type(error).__name__)
-        await agent.stop(stop_jobs=self._order.stop_jobs)
+        await executor.stop(stop_jobs=self._order.stop_jobs)
 
-    async def _obey(self, agent: Agent) -> None:
+    async def _obey(self, executor: Executor) -> None:
         """The executor; one that is refused takes its node down, since two nodes of one name must not run."""
         try:
-            await agent.run()
+            await executor.run()
         except AgentRefused as error:
             log.critical('event=node_refused detail="%s"', error)
             sys.stderr.write(f"ringrift-node: {error}\n")
@@ -319,10 +328,13 @@ class _Node:
         report = self._reports[name] = TaskReport(name)
         await supervise(report, run, clock=time.monotonic, wall_s=time.time)  # type: ignore[arg-type]
 
-    async def _beat_pulse(self) -> None:
-        """Turn with the event loop, and notice when it did not."""
+    async def _beat_pulse(self, replica: RaftReplica | FeedReplica) -> None:
+        """Turn with the event loop, and notice when it, or the consensus thread, did not."""
         while True:
             self._turned_s = time.monotonic()
+            turns = replica.counters.turns if isinstance(replica, RaftReplica) else 0
+            if turns != self._turns_seen:
+                self._turns_seen, self._turns_seen_s = turns, self._turned_s
             await asyncio.sleep(PULSE_S)
             self._stall_max_s = max(self._stall_max_s, time.monotonic() - self._turned_s - PULSE_S)
 
@@ -334,8 +346,11 @@ class _Node:
                 self._leave(ShutdownOrder("parent_gone", stop_jobs=True))
                 return
 
-    def _pulse(self) -> Mapping[str, float]:
-        return {"http": max(time.monotonic() - self._turned_s - PULSE_S, 0.0)}
+    def _pulse(self, replica: RaftReplica | FeedReplica) -> Mapping[str, float]:
+        ages = {"http": max(time.monotonic() - self._turned_s - PULSE_S, 0.0)}
+        if isinstance(replica, RaftReplica):
+            ages["consensus"] = max(time.monotonic() - self._turns_seen_s - 2 * PULSE_S, 0.0)
+        return ages
 
     def _loops(self, controllers: Controllers | None) -> Callable[[], Mapping[str, LoopStatus]]:
         def loops() -> Mapping[str, LoopStatus]:
@@ -346,53 +361,3 @@ class _Node:
             }
 
         return loops
-
-
-def _agent_status(agent: Agent) -> AgentStatus:
-    now = agent.status()
-    return AgentStatus(
-        healthy=now.joined,
-        jobs_active=now.preparing + now.running + now.stopping,
-        acted_index=now.index,
-        not_ready=now.not_ready,
-    )
-
-
-def _counters(
-    replica: RaftReplica | FeedReplica, agent: Agent, controllers: Controllers | None, stall_max_s: float
-) -> Mapping[str, float]:
-    """Numbers for /metrics beside those of the state; names end in _total when they only grow."""
-    own = agent.status()
-    usage = resource.getrusage(resource.RUSAGE_SELF)
-    numbers: dict[str, float] = {
-        "agent_started_total": own.started,
-        "agent_completed_total": own.completed,
-        "agent_failed_total": own.failed,
-        "http_loop_stall_max_seconds": stall_max_s,
-        "process_cpu_seconds_total": usage.ru_utime + usage.ru_stime,
-    }
-    if controllers is not None:
-        numbers["controller_commands_total"] = controllers.commands
-        numbers["controller_refusals_total"] = sum(controllers.refusals.values())
-    if isinstance(replica, RaftReplica):
-        seen = replica.counters
-        numbers |= {
-            "raft_frames_in_total": seen.frames_in,
-            "raft_frames_out_total": seen.frames_out,
-            "raft_bytes_in_total": seen.bytes_in,
-            "raft_bytes_out_total": seen.bytes_out,
-            "raft_refusals_total": sum(seen.refusals.values()),
-            "raft_fsyncs_total": seen.fsyncs,
-            "raft_fsync_seconds_total": seen.fsync_s,
-            "raft_fsync_max_seconds": seen.fsync_max_s,
-            "raft_entries_applied_total": seen.entries_applied,
-            "raft_commands_applied_total": seen.commands_applied,
-            "raft_elections_total": seen.elections,
-            "raft_snapshots_written_total": seen.snapshots_written,
-            "raft_snapshots_installed_total": seen.snapshots_installed,
-            "raft_turn_max_seconds": seen.turn_max_s,
-            "raft_stall_max_seconds": seen.stall_max_s,
-        }
-    else:
-        numbers["feed_snapshots_taken_total"] = replica.snapshots_taken
-    return numbers

@@ -1,0 +1,92 @@
+"""The executor inside its node, and the numbers a node shows of itself."""
+
+from __future__ import annotations
+
+import asyncio
+import resource
+from collections.abc import Callable, Mapping
+
+from executors.agent import Agent
+from ringrift_cluster.api.services import AgentStatus
+from ringrift_cluster.controllers.runner import Controllers
+from ringrift_cluster.feed.follower import FeedReplica
+from ringrift_cluster.raft.engine import RaftReplica
+from ringrift_cluster.replica import Replica
+
+#: how often a node that does not know its cluster looks again
+LOOK_S = 0.05
+
+
+class Executor:
+    """The agent, hired once the node knows which cluster it is in: indexes of another cluster mean nothing here."""
+
+    def __init__(self, replica: Replica, hire: Callable[[str], Agent]) -> None:
+        self._replica = replica
+        self._hire = hire
+        self._dismissed = False
+        self.agent: Agent | None = None
+
+    async def run(self) -> None:
+        """Until `stop`. Raises AgentRefused."""
+        while not (cluster_id := self._replica.status().cluster_id):
+            if self._dismissed:
+                return
+            await asyncio.sleep(LOOK_S)
+        self.agent = self._hire(cluster_id)
+        await self.agent.run()
+
+    async def stop(self, *, stop_jobs: bool) -> None:
+        self._dismissed = True
+        if self.agent is not None:
+            await self.agent.stop(stop_jobs=stop_jobs)
+
+    def status(self) -> AgentStatus:
+        if self.agent is None:
+            return AgentStatus(healthy=False, not_ready="the node does not know its cluster yet")
+        now = self.agent.status()
+        return AgentStatus(
+            healthy=now.joined,
+            jobs_active=now.preparing + now.running + now.stopping,
+            acted_index=now.index,
+            not_ready=now.not_ready,
+        )
+
+
+def counters(
+    replica: RaftReplica | FeedReplica, executor: Executor, controllers: Controllers | None, stall_max_s: float
+) -> Mapping[str, float]:
+    """Numbers for /metrics beside those of the state; names end in _total when they only grow."""
+    own = executor.agent.status() if executor.agent else None
+    usage = resource.getrusage(resource.RUSAGE_SELF)
+    numbers: dict[str, float] = {
+        "agent_started_total": own.started if own else 0,
+        "agent_completed_total": own.completed if own else 0,
+        "agent_failed_total": own.failed if own else 0,
+        "http_loop_stall_max_seconds": stall_max_s,
+        "process_cpu_seconds_total": usage.ru_utime + usage.ru_stime,
+    }
+    if controllers is not None:
+        numbers["controller_commands_total"] = controllers.commands
+        numbers["controller_refusals_total"] = sum(controllers.refusals.values())
+    if isinstance(replica, RaftReplica):
+        seen = replica.counters
+        numbers |= {
+            "raft_frames_in_total": seen.frames_in,
+            "raft_frames_out_total": seen.frames_out,
+            "raft_bytes_in_total": seen.bytes_in,
+            "raft_bytes_out_total": seen.bytes_out,
+            "raft_refusals_total": sum(seen.refusals.values()),
+            "raft_fsyncs_total": seen.fsyncs,
+            "raft_fsync_seconds_total": seen.fsync_s,
+            "raft_fsync_max_seconds": seen.fsync_max_s,
+            "raft_entries_applied_total": seen.entries_applied,
+            "raft_commands_applied_total": seen.commands_applied,
+            "raft_elections_total": seen.elections,
+            "raft_snapshots_written_total": seen.snapshots_written,
+            "raft_snapshots_installed_total": seen.snapshots_installed,
+            "raft_turn_max_seconds": seen.turn_max_s,
+            "raft_stall_max_seconds": seen.stall_max_s,
+        }
+    else:
+        numbers["feed_snapshots_taken_total"] = replica.snapshots_taken
+    return numbers
