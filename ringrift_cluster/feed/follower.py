@@ -14,7 +14,8 @@ from typing import Any, Self, TypeVar
 import httpx
 
 from ringrift_cluster import replica as rp
-from ringrift_cluster.feed.stored import StoredSnapshot, load, store
+from ringrift_cluster.feed.changes import Changes
+from ringrift_cluster.feed.stored import OwnSnapshot, StoredSnapshot
 from ringrift_cluster.feed.voters import Polled, PositionRefused, Unreachable, Voters
 from ringrift_cluster.feed.wire import FELL_OUT, MAX_BATCH_BYTES, OTHER_CLUSTER, Frame
 from ringrift_cluster.raft.window import Applied, Window
@@ -22,7 +23,7 @@ from ringrift_cluster.replica import Consistency, Proposed, Read, ReplicaStatus
 from statemachine.commands import Beat
 from statemachine.errors import Halt
 from statemachine.machine import SUPPORTED_FEATURE_LEVEL, Machine
-from statemachine.snapshot import SnapshotDamaged, freeze, header
+from statemachine.snapshot import SnapshotDamaged
 from statemachine.state import State
 
 log = logging.getLogger(__name__)
@@ -83,8 +84,8 @@ class FeedReplica:
         self.window = Window(config.window_entries, config.window_bytes)
         self._loop: asyncio.AbstractEventLoop | None = None
         self._task: asyncio.Task[None] | None = None
-        self._saving: asyncio.Task[None] | None = None
-        self._changed = asyncio.Event()
+        self._own = OwnSnapshot(config.data_dir, config.snapshot_every_entries)
+        self._changes = Changes()
         self._machine: Machine | None = None
         self._cluster = ""
         #: everything up to this raft index is applied (no-ops leave gaps between entries)
@@ -96,7 +97,6 @@ class FeedReplica:
         self._polled: Polled | None = None
         #: when the voter read what we have, as far back as its own contact with the leader
         self._fresh_at: float | None = None
-        self._stored: StoredSnapshot | None = None
         self._mismatches = 0
         self._halted: str | None = None
         self._frozen: str | None = None
@@ -124,21 +124,11 @@ class FeedReplica:
 
     # Following
 
-    @property
-    def _file(self) -> Path:
-        return self.config.data_dir / "feed" / "follower.snap"
-
     async def _resume(self) -> None:
-        """Start from the own snapshot; a damaged one is put away and never stops the node."""
-        try:
-            found = await asyncio.to_thread(load, self._file)
-        except SnapshotDamaged as error:
-            log.warning("event=own_snapshot_damaged file=%s reason=%r", self._file, str(error))
-            self._file.unlink(missing_ok=True)
-            return
+        """Start from the own snapshot, where there is a good one."""
+        found = await self._own.load()
         if found is not None:
             stored, machine = found
-            self._stored = stored
             self._take(machine, stored.cluster_id)
             log.info("event=resumed index=%d cluster=%s", stored.index, stored.cluster_id)
 
@@ -162,7 +152,7 @@ class FeedReplica:
             except (Unreachable, SnapshotDamaged) as error:
                 await self._back_off(str(error))
             except OSError as error:
-                await self._back_off(f"{self._file.parent} cannot be written: {error}")
+                await self._back_off(f"{self._own.path.parent} cannot be written: {error}")
         self._publish()
 
     async def _back_off(self, reason: str) -> None:
@@ -175,15 +165,9 @@ class FeedReplica:
         await asyncio.sleep(self._rng.uniform(0.5, 1.0) * ceiling)
 
     async def _bootstrap(self) -> None:
-        draft = self._file.with_suffix(".part")
-        draft.parent.mkdir(parents=True, exist_ok=True)
-        await self.voters.download(draft)
-        found = await asyncio.to_thread(load, draft)
-        if found is None:
-            raise SnapshotDamaged("the snapshot disappeared after it was fetched")
-        stored, machine = found
-        draft.replace(self._file)
-        self._stored = StoredSnapshot(self._file, stored.index, stored.cluster_id)
+        self._own.draft.parent.mkdir(parents=True, exist_ok=True)
+        await self.voters.download(self._own.draft)
+        stored, machine = await self._own.adopt_draft()
         self._unproven = True
         self.snapshots_taken += 1
         if self._cluster not in ("", stored.cluster_id):
@@ -204,9 +188,8 @@ class FeedReplica:
         """Forget the state: what follows starts from another snapshot."""
         self._machine = None
         self._wants_snapshot = True
-        self._stored = None
+        self._own.drop()
         self._fresh_at = None
-        self._file.unlink(missing_ok=True)
         self.window.restart(0)
         self._publish()
 
@@ -227,13 +210,15 @@ class FeedReplica:
             fresh_at = polled.read_at_s - standing.contact_age_ms / 1000
             self._fresh_at = max(fresh_at, self._fresh_at or fresh_at)
         self._publish()
-        self._save_when_due(machine)
+        self._own.save_when_due(machine, self._cluster, standing.voters)
         if standing.contact_age_ms > config.leave_after_s * 1000:
             raise Unreachable(f"voter {self.voters.current} has not heard a leader for {standing.contact_age_ms} ms")
 
     async def _apply(self, machine: Machine, frames: Sequence[Frame]) -> bool:
         """Apply in order, checking the chain after each; False when that ended here."""
         for count, frame in enumerate(frames, 1):
+            if frame.index <= machine.index:
+                raise Unreachable(f"voter {self.voters.current} sent entry {frame.index} after {machine.index}")
             try:
                 machine.apply(frame.index, frame.term, frame.entry)
             except Halt as halt:
@@ -285,39 +270,19 @@ class FeedReplica:
 
     # The own snapshot
 
-    def _save_when_due(self, machine: Machine) -> None:
-        since = machine.index - (self._stored.index if self._stored else 0)
-        if since >= self.config.snapshot_every_entries and (self._saving is None or self._saving.done()):
-            self._saving = asyncio.create_task(self._save(machine), name="feed-snapshot")
-
-    async def _save(self, machine: Machine) -> None:
-        frozen = freeze(machine)
-        head = header(frozen, self._cluster, self.status().voters)
-        try:
-            stored = await asyncio.to_thread(store, self._file, frozen, head)
-        except OSError as error:
-            self.last_error = f"the snapshot {self._file} cannot be written: {error}"
-            log.warning("event=own_snapshot_failed file=%s reason=%r", self._file, str(error))
-            return
-        if self._machine is machine:
-            self._stored = stored
-        else:
-            self._file.unlink(missing_ok=True)
-
     async def snapshot_file(self) -> StoredSnapshot:
         """The own snapshot, written anew when the window no longer follows on it. Raises Stale, Halted."""
         return await self._here(self._snapshot_file)
 
     async def _snapshot_file(self) -> StoredSnapshot:
         machine = self._present()
-        if self._saving is not None:
-            await asyncio.shield(self._saving)
-        if self._stored is None or self.window.since(self._stored.index, 1) is None or not self._file.exists():
-            self._saving = asyncio.create_task(self._save(machine), name="feed-snapshot")
-            await asyncio.shield(self._saving)
-        if self._stored is None:
-            raise rp.Stale(self.last_error or f"{self.config.node_id} is taking a new snapshot itself")
-        return self._stored
+        latest = self._own.latest
+        if latest is None or self.window.since(latest.index, 1) is None:
+            await self._own.save(machine, self._cluster, self.status().voters)
+            latest = self._own.latest
+        if latest is None:
+            raise rp.Stale(self._own.error or f"{self.config.node_id} is taking a new snapshot itself")
+        return latest
 
     # The replica protocol
 
@@ -441,33 +406,26 @@ class FeedReplica:
         if self._task is not None:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
-        if self._saving is not None:
-            await self._saving
-        machine = self._machine
-        if machine is not None and (self._stored is None or machine.index > self._stored.index):
-            await self._save(machine)
+        if self._machine is not None:
+            await self._own.save(self._machine, self._cluster, self.status().voters)
         self._halted = self._halted or f"{self.config.node_id} was stopped"
         self._publish()
 
     # Waiting
 
     def _publish(self) -> None:
-        changed, self._changed = self._changed, asyncio.Event()
-        changed.set()
+        self._changes.happened()
         self.window.wake()
 
     async def _until(self, holds: Callable[[], bool], seconds: float) -> bool:
         """Wait until a condition on this replica holds; False when the time is over. Raises Halted."""
-        try:
-            async with asyncio.timeout(max(0.0, seconds)):
-                while True:
-                    if self._halted is not None:
-                        raise rp.Halted(self._halted)
-                    if holds():
-                        return True
-                    await self._changed.wait()
-        except TimeoutError:
+
+        def look() -> bool:
+            if self._halted is not None:
+                raise rp.Halted(self._halted)
             return holds()
+
+        return await self._changes.until(look, seconds)
 
     async def _here(self, work: Callable[[], Coroutine[Any, Any, T]]) -> T:
         """Run on the loop that owns the state, from whichever loop the caller is on."""

@@ -12,8 +12,9 @@ from typing import Any
 import httpx
 import pytest
 
-from ringrift_cluster.feed import FeedReplica, FollowerConfig
+from ringrift_cluster.feed import FeedReplica, FeedRouter, FollowerConfig
 from ringrift_cluster.feed import follower as follower_module
+from ringrift_cluster.raft.window import Applied
 from ringrift_cluster.replica import (
     Consistency,
     Halted,
@@ -24,6 +25,7 @@ from ringrift_cluster.replica import (
 )
 from statemachine.commands import AddWork, Beat, RaiseFeatureLevel, encode_command
 from statemachine.errors import Done
+from statemachine.snapshot import read_header
 from tests.support.feeding import Cluster
 
 DEADLINE_S = 5.0
@@ -477,8 +479,6 @@ def test_an_entry_that_cannot_be_read_at_its_own_level_halts_the_follower(tmp_pa
 
 
 def _feed_unreadable(cluster: Cluster) -> None:
-    from ringrift_cluster.raft.window import Applied
-
     for voter in cluster.voters.values():
         voter.window.append(Applied(voter.machine.index + 1, 1, b"\xc1", bytes(32)))
         voter.window.wake()
@@ -486,8 +486,6 @@ def _feed_unreadable(cluster: Cluster) -> None:
 
 def test_a_follower_feeds_another_follower(tmp_path: Path) -> None:
     async def scenario() -> None:
-        from ringrift_cluster.feed import FeedRouter
-
         cluster = Cluster(tmp_path)
         cluster.leader.commit([item("w1")])
         async with following(cluster, tmp_path / "f1") as first, cluster.http() as http:
@@ -515,8 +513,30 @@ def test_an_own_snapshot_is_written_every_so_many_entries(tmp_path: Path) -> Non
             for n in range(25):
                 cluster.leader.commit([item(f"w{n}")])
             await caught_up(replica, cluster)
-            file = await replica.snapshot_file()
-            await eventually(lambda: file.index >= 10)
+            await eventually(lambda: _index_in(tmp_path / "f" / "feed" / "follower.snap") >= 10)
+
+    run(scenario())
+
+
+def _index_in(file: Path) -> int:
+    with file.open("rb") as source:
+        return read_header(source).index
+
+
+def test_entries_out_of_order_are_a_reason_to_leave_a_voter_and_no_reason_to_halt(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        cluster = Cluster(tmp_path)
+        for n in range(3):
+            cluster.leader.commit([item(f"w{n}")])
+        async with following(cluster, tmp_path / "f") as replica:
+            await caught_up(replica, cluster)
+            bad = cluster.voters[replica.voters.current]
+            old = Applied(bad.machine.index, 1, b"", bytes(32))
+            bad.feed_since = lambda index, limit=1000: [old]  # type: ignore[method-assign]
+            bad.window.wake()
+            await eventually(lambda: replica.voters.current != bad.says.node_id)
+            cluster.leader.commit([item("w9")])
+            await caught_up(replica, cluster)
 
     run(scenario())
 
