@@ -18,15 +18,15 @@ import random
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Protocol
 
 from pysyncobj.node import Node
 
+from ringrift_cluster.raft.compaction import Compaction, Job
 from ringrift_cluster.raft.conf import VoterConfig, sync_obj_conf
 from ringrift_cluster.raft.consensus import Consensus
 from ringrift_cluster.raft.counters import Counters
-from ringrift_cluster.raft.errors import DiskLost, Diverged, JournalDamaged
+from ringrift_cluster.raft.errors import DiskLost, Diverged
 from ringrift_cluster.raft.fetch import Fetch, verified
 from ringrift_cluster.raft.guard import Guard
 from ringrift_cluster.raft.handover import Handover
@@ -44,6 +44,7 @@ from ringrift_cluster.raft.messages import (
     Ping,
     Welcome,
 )
+from ringrift_cluster.raft.opening import open_machine
 from ringrift_cluster.raft.privates import CANDIDATE, LEADER
 from ringrift_cluster.raft.proposals import Outcome, Proposals
 from ringrift_cluster.raft.reads import Reads
@@ -51,7 +52,7 @@ from ringrift_cluster.raft.snapshots import SnapshotDir, SnapshotFile
 from ringrift_cluster.raft.window import Applied, Window
 from ringrift_cluster.replica import Halted, ReplicaStatus
 from statemachine.machine import Machine
-from statemachine.snapshot import Header, freeze, header
+from statemachine.snapshot import Header
 
 _UP, _DOWN = "up", "down"
 #: how often expired waiters are looked for
@@ -64,14 +65,6 @@ class Links(Protocol):
     def send(self, peer: str, message: Message) -> None:
         """Send if connected, else drop. Never blocks."""
         ...
-
-
-@dataclass(slots=True)
-class Job:
-    """Work for another thread. `run` first, anywhere; then `finish` on the consensus thread."""
-
-    run: Callable[[], None]
-    finish: Callable[[], None]
 
 
 class RaftNode:
@@ -99,7 +92,7 @@ class RaftNode:
         self._store = store
         self._snapshots = snapshots
         self.journal = Journal(store.load(), birth_id=f"{rng.getrandbits(96):024x}")
-        self.machine = self._open_machine()
+        self.machine = open_machine(config.node_id, self.journal, snapshots)
         base = self.machine.index
         self.membership = Membership(config.node_id, config.voters, self.journal, log_id=f"{rng.getrandbits(128):032x}")
         nodes = {name: Node(name) for name in self.membership.voters}
@@ -130,51 +123,13 @@ class RaftNode:
         self._inbox: deque[tuple[str, Message | str]] = deque()
         self.peers_up: set[str] = set()
         self._batch: Batch | None = None
-        self._jobs: deque[Job] = deque()
-        self._snapshot_running = False
-        self._snapshot_base = base
-        self._applied_bytes = 0
-        self._on_snapshot: list[Callable[[SnapshotFile], None]] = []
+        self._compaction = Compaction(
+            config.limits, self.journal, self.membership, snapshots, self.counters, clock, base
+        )
         self._expired_at = 0.0
-        self._pruned_at = 0.0
         self._applied_some = False
         self.halted: str | None = None
         self._status = self._make_status()
-
-    # Opening
-
-    def _open_machine(self) -> Machine:
-        """Machine and journal at one position; completes an install that a crash interrupted."""
-        opened = self._snapshots.open()
-        journal = self.journal
-        fresh = len(journal) == 0
-        if opened is None:
-            if not fresh and journal.first_index > 1:
-                raise JournalDamaged(
-                    f"the journal of {self.node_id} begins at entry {journal.first_index} and there is no "
-                    "snapshot before it; restore the snapshots directory or remove and re-add this voter"
-                )
-            return Machine()
-        head, machine = opened
-        if fresh and not journal.fact("node_id"):
-            raise JournalDamaged(
-                f"there is a snapshot at entry {head.index} but no journal beside it; restore the journal "
-                "or remove and re-add this voter"
-            )
-        known = journal.fact("cluster_id")
-        if known and head.cluster_id != known:
-            raise JournalDamaged(
-                f"the snapshot at entry {head.index} is of cluster {head.cluster_id}, the journal of {known}"
-            )
-        if fresh or (head.index >= journal.first_index and journal.term_at(head.index) != head.term):
-            journal.reset(head.index, head.term)
-            journal.set_fact("cluster_id", head.cluster_id)
-        elif head.index < journal.first_index:
-            raise JournalDamaged(
-                f"the journal of {self.node_id} begins at entry {journal.first_index}, after its newest "
-                f"snapshot at {head.index}; restore the snapshots directory or remove and re-add this voter"
-            )
-        return machine
 
     # In: these only queue
 
@@ -286,7 +241,7 @@ class RaftNode:
         self.proposals.send_answers()
         if not self.membership.cluster_id:
             self._find_cluster_id()
-        self._keep_house(now)
+        self._compaction.keep(self.machine, now, leading=self.inside.role == LEADER)
         self._status = self._make_status()
         if self._applied_some:
             self._applied_some = False
@@ -340,7 +295,7 @@ class RaftNode:
         results = self.machine.apply(index, term, data)
         self.counters.entries_applied += 1
         self.counters.commands_applied += len(results)
-        self._applied_bytes += len(data)
+        self._compaction.applied(len(data))
         self._applied_some = True
         self.window.append(Applied(index, term, data, self.machine.chain))
         self.proposals.applied(index, term, results)
@@ -355,78 +310,14 @@ class RaftNode:
 
     # Snapshots
 
-    def _keep_house(self, now: float) -> None:
-        since = self.machine.index - self._snapshot_base
-        limits = self.config.limits
-        # Voters take turns by their place in the list, and a leader waits longest.
-        place = self.membership.voters.index(self.node_id)
-        slack = 1.0 + 0.15 * place + (0.75 if self.inside.role == LEADER else 0.0)
-        large = since >= limits.snapshot_entries * slack or self._applied_bytes >= limits.snapshot_bytes * slack
-        # An empty machine has no position to name a file by; whoever asked waits for the first entry.
-        asked = bool(self._on_snapshot) and self.machine.index > 0
-        if ((large and since > 0) or asked) and not self._snapshot_running:
-            self.start_snapshot()
-        if now - self._pruned_at > 10.0:
-            self._pruned_at = now
-            self._snapshots.prune(now)
-
     def want_snapshot(self, max_behind: int, done: Callable[[SnapshotFile], None]) -> None:
         """Call `done` with a file at most `max_behind` entries old, making one when there is none."""
-        latest = self._snapshots.latest
-        if latest is not None and self.machine.index - latest.index <= max_behind:
-            self._snapshots.hold(latest, self._clock())
-            done(latest)
-            return
-        self._on_snapshot.append(done)
-
-    def start_snapshot(self) -> None:
-        """Freeze the tables now and queue a job that writes them."""
-        self._snapshot_running = True
-        self._snapshot_base = self.machine.index
-        self._applied_bytes = 0
-        frozen = freeze(self.machine)
-        head = header(frozen, self.membership.cluster_id, self.membership.voters)
-        started = self._clock()
-        written: list[SnapshotFile] = []
-
-        def run() -> None:
-            written.append(self._snapshots.write(frozen, head))
-
-        def finish() -> None:
-            self._snapshot_running = False
-            self.counters.snapshots_written += 1
-            self.counters.snapshot_s = self._clock() - started
-            latest = self._snapshots.latest
-            if latest is not None and latest.index >= head.index and latest.path.exists():
-                written[0].path.unlink(missing_ok=True)
-                file = latest
-            else:
-                file = self._snapshots.adopt(written[0])
-                self._snapshots.prune(self._clock())
-                self._compact(head.index)
-            self._snapshots.hold(file, self._clock())
-            waiting, self._on_snapshot = self._on_snapshot, []
-            for done in waiting:
-                done(file)
-
-        self._jobs.append(Job(run, finish))
-
-    def _compact(self, snapshot_index: int) -> None:
-        """Drop entries behind the snapshot, except a tail that saves voters that were away from it."""
-        limits = self.config.limits
-        keep_from = max(self.journal.first_index, snapshot_index - limits.tail_entries)
-        size = 0
-        for index in range(snapshot_index, keep_from, -1):
-            size += len(self.journal.entry(index)[0])
-            if size > limits.tail_bytes:
-                keep_from = index
-                break
-        if keep_from > self.journal.first_index:
-            self.journal.drop_before(keep_from)
+        self._compaction.want(self.machine, max_behind, done)
 
     def take_job(self) -> Job | None:
         """Work for another thread, if there is any."""
-        return self._jobs.popleft() if self._jobs else None
+        jobs = self._compaction.jobs
+        return jobs.popleft() if jobs else None
 
     def _want_snapshot(self, peer: str, offer: OfferSnapshot) -> None:
         self._fetch.want(peer, offer, self._clock())
@@ -454,7 +345,7 @@ class RaftNode:
                 return
             self._install(file, *loaded[0])
 
-        self._jobs.append(Job(run, finish))
+        self._compaction.jobs.append(Job(run, finish))
 
     def _install(self, file: SnapshotFile, head: Header, machine: Machine) -> None:
         """Take a verified snapshot in place of the log. What is newer here already stays."""
@@ -474,8 +365,7 @@ class RaftNode:
         self.inside.commit = file.index
         self.inside.applied = file.index
         self.machine = machine
-        self._snapshot_base = file.index
-        self._applied_bytes = 0
+        self._compaction.rebase(file.index)
         self.window.restart(file.index)
         self.proposals.skipped(file.index)
         self.counters.snapshots_installed += 1

@@ -18,11 +18,12 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 
+from ringrift_cluster.raft.compaction import Job
 from ringrift_cluster.raft.conf import VoterConfig
 from ringrift_cluster.raft.datadir import DataDir
 from ringrift_cluster.raft.errors import RaftError
 from ringrift_cluster.raft.messages import Hello, Message, Raft, Welcome
-from ringrift_cluster.raft.node import Job, RaftNode
+from ringrift_cluster.raft.node import RaftNode
 from ringrift_cluster.raft.snapshots import SnapshotDir
 from ringrift_cluster.raft.store import SqliteStore
 from ringrift_cluster.raft.transport import Security, Transport

@@ -1,0 +1,133 @@
+"""When a voter writes a snapshot, and what of the log it keeps behind it."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from ringrift_cluster.raft.conf import Limits
+from ringrift_cluster.raft.counters import Counters
+from ringrift_cluster.raft.journal import Journal
+from ringrift_cluster.raft.membership import Membership
+from ringrift_cluster.raft.snapshots import SnapshotDir, SnapshotFile
+from statemachine.machine import Machine
+from statemachine.snapshot import freeze, header
+
+PRUNE_S = 10.0
+
+
+@dataclass(slots=True)
+class Job:
+    """Work for another thread. `run` first, anywhere; then `finish` on the consensus thread."""
+
+    run: Callable[[], None]
+    finish: Callable[[], None]
+
+
+class Compaction:
+    """Freezes the tables here, lets another thread write them, then drops the entries behind."""
+
+    def __init__(
+        self,
+        limits: Limits,
+        journal: Journal,
+        membership: Membership,
+        snapshots: SnapshotDir,
+        counters: Counters,
+        clock: Callable[[], float],
+        base: int,
+    ) -> None:
+        """`base` is the machine's index at the start."""
+        self._limits = limits
+        self._journal = journal
+        self._membership = membership
+        self._snapshots = snapshots
+        self._counters = counters
+        self._clock = clock
+        self._base = base
+        self._applied_bytes = 0
+        self._running = False
+        self._asked: list[Callable[[SnapshotFile], None]] = []
+        self._pruned_at = 0.0
+        #: work for another thread
+        self.jobs: deque[Job] = deque()
+
+    def applied(self, size_bytes: int) -> None:
+        """Count an applied entry."""
+        self._applied_bytes += size_bytes
+
+    def rebase(self, index: int) -> None:
+        """The machine came from a snapshot at `index`."""
+        self._base = index
+        self._applied_bytes = 0
+
+    def want(self, machine: Machine, max_behind: int, done: Callable[[SnapshotFile], None]) -> None:
+        """Call `done` with a file at most `max_behind` entries old, making one when there is none."""
+        latest = self._snapshots.latest
+        if latest is not None and machine.index - latest.index <= max_behind:
+            self._snapshots.hold(latest, self._clock())
+            done(latest)
+        else:
+            self._asked.append(done)
+
+    def keep(self, machine: Machine, now: float, *, leading: bool) -> None:
+        """Start a snapshot when one is due or asked for. Run at the end of each turn."""
+        since = machine.index - self._base
+        # Voters take turns by their place in the list, and a leader waits longest.
+        slack = 1.0 + 0.15 * self._membership.voters.index(self._membership.node_id) + (0.75 if leading else 0.0)
+        limits = self._limits
+        large = since >= limits.snapshot_entries * slack or self._applied_bytes >= limits.snapshot_bytes * slack
+        # An empty machine has no position to name a file by; whoever asked waits for the first entry.
+        asked = bool(self._asked) and machine.index > 0
+        if ((large and since > 0) or asked) and not self._running:
+            self._start(machine)
+        if now - self._pruned_at > PRUNE_S:
+            self._pruned_at = now
+            self._snapshots.prune(now)
+
+    def _start(self, machine: Machine) -> None:
+        self._running = True
+        self.rebase(machine.index)
+        frozen = freeze(machine)
+        head = header(frozen, self._membership.cluster_id, self._membership.voters)
+        started = self._clock()
+        written: list[SnapshotFile] = []
+
+        def run() -> None:
+            written.append(self._snapshots.write(frozen, head))
+
+        def finish() -> None:
+            self._running = False
+            self._counters.snapshots_written += 1
+            self._counters.snapshot_s = self._clock() - started
+            file = self._keep_file(written[0])
+            self._snapshots.hold(file, self._clock())
+            asked, self._asked = self._asked, []
+            for done in asked:
+                done(file)
+
+        self.jobs.append(Job(run, finish))
+
+    def _keep_file(self, written: SnapshotFile) -> SnapshotFile:
+        latest = self._snapshots.latest
+        if latest is not None and latest.index >= written.index:
+            # It was already here, or a newer one was installed meanwhile.
+            written.path.unlink(missing_ok=True)
+            return latest
+        file = self._snapshots.adopt(written)
+        self._snapshots.prune(self._clock())
+        self._drop_behind(file.index)
+        return file
+
+    def _drop_behind(self, snapshot_index: int) -> None:
+        """Drop entries behind the snapshot, except a tail that saves voters that were away from it."""
+        keep_from = max(self._journal.first_index, snapshot_index - self._limits.tail_entries)
+        size = 0
+        for index in range(snapshot_index, keep_from, -1):
+            size += len(self._journal.entry(index)[0])
+            if size > self._limits.tail_bytes:
+                keep_from = index
+                break
+        if keep_from > self._journal.first_index:
+            self._journal.drop_before(keep_from)

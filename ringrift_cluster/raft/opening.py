@@ -1,0 +1,47 @@
+"""Bring machine and journal to one position when a voter starts."""
+
+from __future__ import annotations
+
+from ringrift_cluster.raft.errors import JournalDamaged
+from ringrift_cluster.raft.journal import Journal
+from ringrift_cluster.raft.snapshots import SnapshotDir
+from statemachine.machine import Machine
+
+
+def open_machine(node_id: str, journal: Journal, snapshots: SnapshotDir) -> Machine:
+    """The machine at the newest snapshot; completes an install that a crash interrupted.
+
+    An install renames its file first and changes the journal after it, so a snapshot that the journal
+    does not reach, or whose entry it has with another term, is one that was decided on.
+    Raises JournalDamaged when the two cannot belong together.
+    """
+    opened = snapshots.open()
+    fresh = len(journal) == 0
+    way_out = "restore the snapshots directory, or remove this voter and add it again"
+    if opened is None:
+        if not fresh and journal.first_index > 1:
+            raise JournalDamaged(
+                f"the journal of {node_id} begins at entry {journal.first_index} and there is no snapshot "
+                f"before it; {way_out}"
+            )
+        return Machine()
+    head, machine = opened
+    if fresh and not journal.fact("node_id"):
+        raise JournalDamaged(
+            f"there is a snapshot at entry {head.index} but no journal beside it; restore the journal, or remove "
+            "this voter and add it again"
+        )
+    known = journal.fact("cluster_id")
+    if known and head.cluster_id != known:
+        raise JournalDamaged(
+            f"the snapshot at entry {head.index} is of cluster {head.cluster_id}, the journal of {known}; {way_out}"
+        )
+    if fresh or (head.index >= journal.first_index and journal.term_at(head.index) != head.term):
+        journal.reset(head.index, head.term)
+        journal.set_fact("cluster_id", head.cluster_id)
+    elif head.index < journal.first_index:
+        raise JournalDamaged(
+            f"the journal of {node_id} begins at entry {journal.first_index}, after its newest snapshot at "
+            f"{head.index}; {way_out}"
+        )
+    return machine
