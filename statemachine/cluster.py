@@ -7,7 +7,7 @@ from msgspec.structs import replace
 
 from statemachine import events
 from statemachine import settings as st
-from statemachine.commands import ChangeSetting, PauseCluster, RaiseFeatureLevel
+from statemachine.commands import ChangeSetting, Once, PauseCluster, RaiseFeatureLevel, kind_of
 from statemachine.errors import Code, Done, Refused, Rejected, Result
 from statemachine.rows import Cluster, Request, Setting
 from statemachine.state import Txn
@@ -17,7 +17,7 @@ SUPPORTED_FEATURE_LEVEL = 1
 #: The cluster clock never moves further than this in one entry.
 MAX_STEP_MS = 2_000
 
-_results = msgspec.msgpack.Decoder(Done | Rejected)
+_results = msgspec.msgpack.Decoder(Done)
 
 
 def advance(cluster: Cluster, term: int, elapsed_ms: int) -> Cluster:
@@ -90,25 +90,30 @@ def raise_feature_level(txn: Txn, cmd: RaiseFeatureLevel) -> int:
     return cmd.level
 
 
-def remembered(txn: Txn, request: str) -> Result | None:
-    """The result that an earlier command left under this request id."""
-    row = txn.requests.get(request)
-    return _results.decode(row.result) if row else None
+def recall(txn: Txn, cmd: Once) -> Result | None:
+    """The result that an earlier command left under this request id, or None."""
+    row = txn.requests.get(cmd.request)
+    if row is None:
+        return None
+    if row.kind != kind_of(cmd.command):
+        return Rejected(Code.CONFLICT, f"request {cmd.request!r} was a {row.kind}; choose another id")
+    return _results.decode(row.result)
 
 
-def refuse_expired(txn: Txn, request: str, expires_at_ms: int) -> None:
-    if expires_at_ms <= txn.now_ms:
+def refuse_expired(txn: Txn, cmd: Once) -> None:
+    if cmd.expires_at_ms <= txn.now_ms:
         raise Refused(
             Code.EXPIRED,
-            f"request {request!r} expired at {expires_at_ms} ms of the cluster clock, which is {txn.now_ms}; "
+            f"request {cmd.request!r} expired at {cmd.expires_at_ms} ms of the cluster clock, which is {txn.now_ms}; "
             "look whether it took effect, then send it under a new id",
         )
     if len(txn.requests) >= txn.state.limits.requests:
         raise Refused(Code.LIMIT, f"{txn.state.limits.requests} request ids are remembered; try again later")
 
 
-def remember(txn: Txn, request: str, expires_at_ms: int, result: Result) -> None:
-    txn.requests.put(request, Request(request, expires_at_ms, msgspec.msgpack.encode(result)))
+def remember(txn: Txn, cmd: Once, result: Done) -> None:
+    row = Request(cmd.request, cmd.expires_at_ms, msgspec.msgpack.encode(result), kind_of(cmd.command))
+    txn.requests.put(cmd.request, row)
 
 
 def forget_request(txn: Txn, row: Request) -> None:

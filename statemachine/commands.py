@@ -472,6 +472,11 @@ _encoder = msgspec.msgpack.Encoder()
 _decoder: msgspec.msgpack.Decoder[Command] = msgspec.msgpack.Decoder(Command)
 
 
+def kind_of(command: Command) -> str:
+    """The command's name on the wire."""
+    return str(command.__struct_config__.tag)
+
+
 def encode_command(command: Command) -> bytes:
     """Encode for the log (msgpack, tagged by kind)."""
     return _encoder.encode(command)

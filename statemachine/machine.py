@@ -148,15 +148,15 @@ class Machine:
 
     def _once(self, command: c.Once, written: _Written) -> Result:
         """Run a command under a request id: its writes and its remembered result are one step."""
-        earlier = cluster.remembered(self._txn, command.request)
+        earlier = cluster.recall(self._txn, command)
         if earlier is not None:
             return earlier
         inner = HANDLERS[type(command.command)]
 
         def once(txn: Txn, cmd: c.Once) -> Any:
-            cluster.refuse_expired(txn, cmd.request, cmd.expires_at_ms)
+            cluster.refuse_expired(txn, cmd)
             value = inner(txn, cmd.command)
-            cluster.remember(txn, cmd.request, cmd.expires_at_ms, Done(value))
+            cluster.remember(txn, cmd, Done(value))
             return value
 
         return self._run(once, command, written)

@@ -348,6 +348,8 @@ class Request(Struct, frozen=True, gc=False):
     expires_at_ms: int
     #: the encoded Result
     result: bytes
+    #: the command that ran
+    kind: str
 
 
 class Event(Struct, frozen=True, gc=False):

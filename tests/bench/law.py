@@ -1,0 +1,96 @@
+"""Commands a second of CPU time of `Machine.apply`: the ordinary life of an item, in batches.
+
+python -m tests.bench.law [--items 20000] [--batch 100]
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import platform
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from statemachine.commands import (
+    AddWork,
+    ClaimWork,
+    Command,
+    CompleteJob,
+    JobProgress,
+    Output,
+    RenewJobs,
+    ReportJob,
+    encode_command,
+)
+from statemachine.entries import encode_entry
+from statemachine.errors import Done
+from statemachine.machine import Machine
+from tests.support.law import digest_of
+
+
+class Bench:
+    """A machine, and the time that its entries took."""
+
+    def __init__(self, items: int, batch: int) -> None:
+        self.machine = Machine()
+        self.items = items
+        self.batch = batch
+        self.index = 0
+
+    def run(self, name: str, make: Callable[[int], Command]) -> None:
+        """Apply one command an item and print a row of the table."""
+        entries = []
+        for start in range(0, self.items, self.batch):
+            commands = [encode_command(make(n)) for n in range(start, min(start + self.batch, self.items))]
+            entries.append(encode_entry(1, self.index + len(entries), commands))
+        began = time.thread_time()
+        slowest = 0.0
+        results = []
+        for entry in entries:
+            self.index += 1
+            at = time.thread_time()
+            results += self.machine.apply(self.index, 1, entry)
+            slowest = max(slowest, time.thread_time() - at)
+        took = time.thread_time() - began
+        assert all(isinstance(r, Done) for r in results), next(r for r in results if not isinstance(r, Done))
+        size = sum(map(len, entries)) / self.items
+        rate, each = self.items / took, 1e6 * took / self.items
+        print(f"{name:<14} {rate:>10,.0f}/s {each:>8.1f} us {1e3 * slowest:>8.2f} ms {size:>6.0f} B")
+
+
+def processor() -> str:
+    try:
+        with Path("/proc/cpuinfo").open() as lines:
+            return next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or "unknown processor"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--items", type=int, default=20_000)
+    parser.add_argument("--batch", type=int, default=100)
+    chosen = parser.parse_args()
+    print(f"{processor()}, {os.cpu_count()} CPUs, Python {platform.python_version()}, batches of {chosen.batch}")
+    print(f"{'command':<14} {'rate':>12} {'each':>11} {'slowest':>11} {'size':>8}")
+    bench = Bench(chosen.items, chosen.batch)
+    jobs = bench.machine.state.jobs
+
+    def fence(n: int) -> int:
+        return jobs[f"item-{n}.1"].fence
+
+    def result(n: int) -> CompleteJob:
+        shard = Output("games.npz", digest_of(str(n)), 81_920, "games", {"games": 50})
+        return CompleteJob(f"item-{n}.1", fence(n), {"games": 50, "positions": 1_900}, outputs=(shard,))
+
+    # Classes of a hundred, so that no queue reaches its bound.
+    bench.run("AddWork", lambda n: AddWork(f"item-{n}", "selfplay", f"config{n // 500}", params={"seed": str(n)}))
+    bench.run("ClaimWork", lambda n: ClaimWork(f"claim-{n}", f"worker{n % 50}", configs=(f"config{n // 500}",)))
+    bench.run("ReportJob", lambda n: ReportJob(f"item-{n}.1", fence(n), "running"))
+    bench.run("RenewJobs", lambda n: RenewJobs((JobProgress(f"item-{n}.1", fence(n), {"games": 10}, {"games": 50}),)))
+    bench.run("CompleteJob", result)
+
+
+if __name__ == "__main__":
+    main()
