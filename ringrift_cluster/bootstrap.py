@@ -9,7 +9,8 @@ second bootstrap.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from enum import StrEnum
 
 from msgspec import Struct
 
@@ -251,11 +252,16 @@ def fleet() -> dict[str, Struct]:
     }
 
 
-PROFILES = {"demo": demo, "fleet": fleet}
+class Profile(StrEnum):
+    DEMO = "demo"
+    FLEET = "fleet"
 
 
-def commands(profile: str) -> list[bytes]:
-    """Encoded commands that set what is not set yet. Raises KeyError for an unknown profile."""
+PROFILES: Mapping[Profile, Callable[[], dict[str, Struct]]] = {Profile.DEMO: demo, Profile.FLEET: fleet}
+
+
+def commands(profile: Profile) -> list[bytes]:
+    """Encoded commands that set what is not set yet."""
     return [
         encode_command(ChangeSetting(name=name, value=st.encode(value), expected_version=0, by="bootstrap"))
         for name, value in PROFILES[profile]().items()

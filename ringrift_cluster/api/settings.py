@@ -7,6 +7,7 @@ from typing import Annotated
 import msgspec
 from msgspec import Meta, Raw, Struct
 
+from executors import templates
 from ringrift_cluster.api.endpoint import Call, Routes
 from ringrift_cluster.api.problems import Problem
 from ringrift_cluster.api.views import Page, View, look
@@ -89,8 +90,12 @@ class Change(Requested, frozen=True, kw_only=True):
 async def change(call: Call, name: str, body: Change) -> Outcome:
     """The value is checked before it is proposed; a bad one changes nothing."""
     try:
-        value = st.encode(st.decode(name, bytes(body.value).decode()))
+        decoded = st.decode(name, bytes(body.value).decode())
     except ValueError as error:
         raise Problem(Code.INVALID, str(error)) from None
+    # The law knows the shape of a template, the executor what it can do with one.
+    if isinstance(decoded, st.Template) and (wrong := templates.validate(decoded)):
+        raise Problem(Code.INVALID, f"setting {name}: {'; '.join(wrong)}")
+    value = st.encode(decoded)
     command = ChangeSetting(name=name, value=value, expected_version=body.expected_version, by=body.by)
     return await carry_out_once(call, command, body.request_id)

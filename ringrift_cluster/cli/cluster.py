@@ -12,6 +12,7 @@ import typer
 from rich.console import RenderableType
 from typer import Argument, Option
 
+from ringrift_cluster import bootstrap
 from ringrift_cluster.api.admin import Transferred
 from ringrift_cluster.api.peers import PeerList
 from ringrift_cluster.api.raft import Leader
@@ -20,6 +21,8 @@ from ringrift_cluster.api.status import Status
 from ringrift_cluster.api.writes import Outcome
 from ringrift_cluster.cli.options import DEFAULT_API, EXIT_USAGE, Api, Json, Token, TokenFile, connect, fail
 from ringrift_cluster.cli.output import console, emit, emit_json, pairs, short, size, span, table
+from ringrift_cluster.client.errors import Conflict
+from statemachine import settings as st
 from statemachine.rows import Event, Peer
 
 settings_app = typer.Typer(no_args_is_help=True, help="What all nodes agree on; changed through the log.")
@@ -240,6 +243,43 @@ def settings_set(
     with connect(api, token, token_file) as client:
         done = client.change_setting(name, encoded, expected_version=expected_version, by=by)
         emit(done, as_json, said(f"{name} is set"))
+
+
+class Seeded(msgspec.Struct, frozen=True):
+    """Which settings of a profile were made, and which existed and were left as they are."""
+
+    profile: str
+    made: list[str]
+    kept: list[str]
+
+
+@settings_app.command("seed")
+def settings_seed(
+    profile: Annotated[bootstrap.Profile, Argument(help="fleet: GPU machines; demo: two cores.")],
+    api: Api = DEFAULT_API,
+    as_json: Json = False,
+    token: Token = None,
+    token_file: TokenFile = None,
+) -> None:
+    """Give a new cluster its first settings; what exists is left as it is."""
+    made: list[str] = []
+    kept: list[str] = []
+    with connect(api, token, token_file) as client:
+        for name, value in bootstrap.PROFILES[profile]().items():
+            encoded = msgspec.Raw(st.encode(value).encode())
+            try:
+                client.change_setting(name, encoded, expected_version=0, by="bootstrap")
+            except Conflict:
+                kept.append(name)
+            else:
+                made.append(name)
+        emit(Seeded(str(profile), made, kept), as_json, _seeded_lines)
+
+
+def _seeded_lines(value: Seeded) -> Iterable[RenderableType]:
+    yield f"{len(value.made)} settings of profile {value.profile} made" + (
+        f", {len(value.kept)} existed and were left as they are" if value.kept else ""
+    )
 
 
 def read_text(value: str) -> str:

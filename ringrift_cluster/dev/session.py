@@ -144,7 +144,7 @@ class _Session:
 
     async def _bootstrap(self, http: httpx.AsyncClient) -> None:
         """Propose the demo's settings; those that exist are left as they are."""
-        body = msgspec.msgpack.encode(bootstrap.commands("demo"))
+        body = msgspec.msgpack.encode(bootstrap.commands(bootstrap.Profile.DEMO))
         for name in self._nodes.plan.names[: self._nodes.plan.voters]:
             with contextlib.suppress(httpx.HTTPError):
                 answer = await http.post(

@@ -46,7 +46,7 @@ class Fleet:
         self.score = score
         self.refused: list[tuple[Command, Result]] = []
         self.names = [f"node-{n}" for n in range(peers)]
-        self.apply_encoded(bootstrap.commands("demo"))
+        self.apply_encoded(bootstrap.commands(bootstrap.Profile.DEMO))
         for name in self.names:
             facts = PeerFacts(cpu_slots=slots)
             self.apply(JoinPeer(name, 1, f"boot-{name}", "follower", f"http://{name}", facts))

@@ -221,3 +221,10 @@ async def test_bodies_and_headers_are_bounded(services: Services) -> None:
             assert (answer.status_code, answer.json()["code"]) == (413, "too_large")
         wide = await client.get("/status", headers={"x-padding": "x" * 2_000})
         assert (wide.status_code, wide.json()["code"]) == (431, "headers_too_large")
+
+
+async def test_a_template_the_executor_could_not_fill_is_refused_at_the_door(client: httpx.AsyncClient) -> None:
+    answer = await client.put("/settings/template/broken", json={"value": {"argv": ["python", "{not a name"]}})
+    assert answer.status_code == 400
+    assert "argv" in answer.json()["detail"]
+    assert (await client.get("/settings/template/broken")).status_code == 404

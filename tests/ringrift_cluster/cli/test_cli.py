@@ -116,6 +116,7 @@ CALLS: dict[tuple[str, ...], list[str]] = {
     ("gauntlet", "results"): [],
     ("settings", "get"): [],
     ("settings", "set"): ["retention", '{"work_ms": 60000}'],
+    ("settings", "seed"): ["demo"],
     ("state", "dump"): [],
 }
 
@@ -215,9 +216,8 @@ def test_a_dump_is_the_same_from_a_node_and_from_a_followers_file(cli: Any, vote
 
 
 def test_settings_that_contradict_each_other_end_serve_with_a_sentence(tmp_path: Path) -> None:
-    result = runner.invoke(
-        app, ["serve", "--cluster", "a=127.0.0.1:1", "--role", "voter", "--node-id", "b", "--port", "2"]
-    )
+    words = ["serve", "--cluster", "a=127.0.0.1:1", "--role", "voter", "--node-id", "b", "--port", "2"]
+    result = runner.invoke(app, [*words, "--data-dir", str(tmp_path)])
     assert result.exit_code == 2
     assert result.output.startswith("ringrift-node: --role voter, but node b is not in --cluster a")
     assert result.output.count("\n") == 1
