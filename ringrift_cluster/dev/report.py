@@ -66,7 +66,8 @@ def chart(picture: Picture, folder: Path) -> Path | None:
     axes.set_ylabel("Elo")
     axes.set_title("Ratings by generation (bars: one standard error; filled: was or is champion)")
     if axes.get_legend_handles_labels()[0]:
-        axes.legend(loc="lower right")
+        axes.legend(loc="best")
+    axes.xaxis.get_major_locator().set_params(integer=True)
     axes.grid(alpha=0.25)
     path = folder / CHART
     figure.tight_layout()
