@@ -45,7 +45,7 @@ log = logging.getLogger(__name__)
 HANDSHAKE_S = 5.0
 #: a connection that says nothing for this long is dead (pings go out every second)
 SILENCE_S = 5.0
-RETRY_MIN_S, RETRY_MAX_S = 0.1, 1.0
+RETRY_MIN_S, RETRY_MAX_S = 0.1, 0.5
 MAX_STRANGERS = 32
 READ_LIMIT = 1 << 20
 

@@ -20,7 +20,7 @@ from pathlib import Path
 
 from ringrift_cluster.raft.conf import VoterConfig
 from ringrift_cluster.raft.engine import RaftReplica
-from ringrift_cluster.replica import ReplicaError
+from ringrift_cluster.replica import ReplicaError, ReplicaStatus
 from statemachine.commands import AddWork, encode_command
 from tests.ringrift_cluster.raft.loopback import free_ports
 
@@ -68,10 +68,12 @@ def voter(config: VoterConfig, pipe: Connection) -> None:
                 case ("load", in_flight, batch, seconds):
                     start += 10_000_000
                     before = replica.counters.fsyncs, replica.counters.fsync_s
+                    cpu = time.process_time()
                     figures = await load(replica, in_flight, batch, seconds, start)
                     counters = replica.counters
                     fsyncs = counters.fsyncs - before[0]
-                    pipe.send((*figures, fsyncs, (counters.fsync_s - before[1]) / max(fsyncs, 1)))
+                    cpu_s = (time.process_time() - cpu) / (len(figures[1]) * batch)
+                    pipe.send((*figures, fsyncs, (counters.fsync_s - before[1]) / max(fsyncs, 1), cpu_s))
                 case "propose":
                     start += 1
                     try:
@@ -109,13 +111,13 @@ class Cluster:
         return pipe.recv()
 
     def leader(self) -> str:
-        deadline = time.monotonic() + 20
+        """Who leads, once everyone is ready and connected to everyone."""
+        deadline = time.monotonic() + 30
         while time.monotonic() < deadline:
-            for name in self.processes:
-                status = self.ask(name, "status")
-                if status.role == "leader" and status.ready:  # type: ignore[attr-defined]
-                    return name
-            time.sleep(0.02)
+            states = [self.ask(name, "status") for name in self.processes]
+            if all(isinstance(s, ReplicaStatus) and s.ready and len(s.voters_heard) == 3 for s in states):
+                return next(s.node_id for s in states if isinstance(s, ReplicaStatus) and s.role == "leader")
+            time.sleep(0.05)
         raise TimeoutError("no leader")
 
     def kill(self, name: str) -> None:
@@ -152,16 +154,16 @@ def main() -> None:
             cluster.start(name)
         print(
             f"{'in flight':>9} {'batch':>6} {'commands/s':>11} {'p50 ms':>8} {'p99 ms':>8} "
-            f"{'fsyncs/s':>9} {'fsync ms':>9}"
+            f"{'fsyncs/s':>9} {'fsync ms':>9} {'leader CPU us':>14}"
         )
         for in_flight, batch in [*((n, 1) for n in IN_FLIGHT), (64, 100)]:
             leader = cluster.leader()
             cluster.ask(leader, ("load", in_flight, batch, 0.5))
-            rate, latencies, fsyncs, fsync_s = cluster.ask(leader, ("load", in_flight, batch, args.seconds))  # type: ignore[misc]
+            rate, latencies, fsyncs, fsync_s, cpu_s = cluster.ask(leader, ("load", in_flight, batch, args.seconds))  # type: ignore[misc]
             cuts = statistics.quantiles(latencies, n=100) if len(latencies) > 1 else [0.0] * 99
             print(
                 f"{in_flight:>9} {batch:>6} {rate:>11.0f} {cuts[49] * 1000:>8.2f} {cuts[98] * 1000:>8.2f} "
-                f"{fsyncs / args.seconds:>9.0f} {fsync_s * 1000:>9.2f}"
+                f"{fsyncs / args.seconds:>9.0f} {fsync_s * 1000:>9.2f} {cpu_s * 1e6:>14.0f}"
             )
         times = []
         for _ in range(args.kills):

@@ -55,7 +55,7 @@ class Client:
         if voter is None:
             self._world.after(0.1, lambda: self._attempt(request, attempt))
             return
-        item = AddWork(work=f"{request}:{attempt}", work_type=f"kind{hash(request) % 40}", params={"n": "x" * 40})
+        item = AddWork(work=f"{request}:{attempt}", work_type=f"kind{self._requests % 40}", params={"n": "x" * 40})
         command = encode_command(Once(request=request, expires_at_ms=FAR_MS, command=item))
         life = voter.life
         answered = False
