@@ -7,7 +7,8 @@ is added by `effective_due` when the row's turn comes, and the row is then queue
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from typing import Any
 
 from statemachine.rows import (
     LIVE_JOB,
@@ -16,43 +17,33 @@ from statemachine.rows import (
     Job,
     Peer,
     PeerStatus,
-    Request,
     Row,
     Work,
     WorkStatus,
 )
 from statemachine.settings import Retention, Timing
 
-#: tables whose rows have deadlines
-TABLES = ("peers", "work", "jobs", "requests")
+
+def own_due(table: str, row: Row, timing: Timing, retention: Retention) -> int:
+    """Cluster time in ms at which the row of one of `TABLES` needs a look; 0 is never."""
+    return TABLES[table](row, timing, retention)
 
 
-def own_due(row: Row, timing: Timing, retention: Retention) -> int:
-    """Cluster time in ms at which the row needs a look; 0 is never."""
-    if isinstance(row, Job):
-        return _job_due(row, row.renewed_at_ms, timing)
-    if isinstance(row, Work):
-        return _work_due(row, retention)
-    if isinstance(row, Peer):
-        return _peer_due(row, timing, retention)
-    assert isinstance(row, Request)
-    return row.expires_at_ms
-
-
-def effective_due(row: Row, peers: Mapping[str, Peer], timing: Timing, retention: Retention) -> int:
+def effective_due(table: str, row: Row, peers: Mapping[str, Peer], timing: Timing, retention: Retention) -> int:
     """`own_due`, with an agent's job carried by the heartbeats of its peer."""
-    if isinstance(row, Job) and row.actual in LIVE_JOB and not row.claim:
-        peer = peers.get(row.peer)
-        renewed = max(row.renewed_at_ms, peer.heard_at_ms) if peer else row.renewed_at_ms
-        return _job_due(row, renewed, timing)
-    return own_due(row, timing, retention)
+    if isinstance(row, Job):
+        return _job_due(row, _renewed_at_ms(row, peers), timing)
+    return own_due(table, row, timing, retention)
 
 
 def lease_end_ms(job: Job, peers: Mapping[str, Peer]) -> int:
     """When the job's lease is over, as the cluster counts it."""
-    peer = peers.get(job.peer)
-    carried = peer.heard_at_ms if peer and not job.claim else 0
-    return max(job.renewed_at_ms, carried) + job.lease_ms
+    return _renewed_at_ms(job, peers) + job.lease_ms
+
+
+def _renewed_at_ms(job: Job, peers: Mapping[str, Peer]) -> int:
+    peer = None if job.claim else peers.get(job.peer)
+    return max(job.renewed_at_ms, peer.heard_at_ms) if peer else job.renewed_at_ms
 
 
 def _job_due(row: Job, renewed_at_ms: int, timing: Timing) -> int:
@@ -65,7 +56,7 @@ def _job_due(row: Job, renewed_at_ms: int, timing: Timing) -> int:
     return min(due, row.granted_at_ms + max(timing.start_within_ms, row.lease_ms))
 
 
-def _work_due(row: Work, retention: Retention) -> int:
+def _work_due(row: Work, timing: Timing, retention: Retention) -> int:
     if row.status is WorkStatus.PENDING:
         return row.expires_at_ms
     return 0 if row.status in LIVE_WORK else row.finished_at_ms + retention.work_ms
@@ -82,3 +73,12 @@ def _peer_due(row: Peer, timing: Timing, retention: Retention) -> int:
     if row.drain_deadline_ms:
         due = min(due, row.drain_deadline_ms)
     return max(due, 1)
+
+
+#: tables whose rows have deadlines, and when each row is due by itself
+TABLES: Mapping[str, Callable[[Any, Timing, Retention], int]] = {
+    "peers": _peer_due,
+    "work": _work_due,
+    "jobs": lambda row, timing, retention: _job_due(row, row.renewed_at_ms, timing),
+    "requests": lambda row, timing, retention: row.expires_at_ms,
+}

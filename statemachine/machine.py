@@ -98,8 +98,7 @@ class Machine:
             raise Halt(f"entry {index} of term {term} cannot be read by this release: {error}; upgrade it") from error
         if decoded.format != ENTRY_FORMAT:
             raise Halt(f"entry {index} has format {decoded.format}, this release reads {ENTRY_FORMAT}; upgrade it")
-        self._txn.index = index
-        self._txn.term = term
+        self._txn.begin(index)
         written: _Written = []
         self._advance(decoded.clock_term, decoded.elapsed_ms, written)
         results = [self._command(command, written) for command in decoded.commands]
@@ -128,7 +127,7 @@ class Machine:
         while moved < MAX_DUE and (head := queue.first()) is not None and head[0] <= after.clock_ms:
             due, table, key = head
             row = state.tables[table][key]
-            really = deadlines.effective_due(row, state.peers, state.timing, state.retention)
+            really = deadlines.effective_due(table, row, state.peers, state.timing, state.retention)
             if really != due:
                 # Heartbeats carried a lease on: it has its turn at its true time, in its true order.
                 state.index.schedule(table, key, really)

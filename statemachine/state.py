@@ -9,7 +9,7 @@ Only `Machine` holds a Txn. Everybody else reads.
 
 from __future__ import annotations
 
-from typing import Generic, TypeVar, cast
+from typing import Any, Generic, TypeVar, cast
 
 from msgspec import Struct
 
@@ -38,6 +38,8 @@ from statemachine.rows import (
 R = TypeVar("R", bound=Struct)
 
 CLUSTER_KEY = "cluster"
+#: tables from which nothing is derived
+PLAIN = frozenset({"events", "matches", "standings", "gauntlets", "totals"})
 
 
 class State:
@@ -45,7 +47,8 @@ class State:
 
     def __init__(self) -> None:
         self.tables: dict[str, dict[str, Row]] = {name: {} for name in TABLES}
-        self.tables["cluster"][CLUSTER_KEY] = Cluster()
+        self.cluster = Cluster()
+        self.tables["cluster"][CLUSTER_KEY] = self.cluster
         self.peers = cast(dict[str, Peer], self.tables["peers"])
         self.work = cast(dict[str, Work], self.tables["work"])
         self.jobs = cast(dict[str, Job], self.tables["jobs"])
@@ -63,10 +66,6 @@ class State:
         self.limits = st.Limits()
         self.retention = st.Retention()
         self._keyed: dict[str, Struct] = {}
-
-    @property
-    def cluster(self) -> Cluster:
-        return cast(Cluster, self.tables["cluster"][CLUSTER_KEY])
 
     @property
     def now_ms(self) -> int:
@@ -95,21 +94,26 @@ class State:
         rows = self.tables[table]
         old = rows.get(key)
         if row is None:
-            rows.pop(key, None)
+            del rows[key]
         else:
             rows[key] = row
-        if table == "settings":
+        if table in PLAIN:
+            return
+        if table == "cluster":
+            self.cluster = cast(Cluster, row)
+        elif table == "settings":
             self._decode_setting(key, cast(Setting, row))
-        self.index.changed(table, key, old, row)
-        if table in deadlines.TABLES:
-            due = deadlines.own_due(row, self.timing, self.retention) if row is not None else 0
-            self.index.schedule(table, key, due)
+        else:
+            self.index.changed(table, key, old, row)
+            if table in deadlines.TABLES:
+                due = deadlines.own_due(table, row, self.timing, self.retention) if row is not None else 0
+                self.index.schedule(table, key, due)
 
     def reschedule(self) -> None:
         """Put every row at its place in the deadline queue again, since the spans have changed."""
         for table in deadlines.TABLES:
             for key, row in self.tables[table].items():
-                self.index.schedule(table, key, deadlines.own_due(row, self.timing, self.retention))
+                self.index.schedule(table, key, deadlines.own_due(table, row, self.timing, self.retention))
 
     def _decode_setting(self, name: str, row: Setting) -> None:
         """Take a setting's value into use; settings are never deleted."""
@@ -131,7 +135,7 @@ class TableTxn(Generic[R]):
 
     __slots__ = ("_base", "_noun", "_order", "name", "overlay")
 
-    def __init__(self, name: str, noun: str, base: dict[str, R], order: list[tuple[str, str]]) -> None:
+    def __init__(self, name: str, noun: str, base: dict[str, R], order: list[tuple[TableTxn[Any], str]]) -> None:
         self.name = name
         self._noun = noun
         self._base = base
@@ -152,13 +156,13 @@ class TableTxn(Generic[R]):
 
     def put(self, key: str, row: R) -> R:
         if key not in self.overlay:
-            self._order.append((self.name, key))
+            self._order.append((self, key))
         self.overlay[key] = row
         return row
 
     def delete(self, key: str) -> None:
         if key not in self.overlay:
-            self._order.append((self.name, key))
+            self._order.append((self, key))
         self.overlay[key] = None
 
     def __len__(self) -> int:
@@ -170,72 +174,55 @@ class TableTxn(Generic[R]):
 class Txn:
     """The writes of one command, dropped whole by `rollback`.
 
-    One object serves a machine for its life: `commit` and `rollback` leave it empty.
+    One object serves a machine for its life: `commit` and `rollback` leave it empty. The cluster's row is an
+    attribute: almost every command writes it, most of them several times.
     """
 
     def __init__(self, state: State) -> None:
         self.state = state
         self.index = 0
-        self.term = 0
-        self._order: list[tuple[str, str]] = []
-        o = self._order
-        self._cluster: TableTxn[Cluster] = TableTxn(
-            "cluster", "cluster", cast(dict[str, Cluster], state.tables["cluster"]), o
-        )
-        self.peers: TableTxn[Peer] = TableTxn("peers", "peer", state.peers, o)
-        self.work: TableTxn[Work] = TableTxn("work", "work item", state.work, o)
-        self.jobs: TableTxn[Job] = TableTxn("jobs", "job", state.jobs, o)
-        self.artifacts: TableTxn[Artifact] = TableTxn("artifacts", "artifact", state.artifacts, o)
-        self.models: TableTxn[Model] = TableTxn("models", "model", state.models, o)
-        self.matches: TableTxn[Match] = TableTxn("matches", "match", state.matches, o)
-        self.standings: TableTxn[Standing] = TableTxn("standings", "standing", state.standings, o)
-        self.gauntlets: TableTxn[Gauntlet] = TableTxn("gauntlets", "gauntlet", state.gauntlets, o)
-        self.totals: TableTxn[Totals] = TableTxn("totals", "totals", state.totals, o)
-        self.settings: TableTxn[Setting] = TableTxn("settings", "setting", state.settings, o)
-        self.requests: TableTxn[Request] = TableTxn("requests", "request", state.requests, o)
-        self.events: TableTxn[Event] = TableTxn("events", "event", state.events, o)
-        self._tables: dict[str, TableTxn[Struct]] = {
-            t.name: cast(TableTxn[Struct], t)
-            for t in (
-                self._cluster,
-                self.peers,
-                self.work,
-                self.jobs,
-                self.artifacts,
-                self.models,
-                self.matches,
-                self.standings,
-                self.gauntlets,
-                self.totals,
-                self.settings,
-                self.requests,
-                self.events,
-            )
-        }
-
-    @property
-    def cluster(self) -> Cluster:
-        return self._cluster.require(CLUSTER_KEY)
-
-    @cluster.setter
-    def cluster(self, row: Cluster) -> None:
-        self._cluster.put(CLUSTER_KEY, row)
+        self.cluster = state.cluster
+        order: list[tuple[TableTxn[Any], str]] = []
+        self._order = order
+        self.peers: TableTxn[Peer] = TableTxn("peers", "peer", state.peers, order)
+        self.work: TableTxn[Work] = TableTxn("work", "work item", state.work, order)
+        self.jobs: TableTxn[Job] = TableTxn("jobs", "job", state.jobs, order)
+        self.artifacts: TableTxn[Artifact] = TableTxn("artifacts", "artifact", state.artifacts, order)
+        self.models: TableTxn[Model] = TableTxn("models", "model", state.models, order)
+        self.matches: TableTxn[Match] = TableTxn("matches", "match", state.matches, order)
+        self.standings: TableTxn[Standing] = TableTxn("standings", "standing", state.standings, order)
+        self.gauntlets: TableTxn[Gauntlet] = TableTxn("gauntlets", "gauntlet", state.gauntlets, order)
+        self.totals: TableTxn[Totals] = TableTxn("totals", "totals", state.totals, order)
+        self.settings: TableTxn[Setting] = TableTxn("settings", "setting", state.settings, order)
+        self.requests: TableTxn[Request] = TableTxn("requests", "request", state.requests, order)
+        self.events: TableTxn[Event] = TableTxn("events", "event", state.events, order)
 
     @property
     def now_ms(self) -> int:
         return self.cluster.clock_ms
 
+    def begin(self, index: int) -> None:
+        """The commands that follow are those of the entry at `index`."""
+        self.index = index
+        self.cluster = self.state.cluster
+
     def commit(self) -> list[tuple[str, str, Row | None]]:
-        """Write everything to the state; returns the rows written, in order."""
+        """Write everything to the state; returns the rows written, in order, the cluster's last."""
+        state = self.state
         written: list[tuple[str, str, Row | None]] = []
         for table, key in self._order:
-            row = cast("Row | None", self._tables[table].overlay[key])
-            self.state.write(table, key, row)
-            written.append((table, key, row))
-        self.rollback()
+            row = table.overlay.pop(key)
+            if row is not None or key in state.tables[table.name]:
+                state.write(table.name, key, row)
+                written.append((table.name, key, row))
+        self._order.clear()
+        if self.cluster is not state.cluster:
+            state.write("cluster", CLUSTER_KEY, self.cluster)
+            written.append(("cluster", CLUSTER_KEY, self.cluster))
         return written
 
     def rollback(self) -> None:
         for table, _ in self._order:
-            self._tables[table].overlay.clear()
+            table.overlay.clear()
         self._order.clear()
+        self.cluster = self.state.cluster

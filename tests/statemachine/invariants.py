@@ -148,8 +148,8 @@ def _check_models(state: State) -> None:
 def _check_deadlines(state: State, table: str) -> None:
     queued = state.index._queued
     for key, row in state.tables[table].items():
-        own = deadlines.own_due(row, state.timing, state.retention)
-        effective = deadlines.effective_due(row, state.peers, state.timing, state.retention)
+        own = deadlines.own_due(table, row, state.timing, state.retention)
+        effective = deadlines.effective_due(table, row, state.peers, state.timing, state.retention)
         assert own <= queued.get((table, key), 0) <= effective, "a row would get its turn too late"
 
 
