@@ -1,15 +1,25 @@
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from torch import Tensor
 
 from executors.workloads import games, net
 from executors.workloads.dropk import Drop, DropK
-from executors.workloads.search import IMPOSSIBLE, Evaluation, GumbelSearch, evaluator, halving_schedule
+from executors.workloads.search import (
+    IMPOSSIBLE,
+    Evaluation,
+    GumbelSearch,
+    evaluator,
+    foreseeing,
+    halving_schedule,
+    winning,
+)
 
 
-def flat(game: DropK) -> object:
+def flat(game: DropK) -> Callable[[Drop], Evaluation]:
     """An evaluator that knows the rules and nothing else."""
 
     def evaluate(state: Drop) -> Evaluation:
@@ -44,7 +54,7 @@ def test_halving_spends_every_simulation_and_halves_the_field() -> None:
 def test_the_search_takes_a_win_at_once_in_every_game_of_the_batch(simulations: int) -> None:
     game = games.load("connect4_2p")
     state = after(game, [0, 1, 0, 1, 0, 1], [6, 5, 6, 5, 6, 5], [2, 2, 3, 3, 4, 4])
-    search = GumbelSearch(game, flat(game), simulations)  # type: ignore[arg-type]
+    search = GumbelSearch(game, flat(game), simulations)
     found = search.run(state, quiet(game, state))
     assert found.action[:2].tolist() == [0, 6]
     assert int(found.action[2]) in (1, 5)
@@ -56,7 +66,7 @@ def test_the_search_takes_a_win_at_once_in_every_game_of_the_batch(simulations: 
 def test_the_search_blocks_a_threat_it_can_see() -> None:
     game = games.load("connect4_2p")
     state = after(game, [0, 1, 0, 1, 0], [6, 3, 6, 3, 6])
-    found = GumbelSearch(game, flat(game), 256).run(state, quiet(game, state))  # type: ignore[arg-type]
+    found = GumbelSearch(game, flat(game), 256).run(state, quiet(game, state))
     assert found.action.tolist() == [0, 6]
 
 
@@ -64,7 +74,7 @@ def test_with_three_players_each_seat_wants_its_own_win() -> None:
     game = games.load("hex8_3p")
     # Seats 0, 1 and 2 build columns 2, 4 and 6; seat 0 is to move and completes four.
     state = after(game, [2, 4, 6, 2, 4, 6, 2, 4, 6])
-    search = GumbelSearch(game, flat(game), 32)  # type: ignore[arg-type]
+    search = GumbelSearch(game, flat(game), 32)
     found = search.run(state, quiet(game, state))
     assert found.action.tolist() == [2]
     # Seat 0 elsewhere: seat 1 wins for itself rather than stopping seat 2.
@@ -104,7 +114,7 @@ def test_the_network_speaks_of_seats_beginning_with_the_mover() -> None:
 
 def test_searches_of_one_batch_do_not_depend_on_each_other() -> None:
     game = games.load("connect4_2p")
-    search = GumbelSearch(game, flat(game), 24)  # type: ignore[arg-type]
+    search = GumbelSearch(game, flat(game), 24)
     state = after(game, [3, 3, 2], [0, 6, 1], [5, 4, 4])
     noise = torch.rand((3, 7), generator=torch.Generator().manual_seed(5))
     together = search.run(state, noise)
@@ -112,3 +122,32 @@ def test_searches_of_one_batch_do_not_depend_on_each_other() -> None:
         alone = search.run(state.take(torch.tensor([row])), noise[row : row + 1])
         assert torch.allclose(alone.policy[0], together.policy[row])
         assert int(alone.action) == int(together.action[row])
+
+
+def test_with_foresight_a_winning_action_is_the_only_one_and_worth_everything() -> None:
+    game = games.load("connect4_2p")
+    state = after(game, [0, 1, 0, 1, 0, 1], [0, 1, 2, 3, 4, 5])
+    wins = winning(game, state)
+    assert wins.tolist() == [[True, *[False] * 6], [False] * 7]
+    plain = flat(game)(state)
+    seen = foreseeing(game, flat(game))(state)
+    assert seen.logits[0].tolist() == [0.0, *[IMPOSSIBLE] * 6]
+    assert seen.scores[0].tolist() == [1.0, 0.0]
+    assert torch.equal(seen.logits[1], plain.logits[1])
+    assert torch.equal(seen.scores[1], plain.scores[1])
+
+
+def test_with_foresight_one_look_at_each_action_is_enough_to_block() -> None:
+    game = games.load("connect4_2p")
+    state = after(game, [0, 1, 0, 1, 0], [6, 3, 6, 3, 6])
+    found = GumbelSearch(game, foreseeing(game, flat(game)), 8).run(state, quiet(game, state))
+    assert found.action.tolist() == [0, 6]
+    assert (found.policy.gather(1, found.action[:, None]) > 0.99).all()
+
+
+def test_foresight_leaves_finished_games_alone() -> None:
+    game = games.load("connect4_2p")
+    over = after(game, [0, 1, 0, 1, 0, 1, 0])
+    assert game.done(over).all()
+    seen = foreseeing(game, flat(game))(over)
+    assert seen.scores.tolist() == [[1.0, 0.0]]
