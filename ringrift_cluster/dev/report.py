@@ -54,6 +54,7 @@ def chart(picture: Picture, folder: Path) -> Path | None:
         return None
     matplotlib.use("Agg")
     from matplotlib import pyplot
+    from matplotlib.ticker import MaxNLocator
 
     figure, axes = pyplot.subplots(figsize=(9, 5.5))
     for config, rows in sorted(picture.rankings.items()):
@@ -67,7 +68,7 @@ def chart(picture: Picture, folder: Path) -> Path | None:
     axes.set_title("Ratings by generation (bars: one standard error; filled: was or is champion)")
     if axes.get_legend_handles_labels()[0]:
         axes.legend(loc="best")
-    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.grid(alpha=0.25)
     path = folder / CHART
     figure.tight_layout()
