@@ -113,7 +113,7 @@ class Folder:
             return None
         self._read_to = start + end
         for line in reversed(data[:end].splitlines()):
-            with contextlib.suppress(msgspec.MsgspecError):
+            with contextlib.suppress(msgspec.MsgspecError, UnicodeDecodeError):
                 return msgspec.json.decode(line, type=Progress)
         return None
 

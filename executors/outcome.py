@@ -160,7 +160,7 @@ def _checked(result: bytes | None, work: Work, template: Template, exit_code: in
         return nothing(f"its result.json has {len(result)} bytes, {MAX_RESULT_BYTES} are read")
     try:
         value = msgspec.json.decode(result, type=ResultFile)
-    except msgspec.MsgspecError as error:
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
         return nothing(f"its result.json cannot be used: {error}")
     for output in value.outputs:
         if not inside(output.path):

@@ -249,7 +249,7 @@ class Transport:
         except _Refused as refused:
             self._counters.refusals["handshake"] += 1
             log.debug("event=link_refused peer=%s reason=%s", dialed or "?", refused)
-        except msgspec.MsgspecError:
+        except (msgspec.MsgspecError, UnicodeDecodeError):
             self._counters.refusals["undecodable"] += 1
             log.warning("event=link_closed peer=%s reason=undecodable", peer or dialed or "?")
         except (OSError, EOFError, TimeoutError):
