@@ -20,6 +20,8 @@ _NAME = r"^[A-Za-z0-9][A-Za-z0-9._:@/+-]*$(?!\n)"
 Id = Annotated[str, Meta(min_length=1, max_length=128, pattern=_NAME)]
 #: shorter than an Id, because the names of its jobs and matches are made from it
 WorkId = Annotated[str, Meta(min_length=1, max_length=96, pattern=_NAME)]
+#: short enough that names of items and participants can be made from several
+Part = Annotated[str, Meta(min_length=1, max_length=32, pattern=_NAME)]
 #: sha256 of a file's bytes, in lower-case hex
 Digest = Annotated[str, Meta(pattern=r"^[0-9a-f]{64}$(?!\n)")]
 Text = Annotated[str, Meta(max_length=4096)]

@@ -18,7 +18,7 @@ from typing import Annotated
 import msgspec
 from msgspec import Meta, Struct, field
 
-from statemachine.commands import Count, Counts, Elo, Id, Natural, Needs, Params, Priority, Short, Text
+from statemachine.commands import Count, Counts, Elo, Id, Natural, Needs, Params, Part, Priority, Short, Text
 
 Span = Annotated[int, Meta(ge=1, le=10**12)]
 
@@ -119,10 +119,10 @@ class Gate(Struct, frozen=True, forbid_unknown_fields=True):
     cap_games: Annotated[int, Meta(ge=2, le=10**6)] = 1_000
     #: groups (openings with all seat rotations) in one evaluation item
     groups_per_job: Annotated[int, Meta(ge=1, le=10**5)] = 25
-    baselines: tuple[Id, ...] = ("random",)
+    baselines: tuple[Part, ...] = ("random",)
     baseline_games: Count = 40
     #: how a model is played when it is rated; part of the participant's name
-    harness: Id = "policy-only"
+    harness: Part = "policy-only"
 
 
 class GameConfig(Struct, frozen=True, forbid_unknown_fields=True):
@@ -175,6 +175,7 @@ GROUPS: dict[str, type[Struct]] = {
 }
 #: groups whose settings are named group/key
 KEYED = frozenset({"config", "template", "controller"})
+MAX_KEY = 32
 
 Decoded = Timing | Limits | Retention | GameConfig | Template | Controller
 
@@ -186,6 +187,8 @@ def decode(name: str, value: str) -> Struct:
     if kind is None or (group in KEYED) != bool(key):
         known = ", ".join(f"{g}/NAME" if g in KEYED else g for g in GROUPS)
         raise ValueError(f"no setting is called {name!r}; settings are {known}")
+    if len(key) > MAX_KEY:
+        raise ValueError(f"setting {name!r}: {key!r} is longer than {MAX_KEY} characters; items are named after it")
     try:
         decoded = msgspec.json.decode(value, type=kind)
     except msgspec.MsgspecError as error:

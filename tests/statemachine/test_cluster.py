@@ -113,6 +113,7 @@ def test_two_operators_do_not_overwrite_each_other_unseen():
         ("timing", '{"lease_ms": {"training": 900000}, "grace_ms": 295000}', "longer than grace_ms"),
         ("controller/placement", '{"every_ms": 1}', "every_ms"),
         ("template/run", '{"argv": []}', "argv"),
+        (f"config/{'x' * 33}", "{}", "items are named after it"),
     ],
 )
 def test_a_bad_value_is_refused_at_the_door_with_the_settings_name(name, value, word):
