@@ -21,6 +21,8 @@ from statemachine.errors import Code, Rejected, Result
 REQUEST_LIFE_MS = 10 * 60_000
 #: one proposal stays below the size at which an entry is closed
 _BATCH_BYTES = 384 * 1024
+#: and below the commands that one entry holds
+_BATCH_COMMANDS = 500
 REQUEST_ID = b"request-id"
 
 
@@ -49,7 +51,7 @@ async def propose(call: Call, commands: Sequence[bytes]) -> list[Result]:
     batch: list[bytes] = []
     size = 0
     for data in commands:
-        if batch and size + len(data) > _BATCH_BYTES:
+        if batch and (size + len(data) > _BATCH_BYTES or len(batch) >= _BATCH_COMMANDS):
             results += await _commit(call, batch)
             batch, size = [], 0
         batch.append(data)

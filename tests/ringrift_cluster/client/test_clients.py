@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -11,6 +11,8 @@ import pytest
 from ringrift_cluster.api import create_app
 from ringrift_cluster.api.work import WorkFilter
 from ringrift_cluster.client import AsyncClient, Client, Conflict, NewWork, NotFound, Unauthorized
+from ringrift_cluster.raft.conf import Limits
+from ringrift_cluster.replica import Proposed
 from statemachine.commands import JobProgress
 from tests.support.feeding import Voter, services_of
 from tests.support.served import served
@@ -63,6 +65,21 @@ def test_many_items_are_answered_each_for_itself(url: str) -> None:
         again = cluster.work_add_many([NewWork(work_type="x", work_id="w0", priority=1), *items[1:2]])
         assert (again.rejected, again.results[0].code, again.results[1].repeat) == (1, "conflict", True)
         assert len(cluster.work_list(WorkFilter(limit=3)).items) == 3
+
+
+def test_as_many_items_as_a_call_takes_leave_in_proposals_that_an_entry_holds(url: str, voter: Voter) -> None:
+    sizes: list[int] = []
+    commit = voter.commit
+
+    def counting(commands: Sequence[bytes]) -> Proposed:
+        sizes.append(len(commands))
+        return commit(commands)
+
+    voter.commit = counting  # type: ignore[method-assign]
+    with Client(url) as cluster:
+        assert cluster.work_add_many([NewWork(work_type="x", work_id=f"w{n}") for n in range(1000)]).count == 1000
+    assert sum(sizes) == 1000
+    assert max(sizes) <= Limits().commands_per_entry
 
 
 def test_settings_peers_and_switches(url: str) -> None:
