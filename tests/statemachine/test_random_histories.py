@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 from msgspec.structs import replace
 
+from statemachine import queries
 from statemachine import settings as law_settings
 from statemachine.commands import (
     AddHolder,
@@ -53,6 +54,7 @@ from statemachine.commands import (
     VoidMatch,
     VouchForPeer,
 )
+from statemachine.elo import rankings, table_of
 from statemachine.errors import Code, Done, Rejected
 from statemachine.rows import LIVE_JOB, Job
 from tests.statemachine.invariants import check_indexes, check_rows, check_step
@@ -465,6 +467,27 @@ class Histories(RuleBasedStateMachine):
     def games_are_counted_once(self) -> None:
         totals = self.cluster.state.totals
         assert {c: totals[c].games if c in totals else 0 for c in CONFIGS} == self.games
+
+    @invariant()
+    def every_question_has_an_answer(self) -> None:
+        state = self.cluster.state
+        for work in state.work:
+            found = queries.why(state, work)
+            assert found is not None
+            assert found.sentence
+        for peer in state.peers:
+            told = queries.assignments(state, peer)
+            assert [a.job.job for a in told] == [j for j in state.index.live_jobs_of(peer) if not state.jobs[j].claim]
+        waiting = queries.pending(state, limit=len(state.work) + 1)
+        assert [w.work for w in waiting] == sorted(
+            (w.work for w in waiting), key=lambda name: (-state.work[name].spec.priority, state.work[name].seq)
+        )
+        view = queries.overview(state)
+        assert view.work_by_status["pending"] == len(waiting)
+        assert (queries.stalled(state) is None) == (not waiting or bool(view.live_jobs_by_type))
+        for config in CONFIGS:
+            rows = rankings(table_of(state, config))
+            assert sum(r.wins for r in rows) == sum(r.losses for r in rows)
 
     def teardown(self) -> None:
         """The twin ends in the same rows, and so does a replica that replays the whole log."""
