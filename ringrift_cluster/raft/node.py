@@ -57,6 +57,8 @@ from statemachine.snapshot import Header
 _UP, _DOWN = "up", "down"
 #: how often expired waiters are looked for
 _EXPIRE_S = 0.05
+#: how old the ages in the published status may be
+_PUBLISH_S = 0.05
 
 
 class Links(Protocol):
@@ -130,6 +132,7 @@ class RaftNode:
         self._applied_some = False
         self.halted: str | None = None
         self._status = self._make_status()
+        self._published_at = 0.0
 
     # In: these only queue
 
@@ -242,7 +245,7 @@ class RaftNode:
         if not self.membership.cluster_id:
             self._find_cluster_id()
         self._compaction.keep(self.machine, now, leading=self.inside.role == LEADER)
-        self._status = self._make_status()
+        self._publish(now)
         if self._applied_some:
             self._applied_some = False
             self.window.wake()
@@ -403,8 +406,16 @@ class RaftNode:
 
     @property
     def status(self) -> ReplicaStatus:
-        """As of the end of the last turn."""
+        """As of the end of the last turn (see `_publish`)."""
         return self._status
+
+    def _publish(self, now: float) -> None:
+        """Renew the status when something in it moved; ages and who was heard may be 50 ms old."""
+        old, inside = self._status, self.inside
+        moved = (old.applied, old.commit, old.term) != (inside.applied, inside.commit, inside.term)
+        if moved or old.leader_id != self.leader_id or now - self._published_at >= _PUBLISH_S:
+            self._status = self._make_status()
+            self._published_at = now
 
     def _make_status(self) -> ReplicaStatus:
         now = self._clock()

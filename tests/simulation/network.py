@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter, defaultdict, deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -11,13 +12,16 @@ from tests.simulation.world import World
 
 @dataclass(slots=True, eq=False)
 class Connection:
-    """One TCP connection. What a cut holds back arrives after it, or is lost with the connection."""
+    """One TCP connection. What a cut holds back arrives after it, in order, or is lost with the connection."""
 
     pair: tuple[str, str]
     up: bool = True
-    #: delivery time of the last message by sender
+    #: frames under way by sender; an arrival takes the oldest
+    under_way: dict[str, deque[bytes]] = field(default_factory=lambda: defaultdict(deque))
+    #: arrivals by sender that a cut prevented
+    stalled: Counter[str] = field(default_factory=Counter)
+    #: delivery time of the last frame by sender
     last_at: dict[str, float] = field(default_factory=dict)
-    held: dict[str, list[bytes]] = field(default_factory=dict)
 
 
 class Network:
@@ -58,22 +62,19 @@ class Network:
         self.cuts.clear()
         self.slowness = 1.0
         for connection in list(self.connections.values()):
-            held, connection.held = connection.held, {}
-            for sender, frames in held.items():
-                for frame in frames:
-                    self._carry(connection, sender, frame)
+            stalled, connection.stalled = connection.stalled, Counter()
+            for sender, count in stalled.items():
+                for _ in range(count):
+                    self._carry(connection, sender)
 
     def send(self, sender: str, receiver: str, message: Message) -> None:
         connection = self.connection(sender, receiver)
-        if connection is None:
-            return
-        self._carry(connection, sender, encode(message))
+        if connection is not None:
+            connection.under_way[sender].append(encode(message))
+            self._carry(connection, sender)
 
-    def _carry(self, connection: Connection, sender: str, frame: bytes) -> None:
+    def _carry(self, connection: Connection, sender: str) -> None:
         receiver = connection.pair[0] if connection.pair[1] == sender else connection.pair[1]
-        if (sender, receiver) in self.cuts:
-            connection.held.setdefault(sender, []).append(frame)
-            return
         world = self._world
         delay = world.between(0.0001, 0.002) * self.slowness
         if world.chance(0.01):
@@ -85,9 +86,9 @@ class Network:
             if not connection.up:
                 return
             if (sender, receiver) in self.cuts:
-                connection.held.setdefault(sender, []).append(frame)
+                connection.stalled[sender] += 1
                 return
             self.messages += 1
-            self._deliver(sender, receiver, decode(frame))
+            self._deliver(sender, receiver, decode(connection.under_way[sender].popleft()))
 
         world.at(when, arrive)
