@@ -12,6 +12,7 @@ import msgspec
 from msgspec import Struct
 
 from ringrift_cluster.api.raft import Leader
+from ringrift_cluster.api.views import View
 from ringrift_cluster.client.errors import OutcomeUnknown, Problem, Unreachable, error_of, problem_of
 from ringrift_cluster.client.steps import Answer, Failed, Flow, Open, Pause, Send
 
@@ -20,6 +21,8 @@ T = TypeVar("T")
 #: answers after which the same request is sent again
 _AGAIN = frozenset({429, 502, 503, 504})
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.05, 2.0
+#: how long a read waits for the node to have this session's own changes
+_CATCH_UP_S = 5.0
 #: an unreachable leader is not tried again for so long
 _AVOID_S = 10.0
 
@@ -67,13 +70,20 @@ class Session:
         self._rng = rng or random.Random()
         self.new_id = new_id
         self.leader_url: str | None = None
+        #: where in the log the last change of this session stands; later reads are not older than that
+        self.written = 0
         self._avoid_leader_until = 0.0
 
     # One call
 
     def get(self, path: str, kind: type[T], query: Struct | None = None, **params: object) -> Flow[T]:
-        """A read, from the address that answered last."""
-        answer = yield from self.ask("GET", path, params=_query(query, params), timeout_s=_patience(query))
+        """A read, from the address that answered last; it shows at least what this session has changed."""
+        asked = _query(query, params)
+        patience_s = _patience(query)
+        if isinstance(query, View) and self.written > query.index:
+            patience_s = max(patience_s, _CATCH_UP_S)
+            asked |= {"index": str(self.written), "wait": str(patience_s)}
+        answer = yield from self.ask("GET", path, params=asked, timeout_s=patience_s)
         return _decode(answer, kind)
 
     def change(
@@ -85,6 +95,8 @@ class Session:
         headers = {"content-type": "application/json", "request-id": request_id or self.new_id()}
         encoded = msgspec.json.encode(body)
         answer = yield from self.ask(method, path, body=encoded, headers=headers, write=True, retry=retry)
+        index = answer.headers.get("ringrift-index", "")
+        self.written = max(self.written, int(index) if index.isdecimal() else 0)
         return _decode(answer, kind)
 
     def ask(

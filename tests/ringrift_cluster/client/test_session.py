@@ -207,6 +207,15 @@ def test_pauses_grow_and_stay_bounded() -> None:
     assert 30 < len(play.sent) < 80
 
 
+def test_a_read_after_a_write_is_not_older_than_the_write() -> None:
+    play = Play("a:8770").given("a:8770", ok({**LEADER, "address": None}))
+    play.given("a:8770", Answer(200, {"ringrift-index": "41"}, json.dumps(ADDED).encode()), problem(404, "not_found"))
+    play.run(flows.work_add(play.session, NewWork(work_type="x", work_id="w")))
+    with pytest.raises(NotFound):
+        play.run(flows.work(play.session, "w"))
+    assert play.sent[-1].params == {"index": "41", "wait": "5.0"}
+
+
 def test_an_item_without_an_id_gets_one_before_it_is_sent() -> None:
     play = Play("a:8770").given("a:8770", ok({**LEADER, "address": None}), Failed("cut", sent=True), ok(ADDED))
     play.run(flows.work_add(play.session, NewWork(work_type="x")))
