@@ -46,8 +46,8 @@ _REPLICA: dict[type[rp.ReplicaError], tuple[int, str]] = {
 class FeedRouter:
     """Serves GET /feed/snapshot and GET /feed/entries from a replica, mounted at /feed or at the root.
 
-    `coalesce_s` is how long waiting polls are held together after an entry was applied, so that a burst
-    leaves as one batch. Runs on one event loop.
+    An entry after a quiet moment leaves at once; those of the next `coalesce_s` are held together and leave as
+    one batch. Runs on one event loop.
     """
 
     def __init__(
@@ -63,6 +63,7 @@ class FeedRouter:
         self._max_waiting = max_waiting
         self._clock = clock
         self._changed = asyncio.Event()
+        self._released_s = -math.inf
         self._release: asyncio.TimerHandle | None = None
         self._ticket: int | None = None
         self._encoded: OrderedDict[tuple[int, int, bytes], Raw] = OrderedDict()
@@ -206,11 +207,14 @@ class FeedRouter:
             self.waiting -= 1
 
     def _applied(self) -> None:
+        """Let waiting polls go: at once after a quiet moment, else when the present moment is over."""
         if self._release is None:
-            self._release = asyncio.get_running_loop().call_later(self._coalesce_s, self._wake)
+            pause = max(self._released_s + self._coalesce_s - self._clock(), 0.0)
+            self._release = asyncio.get_running_loop().call_later(pause, self._wake)
 
     def _wake(self) -> None:
         self._release = None
+        self._released_s = self._clock()
         changed, self._changed = self._changed, asyncio.Event()
         changed.set()
 

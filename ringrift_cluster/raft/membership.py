@@ -51,7 +51,8 @@ class Membership:
         journal.set_fact("voters", json.dumps(self.voters))
         if not journal.fact("log_id"):
             journal.set_fact("log_id", log_id)
-        self._known: dict[str, str] = json.loads(journal.fact("known_logs") or "{}")
+        #: other voters' log ids, and whether that log was ever seen admitted
+        self._known: dict[str, list[str | bool]] = json.loads(journal.fact("known_logs") or "{}")
         self._consider_admission()
 
     @property
@@ -66,7 +67,15 @@ class Membership:
 
     def hello(self, nonce: bytes) -> Hello:
         """Our greeting for one connection."""
-        return Hello(PROTOCOL, self.node_id, self.cluster_id, self._journal.fact("log_id"), list(self.voters), nonce)
+        return Hello(
+            PROTOCOL,
+            self.node_id,
+            self.cluster_id,
+            self._journal.fact("log_id"),
+            self.admitted,
+            list(self.voters),
+            nonce,
+        )
 
     def judge(self, hello: Hello) -> Welcome:
         """Whether a proven peer may talk to us; its log id is recorded when we first meet it.
@@ -78,8 +87,9 @@ class Membership:
             self.refused[hello.node_id] = answer.detail
         else:
             self.refused.pop(hello.node_id, None)
-            if hello.node_id not in self._known:
-                self._known[hello.node_id] = hello.log_id
+            proven = hello.admitted or self._known.get(hello.node_id) == [hello.log_id, True]
+            if self._known.get(hello.node_id) != [hello.log_id, proven]:
+                self._known[hello.node_id] = [hello.log_id, proven]
                 self._journal.set_fact("known_logs", json.dumps(self._known, sort_keys=True))
         return answer
 
@@ -100,7 +110,10 @@ class Membership:
                 "other_cluster",
                 f"{self.node_id} belongs to cluster {self.cluster_id}, {peer} to {hello.cluster_id}",
             )
-        if self._known.get(peer, hello.log_id) != hello.log_id:
+        log_id, proven = self._known.get(peer, [hello.log_id, False])
+        # A log that was only ever seen waiting for admission gives way to the one that has it: of two logs of
+        # one voter, at most one can be admitted.
+        if log_id != hello.log_id and (proven or not hello.admitted):
             return Welcome(
                 "other_log",
                 f"{self.node_id} knows voter {peer} by another log: its disk was lost or replaced. "

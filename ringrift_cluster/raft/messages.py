@@ -133,12 +133,13 @@ class Ping(Message, frozen=True, tag="ping"):
 
 
 class Hello(Message, frozen=True, tag="hello"):
-    """Who opens a connection. `log_id` names this log since its first start."""
+    """Who opens a connection. `log_id` names this log since its first start; `admitted`: it may vote."""
 
     protocol: Natural
     node_id: Name
     cluster_id: Name
     log_id: Name
+    admitted: bool
     voters: Annotated[list[Name], Meta(max_length=64)]
     nonce: Annotated[bytes, Meta(max_length=64)]
 

@@ -23,7 +23,8 @@ import uvicorn
 
 from executors.blobs import Blobs
 from executors.logs import Logs
-from ringrift_cluster.api import AgentStatus, Services, create_app
+from ringrift_cluster.api.app import create_app
+from ringrift_cluster.api.services import AgentStatus, Services
 from statemachine import settings as st
 from statemachine.commands import Beat, ChangeSetting
 from tests.support.memory_replica import MemoryReplica

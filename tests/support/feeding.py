@@ -12,7 +12,8 @@ import httpx
 
 from executors.blobs import Blobs
 from executors.logs import Logs
-from ringrift_cluster.api import AgentStatus, Services, create_app
+from ringrift_cluster.api.app import create_app
+from ringrift_cluster.api.services import AgentStatus, Services
 from ringrift_cluster.feed import FeedRouter
 from ringrift_cluster.raft.window import Applied, Window
 from ringrift_cluster.replica import Proposed

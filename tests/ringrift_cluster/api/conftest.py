@@ -13,8 +13,9 @@ from starlette.responses import Response
 
 from executors.blobs import Blobs
 from executors.logs import Logs
-from ringrift_cluster.api import AgentStatus, LoopStatus, Services, ShutdownOrder, create_app
+from ringrift_cluster.api.app import create_app
 from ringrift_cluster.api.examples import BEAT, DIGEST, PEER, RESULT
+from ringrift_cluster.api.services import AgentStatus, LoopStatus, Services, ShutdownOrder
 from statemachine import settings as st
 from statemachine.commands import (
     AddWork,

@@ -6,8 +6,9 @@ import httpx
 import msgspec
 import pytest
 
-from ringrift_cluster.api import ApiLimits, Services, ShutdownOrder, create_app
+from ringrift_cluster.api.app import create_app
 from ringrift_cluster.api.gone import GONE
+from ringrift_cluster.api.services import ApiLimits, Services, ShutdownOrder
 from ringrift_cluster.replica import Proposed
 from statemachine.commands import AddWork, PauseCluster, encode_command
 from statemachine.errors import Done, Rejected, Result

@@ -9,7 +9,7 @@ from typing import Any
 import httpx
 import pytest
 
-from ringrift_cluster.api import ApiLimits, Services
+from ringrift_cluster.api.services import ApiLimits, Services
 from ringrift_cluster.replica import Halted, Read
 from statemachine import settings as st
 from statemachine.commands import AddWork, ChangeSetting

@@ -9,7 +9,8 @@ import httpx
 import pytest
 
 from executors.folder import file_name
-from ringrift_cluster.api import ApiLimits, Services, create_app
+from ringrift_cluster.api.app import create_app
+from ringrift_cluster.api.services import ApiLimits, Services
 from statemachine.commands import AddWork, ClaimWork, JoinPeer, PeerFacts
 from tests.support.memory_replica import MemoryReplica
 

@@ -7,8 +7,10 @@ import msgspec
 import pytest
 
 from ringrift_cluster import replica as rp
-from ringrift_cluster.api import Services, create_app, problems
+from ringrift_cluster.api import problems
+from ringrift_cluster.api.app import create_app
 from ringrift_cluster.api.problems import MEDIA_TYPE, ProblemDocument
+from ringrift_cluster.api.services import Services
 from statemachine.commands import PauseCluster
 from statemachine.errors import Code, Rejected
 from tests.support.memory_replica import MemoryReplica

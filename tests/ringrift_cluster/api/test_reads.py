@@ -7,7 +7,7 @@ import asyncio
 import httpx
 import pytest
 
-from ringrift_cluster.api import ApiLimits, Services
+from ringrift_cluster.api.services import ApiLimits, Services
 from statemachine.commands import AddWork
 from tests.support.memory_replica import MemoryReplica
 

@@ -12,7 +12,8 @@ import httpx
 import pytest
 import uvicorn
 
-from ringrift_cluster.api import Services, create_app
+from ringrift_cluster.api.app import create_app
+from ringrift_cluster.api.services import Services
 from statemachine.commands import AddWork
 from tests.support.memory_replica import MemoryReplica
 

@@ -8,7 +8,7 @@ import httpx
 import msgspec
 import pytest
 
-from ringrift_cluster.api import Services
+from ringrift_cluster.api.services import Services
 from ringrift_cluster.api.views import SCAN_ROWS
 from statemachine.commands import AddWork, decode_command
 from statemachine.rows import WorkStatus

@@ -15,7 +15,8 @@ from typer.testing import CliRunner
 
 from executors.folder import file_name
 from executors.logs import Logs
-from ringrift_cluster.api import Services, create_app
+from ringrift_cluster.api.app import create_app
+from ringrift_cluster.api.services import Services
 from ringrift_cluster.cli.app import app
 from ringrift_cluster.cli.main import SIBLINGS, stranger
 from ringrift_cluster.cli.output import short, size, span

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from ringrift_cluster.api import create_app
+from ringrift_cluster.api.app import create_app
 from ringrift_cluster.api.work import WorkFilter
 from ringrift_cluster.client import AsyncClient, Client, Conflict, NewWork, NotFound, Unauthorized
 from ringrift_cluster.raft.conf import Limits

@@ -102,7 +102,8 @@ class Guarded:
         return self.node.inside
 
     def greet(self, peer: str, *, log_id: str = "", cluster_id: str = "") -> None:
-        hello = Hello(1, peer, cluster_id, log_id or f"log-of-{peer}", list(self.node.membership.voters), b"")
+        voters = list(self.node.membership.voters)
+        hello = Hello(1, peer, cluster_id, log_id or f"log-of-{peer}", True, voters, b"")
         answer = self.node.judge(hello)
         assert not answer.reason, answer.detail
         self.node.welcomed(hello, answer)

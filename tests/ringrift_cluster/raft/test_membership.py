@@ -10,8 +10,10 @@ from tests.ringrift_cluster.raft.alone import VOTERS, Guarded, Stock, entries
 from tests.simulation.disk import Disk
 
 
-def hello(peer: str, *, log: str = "", cluster: str = "", voters: tuple[str, ...] = VOTERS) -> Hello:
-    return Hello(1, peer, cluster, log or f"log-of-{peer}", list(voters), b"")
+def hello(
+    peer: str, *, log: str = "", cluster: str = "", voters: tuple[str, ...] = VOTERS, admitted: bool = True
+) -> Hello:
+    return Hello(1, peer, cluster, log or f"log-of-{peer}", admitted, list(voters), b"")
 
 
 class TestAnEmptyLog:
@@ -64,6 +66,13 @@ class TestALostDisk:
         answer = again.node.judge(hello("b", log="another"))
         assert answer.reason == "other_log"
         assert "remove it from the cluster and add it again" in answer.detail
+
+    def test_a_log_that_never_got_in_gives_way_to_the_one_that_did(self, tmp_path):
+        voter = Guarded(tmp_path, join=False)
+        assert not voter.node.judge(hello("b", log="wiped", admitted=False)).reason
+        assert voter.node.judge(hello("b", log="wiped again", admitted=False)).reason == "other_log"
+        assert not voter.node.judge(hello("b", log="restored")).reason
+        assert voter.node.judge(hello("b", log="wiped", admitted=False)).reason == "other_log"
 
     def test_the_voter_that_lost_it_stops_with_their_sentence(self, tmp_path):
         voter = Guarded(tmp_path, join=False)

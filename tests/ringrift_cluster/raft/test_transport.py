@@ -36,7 +36,7 @@ class House:
         self.seen: list[tuple[str, object]] = []
 
     def hello(self, nonce: bytes) -> Hello:
-        return Hello(1, self.name, "", "log", ["a", "b"], nonce)
+        return Hello(1, self.name, "", "log", True, ["a", "b"], nonce)
 
     def judge(self, hello: Hello) -> Welcome:
         return Welcome(self.refuse, self.refuse)
@@ -153,7 +153,7 @@ def test_a_proof_cannot_be_sent_back():
             theirs = await reader.readexactly(int.from_bytes(await reader.readexactly(4), "big"))
             greeting = decode_greeting(theirs)
             assert isinstance(greeting, Hello)
-            writer.write(framed(encode(Hello(1, "a", "", "log", ["a", "b"], greeting.nonce))))
+            writer.write(framed(encode(Hello(1, "a", "", "log", True, ["a", "b"], greeting.nonce))))
             proof = await reader.readexactly(int.from_bytes(await reader.readexactly(4), "big"))
             assert isinstance(decode_greeting(proof), Proof)
             writer.write(framed(proof))
