@@ -43,8 +43,8 @@ class Indexes:
         self.queue: dict[tuple[str, str], Ordered[tuple[int, int, str]]] = {}
         #: open items by their unique name
         self.unique: dict[str, str] = {}
-        #: open items of a gauntlet
-        self.gauntlet_work: dict[str, dict[str, None]] = {}
+        #: how many open items a gauntlet has
+        self.gauntlet_work: dict[str, int] = {}
         #: how many open items read an artifact
         self.readers: dict[str, int] = {}
         self.live_jobs: dict[str, dict[str, None]] = {}
@@ -121,7 +121,7 @@ class Indexes:
             else:
                 del self.unique[spec.unique]
         if spec.gauntlet:
-            _list(self.gauntlet_work, spec.gauntlet, key, by)
+            _count(self.gauntlet_work, spec.gauntlet, by)
 
     def _job(self, key: str, old: Job | None, new: Job | None) -> None:
         row = new or old

@@ -106,7 +106,7 @@ def _evaluate(state: State, config: GameConfig, gauntlet: Gauntlet, champion: st
         return [
             ConcludeGauntlet(gauntlet=spec.gauntlet, verdict="abandoned", evidence=Evidence(kind="gauntlet", note=note))
         ]
-    in_flight = len(state.index.gauntlet_work.get(spec.gauntlet, ()))
+    in_flight = state.index.gauntlet_work.get(spec.gauntlet, 0)
     return [
         item(
             f"{spec.gauntlet}-{number + k}",

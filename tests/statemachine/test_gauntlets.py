@@ -8,6 +8,7 @@ from msgspec.structs import replace
 from statemachine.commands import ConcludeGauntlet, Evidence, MatchResult, PromoteModel, StartGauntlet, Tally, VoidMatch
 from statemachine.errors import Code
 from statemachine.rows import GauntletStatus, ModelStatus
+from tests.statemachine.invariants import plain_indexes
 from tests.support.law import (
     CONFIG,
     Cluster,
@@ -168,3 +169,10 @@ def test_a_second_verdict_is_refused_and_so_is_an_unknown_word():
     cluster.refuses(replace(verdict("abandoned"), gauntlet="x"), Code.NOT_FOUND, "'x'")
     cluster.do(verdict("abandoned"))
     cluster.refuses(verdict("accepted"), Code.ILLEGAL_TRANSITION, "abandoned")
+
+
+def test_the_indexes_do_not_remember_in_which_order_evaluations_were_taken_up():
+    cluster = gauntlet().when(item("e1", "evaluation", gauntlet="g"), item("e2", "evaluation", gauntlet="g"))
+    cluster.do(claimed("c1", work_types=("evaluation",)))
+    assert cluster.state.index.gauntlet_work == {"g": 2}
+    assert plain_indexes(cluster.state.index) == plain_indexes(cluster.restored().state.index)
