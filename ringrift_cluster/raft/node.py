@@ -174,6 +174,12 @@ class RaftNode:
 
     # The turn
 
+    def begin(self) -> None:
+        """One whole turn, before anyone is greeted: a log id that others record must be durable."""
+        self.gather()
+        self.sync()
+        self.settle()
+
     @property
     def dirty(self) -> bool:
         """Whether something waits for `sync`."""

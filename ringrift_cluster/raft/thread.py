@@ -132,6 +132,7 @@ class ConsensusThread:
                 self,
             )
             links.transport = self._transport
+            self.node.begin()
             await self._transport.start()
             opened.pop_all()
         self._disk = ThreadPoolExecutor(1, thread_name_prefix="raft-disk")

@@ -78,6 +78,7 @@ class Voter:
             rng=self._world.rng,
         )
         self.seen = self.node.machine.index
+        self.node.begin()
         self._tick(self.life)
 
     def crash(self) -> None:

@@ -91,6 +91,7 @@ class Guarded:
             clock=self.time,
             rng=self._rng,
         )
+        self.node.begin()
         if join:
             for peer in self.node.membership.others:
                 self.greet(peer)
