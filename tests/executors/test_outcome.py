@@ -37,7 +37,7 @@ NO_START = Exit(127, 0, "spawn", error="x could not be started")
 FAILURES = [
     ("no result is no success", code(0), None, "", "", "no_output", "no result.json"),
     ("half a result is no success", code(0), b'{"counts": {', "", "", "no_output", "cannot be used"),
-    ("text that is not UTF-8 is no success", code(0), b'{"counts": {"\xff": 1}}', "", "", "no_output", "cannot be used"),
+    ("no UTF-8 is no success", code(0), b'{"counts": {"\xff": 1}}', "", "", "no_output", "cannot be used"),
     ("a negative count is no success", code(0), result(counts={"games": -1}), "", "", "no_output", "counts"),
     ("zero games are no success", code(0), result(counts={"games": 0}), "", "", "no_output", "counted no games"),
     ("a missing kind is no success", code(0), result(outputs=[]), "", "", "no_output", "no output of kind games"),
