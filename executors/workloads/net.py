@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import io
 import pickle
@@ -12,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from executors.workloads.boards import CONFIGS
 from executors.workloads.contract import WorkloadError, write_atomically
@@ -31,14 +33,26 @@ class NetSpec:
     blocks: int
 
 
+class Convolution(nn.Module):
+    """A convolution that keeps height and width, normalised over the batch."""
+
+    def __init__(self, inputs: int, outputs: int, size: int) -> None:
+        super().__init__()
+        self.convolution = nn.Conv2d(inputs, outputs, size, padding=size // 2, bias=False)
+        self.norm = nn.BatchNorm2d(outputs)
+
+    def forward(self, features: Tensor) -> Tensor:
+        normalised: Tensor = self.norm(self.convolution(features))
+        return normalised
+
+
 class Block(nn.Module):
-    """Two 3x3 convolutions beside an identity; starts as the identity, so depth costs nothing untrained."""
+    """Two 3x3 convolutions beside an identity."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
-        self.first = nn.Conv2d(channels, channels, 3, padding=1)
-        self.second = nn.Conv2d(channels, channels, 3, padding=1)
-        nn.init.zeros_(self.second.weight)
+        self.first = Convolution(channels, channels, 3)
+        self.second = Convolution(channels, channels, 3)
 
     def forward(self, features: Tensor) -> Tensor:
         inner: Tensor = self.second(functional.relu(self.first(features), inplace=True))
@@ -48,21 +62,22 @@ class Block(nn.Module):
 class Net(nn.Module):
     """The network of one game.
 
-    A column's logit is the sum over its cells of a learned map, so that what is learnt in one column
-    holds in all of them. The scores come from the mean and the maximum over the board of some maps: a head
-    that reads every cell by itself learns a few hundred games by heart.
+    A column's logit is read from the sums and maxima of some maps over the column, so that what is learnt
+    in one column holds in all of them. The scores come from the mean and the maximum of some maps over the
+    board: a head that reads every cell by itself learns a few hundred games by heart.
     """
 
     STEM = 7  # a line of four through a cell lies within three cells of it
-    SCORE_MAPS, SCORE_HIDDEN = 16, 32
+    POLICY_MAPS, SCORE_MAPS, SCORE_HIDDEN = 16, 16, 32
 
     def __init__(self, game: AnyGame, spec: NetSpec) -> None:
         super().__init__()
         self.spec = spec
         self.codes = game.codes
-        self.stem = nn.Conv2d(game.codes, spec.channels, self.STEM, padding=self.STEM // 2)
+        self.stem = Convolution(game.codes, spec.channels, self.STEM)
         self.blocks = nn.Sequential(*(Block(spec.channels) for _ in range(spec.blocks)))
-        self.policy = nn.Conv2d(spec.channels, 1, 1)
+        self.policy_maps = nn.Conv2d(spec.channels, self.POLICY_MAPS, 1)
+        self.policy = nn.Conv1d(2 * self.POLICY_MAPS, 1, 1)
         self.score_maps = nn.Conv2d(spec.channels, self.SCORE_MAPS, 1)
         self.score_hidden = nn.Linear(2 * self.SCORE_MAPS, self.SCORE_HIDDEN)
         self.score = nn.Linear(self.SCORE_HIDDEN, game.players)
@@ -80,18 +95,29 @@ class Net(nn.Module):
         codes = torch.arange(self.codes, dtype=torch.int8, device=observation.device)
         planes = (observation[..., None] == codes).to(torch.float32).permute(0, 3, 1, 2)
         features = self.blocks(functional.relu(self.stem(planes), inplace=True))
-        logits = self.policy(features)[:, 0].sum(1)
+        maps = functional.relu(self.policy_maps(features))
+        logits = self.policy(torch.cat([maps.sum(2), maps.amax(2)], 1))[:, 0]
         maps = functional.relu(self.score_maps(features)).flatten(2)
         hidden = functional.relu(self.score_hidden(torch.cat([maps.mean(2), maps.amax(2)], 1)))
         return logits, functional.log_softmax(self.score(hidden), 1)
 
 
 def untrained(game: AnyGame, spec: NetSpec, seed: int) -> Net:
-    """Return the network that this seed gives; equal seeds give equal weights on one build of torch."""
+    """Return the network that this seed gives, ready to play; equal seeds give equal weights on one build of torch."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         net = Net(game, spec)
-    return net.to(memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
+    return net.eval().to(memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
+
+
+def fused(net: Net) -> Net:
+    """Return a copy for playing only: each normalisation folded into the convolution before it."""
+    copied = copy.deepcopy(net).eval()
+    for part in list(copied.modules()):
+        for name, child in part.named_children():
+            if isinstance(child, Convolution):
+                setattr(part, name, fuse_conv_bn_eval(child.convolution, child.norm))
+    return copied.to(memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
 
 
 def encode(net: Net, steps: int) -> bytes:
@@ -122,7 +148,7 @@ def load(path: Path, game: AnyGame) -> tuple[Net, int]:
         net.load_state_dict(content["weights"])
     except (KeyError, RuntimeError, TypeError, AttributeError) as error:
         raise WorkloadError(f"The weights in the model {path} do not fit its own description.") from error
-    if not all(bool(torch.isfinite(weight).all()) for weight in net.parameters()):
+    if not all(bool(torch.isfinite(weight).all()) for weight in net.state_dict().values()):
         raise WorkloadError(f"The model {path} has weights that are not finite numbers; train it again.")
     return net, steps
 

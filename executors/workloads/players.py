@@ -68,7 +68,7 @@ def engine(
 def network(path: Path, game: AnyGame, device: torch.device) -> net.Net:
     """Load a model for playing."""
     loaded, _ = net.load(path, game)
-    return loaded.to(device).eval()
+    return net.fused(loaded).to(device)
 
 
 def generator(seed: int, stream: int, device: torch.device) -> torch.Generator:

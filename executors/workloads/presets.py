@@ -19,7 +19,7 @@ _SEARCH: dict[str, Value] = {"engine": "gumbel-mcts", "simulations": 16, "openin
 # untrained net is exactly as strong as random play, and 200 games cost less than starting the process.
 _BARE: dict[str, Value] = {"engine": "policy-only", "temperature": 0.1, "opening-plies": 4}
 _NET: dict[str, Value] = {"channels": 32, "blocks": 1}
-_LEARN: dict[str, Value] = {"batch-size": 64, "learning-rate": 0.004}
+_LEARN: dict[str, Value] = {"batch-size": 64, "learning-rate": 0.01}
 
 PRESETS: dict[str, dict[str, Preset]] = {
     "demo": {
@@ -39,8 +39,8 @@ PRESETS: dict[str, dict[str, Preset]] = {
             "init": _NET,
             # Three untrained players who see every threat stop each other: two games in three are drawn and
             # say nothing. Without foresight three in a hundred are.
-            "selfplay": {**_SEARCH, "games": 160, "batch": 80, "foresight": "off"},
-            "training": {**_LEARN, "steps": 300},
+            "selfplay": {**_SEARCH, "games": 192, "batch": 96, "foresight": "off", "score-scale": 0.5},
+            "training": {**_LEARN, "steps": 300, "learning-rate": 0.005},
             # A group of three players is six games.
             "evaluation": {**_BARE, "temperature": 0.05, "groups": 34},
         },

@@ -158,7 +158,7 @@ def main(arguments: Sequence[str], stop: StopSignal) -> int:
         network = players.network(chosen.model, game, device)
     else:
         spec = net.NetSpec(game.key, chosen.channels, chosen.blocks)
-        network = net.untrained(game, spec, chosen.seed).to(device).eval()
+        network = net.fused(net.untrained(game, spec, chosen.seed)).to(device)
     generator = players.generator(chosen.seed, PLAY, device)
     engine = players.engine(name, game, network, generator, chosen, explore=True)
     job = Job.open(chosen.job_dir)

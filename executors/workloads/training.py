@@ -114,6 +114,7 @@ def validate(network: net.Net, window: Window) -> dict[str, str]:
     if rows == 0:
         return {}
     sums = torch.zeros(2)
+    network.eval()
     with torch.inference_mode():
         for start in range(0, rows, VALIDATION_CHUNK):
             part = [tensor[start : start + VALIDATION_CHUNK] for tensor in window.validation]
@@ -159,7 +160,7 @@ def main(arguments: Sequence[str], stop: StopSignal) -> int:
         network, before = net.untrained(game, spec, chosen.seed), 0
     window = Window.load(game, paths, chosen.validation_share, device)
     steps = chosen.steps or (chosen.epochs or 2) * window.steps_per_epoch(chosen.batch_size)
-    trainer = Trainer(network.to(device), window, chosen, steps)
+    trainer = Trainer(network.to(device).train(), window, chosen, steps)
     job = Job.open(chosen.job_dir)
     job.total = {"steps": steps, "samples": steps * min(chosen.batch_size, len(window))}
     saved = job.checkpoint / CHECKPOINT

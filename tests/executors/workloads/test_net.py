@@ -91,3 +91,21 @@ def test_a_model_with_a_weight_that_is_no_number_is_refused(tmp_path: Path) -> N
     net.save(tmp_path / "model.pt", network, 0)
     with pytest.raises(WorkloadError, match="not finite"):
         net.load(tmp_path / "model.pt", game)
+
+
+def test_the_copy_for_playing_agrees_with_the_network_it_was_made_from() -> None:
+    game = games.load("hex8_3p")
+    network = small(game).train()
+    observation = game.observe(game.step(game.start(16), torch.arange(16) % game.actions))
+    with torch.no_grad():
+        network.policy.weight.fill_(0.1)
+        network.score.weight.fill_(-0.1)
+        # Running statistics away from zero and one, so that folding has something to fold.
+        for _ in range(5):
+            network(observation)
+        before = {name: value.clone() for name, value in network.state_dict().items()}
+        copied = net.fused(network)
+        for mine, theirs in zip(network.eval()(observation), copied(observation), strict=True):
+            assert torch.allclose(mine, theirs, atol=1e-4)
+    assert not any(isinstance(part, torch.nn.BatchNorm2d) for part in copied.modules())
+    assert all(torch.equal(before[name], value) for name, value in network.state_dict().items())

@@ -16,7 +16,7 @@ from executors.workloads.selfplay import Recorder, play
 from executors.workloads.shards import Positions
 from tests.executors.workloads import programs
 
-SMALL = ["--channels", "8", "--blocks", "1", "--engine", "gumbel-mcts", "--simulations", "8"]
+SMALL = ["--channels", "8", "--blocks", "1", "--engine", "gumbel-mcts", "--simulations", "4"]
 
 
 def run_in_process(job_dir: Path, *words: str) -> int:
@@ -29,7 +29,7 @@ def load(game: DropK, job_dir: Path) -> list[Positions]:
 
 
 def test_the_same_seed_gives_the_same_bytes_and_another_seed_other_games(tmp_path: Path) -> None:
-    words = ["--config", "connect4_2p", "--games", "12", "--batch", "5", *SMALL]
+    words = ["--config", "connect4_2p", "--games", "6", "--batch", "4", *SMALL]
     process = programs.start(tmp_path / "a", "selfplay", *words, "--seed", "7")
     assert programs.finish(process) == (0, "")
     run_in_process(tmp_path / "b", *words, "--seed", "7")
@@ -37,11 +37,11 @@ def test_the_same_seed_gives_the_same_bytes_and_another_seed_other_games(tmp_pat
     a, b, c = ((tmp_path / name / "out" / "games-00000.npz").read_bytes() for name in "abc")
     assert a == b
     assert a != c
-    assert programs.result(tmp_path / "a")["counts"]["games"] == 12
+    assert programs.result(tmp_path / "a")["counts"]["games"] == 6
     lines = programs.progress(tmp_path / "a")
     assert lines[0]["counts"]["games"] == 0
     assert lines[-1]["counts"] == programs.result(tmp_path / "a")["counts"]
-    assert lines[-1]["total"] == {"games": 12}
+    assert lines[-1]["total"] == {"games": 6}
 
 
 @pytest.mark.parametrize("key", ["connect4_2p", "hex8_3p"])
