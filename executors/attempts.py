@@ -27,17 +27,11 @@ from executors.outcome import Failure, Progress, Success
 from executors.ports import ClusterError
 from executors.reconcile import Held, Phase
 from statemachine import queries
-from statemachine.commands import (
-    Command,
-    CompleteJob,
-    FailJob,
-    Output,
-    ReleaseJob,
-    ReportJob,
-)
+from statemachine.commands import Command, CompleteJob, FailJob, ReleaseJob, ReportJob
 from statemachine.errors import Code, Done, Rejected, Result
 from statemachine.queries import Assignment, ResolvedInput
 from statemachine.rows import Actual
+from statemachine.values import Output
 
 log = logging.getLogger(__name__)
 FETCH_ROUNDS = 3

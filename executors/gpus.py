@@ -21,7 +21,7 @@ from typing import Any
 
 import pynvml
 
-from statemachine.commands import Gpu
+from statemachine.values import Gpu
 
 #: XIDs that are the program's own fault and leave the device in order (graphics exception, page fault, ...)
 HARMLESS_XIDS = frozenset({13, 31, 43, 45, 68})

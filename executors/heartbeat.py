@@ -14,8 +14,9 @@ from executors.attempts import Attempt
 from executors.bench import Bench
 from executors.options import Options
 from executors.ports import ClusterError, HeartbeatRefused
-from statemachine.commands import Beat, JobProgress, JoinPeer, PeerFacts
+from statemachine.commands import JoinPeer
 from statemachine.errors import Code, Done
+from statemachine.values import Beat, JobProgress, PeerFacts
 
 log = logging.getLogger(__name__)
 

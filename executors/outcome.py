@@ -27,21 +27,10 @@ import msgspec
 from msgspec import Meta, Struct
 
 from executors.processes import Exit
-from statemachine.commands import (
-    MAX_COMMAND_BYTES,
-    Command,
-    Count,
-    Counts,
-    FailJob,
-    Id,
-    MatchResult,
-    Short,
-    Tally,
-    decode_command,
-    encode_command,
-)
+from statemachine.commands import MAX_COMMAND_BYTES, Command, FailJob, decode_command, encode_command
 from statemachine.rows import Job, Work
 from statemachine.settings import Template
+from statemachine.values import Count, Counts, Id, MatchResult, Short, Tally
 
 MAX_RESULT_BYTES = 4 * 1024 * 1024
 MAX_ERROR_CHARS = 4000

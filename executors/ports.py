@@ -13,9 +13,10 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Protocol, TypeVar
 
-from statemachine.commands import Beat, Command
+from statemachine.commands import Command
 from statemachine.errors import Result
 from statemachine.state import State
+from statemachine.values import Beat
 
 T = TypeVar("T")
 

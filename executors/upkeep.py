@@ -20,8 +20,9 @@ from executors.gpus import Gpus, Scan
 from executors.logs import Logs
 from executors.options import Options
 from executors.ports import ClusterError
-from statemachine.commands import AddHolder, Command, DropHolder, Gpu, PeerFacts
+from statemachine.commands import AddHolder, Command, DropHolder
 from statemachine.state import State
+from statemachine.values import Gpu, PeerFacts
 
 log = logging.getLogger(__name__)
 

@@ -15,7 +15,8 @@ from enum import StrEnum
 from msgspec import Struct
 
 from statemachine import settings as st
-from statemachine.commands import ChangeSetting, Needs, encode_command
+from statemachine.commands import ChangeSetting, encode_command
+from statemachine.values import Needs
 
 WORKLOADS = "executors.workloads"
 BOARDS = ("square8", "square19", "hex8", "hexagonal")

@@ -13,8 +13,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from ringrift_cluster.replica import NoLeader, Replica, ReplicaError
-from statemachine.commands import Beat, RecordHeartbeats, encode_command
+from statemachine.commands import RecordHeartbeats, encode_command
 from statemachine.errors import Code, Done, Refused
+from statemachine.values import Beat
 
 #: time between two proposals
 EVERY_S = 1.0

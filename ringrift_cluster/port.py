@@ -8,9 +8,10 @@ from typing import TypeVar
 from executors.ports import ClusterUnavailable, HeartbeatRefused
 from executors.ports import OutcomeUnknown as Unknown
 from ringrift_cluster.replica import OutcomeUnknown, Replica, ReplicaError
-from statemachine.commands import Beat, Command, encode_command
+from statemachine.commands import Command, encode_command
 from statemachine.errors import Refused, Result
 from statemachine.state import State
+from statemachine.values import Beat
 
 T = TypeVar("T")
 

@@ -6,10 +6,11 @@ from msgspec.structs import replace
 
 from statemachine import events, models
 from statemachine.cluster import next_seq
-from statemachine.commands import AddHolder, DropHolder, ForgetArtifact, Output, RegisterArtifact
+from statemachine.commands import AddHolder, DropHolder, ForgetArtifact, RegisterArtifact
 from statemachine.errors import Code, Refused
 from statemachine.rows import Artifact, Job, ModelStatus, Work
 from statemachine.state import Txn
+from statemachine.values import Output
 
 
 def made(txn: Txn, output: Output, work: Work, job: Job) -> None:

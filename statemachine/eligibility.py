@@ -10,9 +10,9 @@ from collections.abc import Callable, Iterable
 
 from msgspec import Struct
 
-from statemachine.commands import Needs
 from statemachine.rows import LIVE_JOB, Job, Peer, PeerStatus, Work, WorkStatus
 from statemachine.settings import Limits
+from statemachine.values import Needs
 
 #: an item of one of these types runs at most once at a time per config
 EXCLUSIVE_TYPES = frozenset({"training", "initial"})

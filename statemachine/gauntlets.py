@@ -12,11 +12,12 @@ from msgspec.structs import replace
 
 from statemachine import events, models
 from statemachine.cluster import next_seq
-from statemachine.commands import ConcludeGauntlet, MatchResult, StartGauntlet
+from statemachine.commands import ConcludeGauntlet, StartGauntlet
 from statemachine.errors import Code, Refused
 from statemachine.matches import added, flipped, model_of, summed
 from statemachine.rows import Gauntlet, GauntletStatus
 from statemachine.state import Txn
+from statemachine.values import MatchResult
 
 VERDICTS = frozenset(GauntletStatus) - {GauntletStatus.RUNNING}
 

@@ -14,15 +14,7 @@ from __future__ import annotations
 from msgspec.structs import replace
 
 from statemachine import artifacts, deadlines, events, results
-from statemachine.commands import (
-    CompleteJob,
-    FailJob,
-    JobProgress,
-    ReleaseJob,
-    RenewJobs,
-    ReportJob,
-    StopJob,
-)
+from statemachine.commands import CompleteJob, FailJob, ReleaseJob, RenewJobs, ReportJob, StopJob
 from statemachine.errors import Code, Refused
 from statemachine.rows import (
     JOB_TRANSITIONS,
@@ -35,6 +27,7 @@ from statemachine.rows import (
     WorkStatus,
 )
 from statemachine.state import Txn
+from statemachine.values import JobProgress
 
 #: failures that say nothing about the item: the attempt is given back
 BLAMELESS = frozenset({"infrastructure", "preempted", "stopped"})

@@ -9,10 +9,11 @@ from __future__ import annotations
 from msgspec.structs import replace
 
 from statemachine import events
-from statemachine.commands import MatchResult, RecordMatch, Tally
+from statemachine.commands import RecordMatch
 from statemachine.errors import Code, Refused
 from statemachine.rows import Match, Standing
 from statemachine.state import Txn
+from statemachine.values import MatchResult, Tally
 
 
 def model_of(participant: str) -> str:

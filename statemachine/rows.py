@@ -25,16 +25,8 @@ from enum import StrEnum
 
 from msgspec import Struct
 
-from statemachine.commands import (
-    AddWork,
-    Evidence,
-    MatchResult,
-    Needs,
-    Output,
-    PeerFacts,
-    StartGauntlet,
-    Tally,
-)
+from statemachine.commands import AddWork, StartGauntlet
+from statemachine.values import Evidence, MatchResult, Needs, Output, PeerFacts, Tally
 
 
 class PeerStatus(StrEnum):

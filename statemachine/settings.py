@@ -18,7 +18,7 @@ from typing import Annotated
 import msgspec
 from msgspec import Meta, Struct, field
 
-from statemachine.commands import Count, Counts, Elo, Id, Natural, Needs, Params, Part, Priority, Short, Text
+from statemachine.values import Count, Counts, Elo, Id, Natural, Needs, Params, Part, Priority, Short, Text
 
 Span = Annotated[int, Meta(ge=1, le=10**12)]
 

@@ -18,9 +18,10 @@ from collections.abc import Sequence
 
 from msgspec import Struct
 
-from statemachine.commands import Evidence, StartGauntlet
+from statemachine.commands import StartGauntlet
 from statemachine.elo import expected_score
 from statemachine.rows import Gauntlet, GauntletStatus
+from statemachine.values import Evidence
 
 #: weight given to every bin, so that a run of equal groups has a variance
 PRIOR = 1e-3

@@ -11,11 +11,12 @@ from ringrift_cluster.api.endpoint import Call, Reply, Routes, reply
 from ringrift_cluster.api.services import AgentStatus, LoopStatus, ShutdownOrder
 from ringrift_cluster.api.views import View, look
 from ringrift_cluster.api.writes import Outcome, Requested, carry_out, carry_out_once
-from statemachine.commands import DrainPeer, Id, PauseCluster, RemovePeer, Short
+from statemachine.commands import DrainPeer, PauseCluster, RemovePeer
 from statemachine.deadlines import lease_end_ms
 from statemachine.errors import Code
 from statemachine.rows import PeerStatus
 from statemachine.state import State
+from statemachine.values import Id, Short
 
 route = Routes("admin", "For operators.")
 

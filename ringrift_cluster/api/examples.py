@@ -5,19 +5,7 @@ They are the law's own Structs, so an example cannot drift from its schema.
 
 from __future__ import annotations
 
-from statemachine.commands import (
-    AddWork,
-    Beat,
-    CompleteJob,
-    Evidence,
-    JobProgress,
-    MatchResult,
-    Needs,
-    Output,
-    PeerFacts,
-    StartGauntlet,
-    Tally,
-)
+from statemachine.commands import AddWork, CompleteJob, StartGauntlet
 from statemachine.rows import (
     Actual,
     Artifact,
@@ -33,6 +21,7 @@ from statemachine.rows import (
     Work,
     WorkStatus,
 )
+from statemachine.values import Beat, Evidence, JobProgress, MatchResult, Needs, Output, PeerFacts, Tally
 
 DIGEST = "3f2a" * 16
 CHAMPION = "91c0" * 16

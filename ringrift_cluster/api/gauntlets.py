@@ -13,11 +13,12 @@ from ringrift_cluster.api.problems import Problem
 from ringrift_cluster.api.views import Cursor, look, scan
 from ringrift_cluster.api.writes import Outcome, carry_out
 from statemachine import queries
-from statemachine.commands import Digest, Id, StartGauntlet
+from statemachine.commands import StartGauntlet
 from statemachine.errors import Code
 from statemachine.rows import Gauntlet, GauntletStatus
 from statemachine.settings import Gate
 from statemachine.state import State
+from statemachine.values import Digest, Id
 
 route = Routes("gauntlets", "Sequential tests that decide promotions.")
 

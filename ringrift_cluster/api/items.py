@@ -8,8 +8,9 @@ import msgspec
 from msgspec import UNSET, Meta, Raw, Struct, UnsetType
 
 from ringrift_cluster.api.problems import Problem
-from statemachine.commands import AddWork, Id, Input, Needs, Priority, Short
+from statemachine.commands import AddWork
 from statemachine.errors import Code
+from statemachine.values import Id, Input, Needs, Priority, Short
 
 Scalar = str | int | float | bool
 Seconds = Annotated[float, Meta(ge=0, le=10**9)]

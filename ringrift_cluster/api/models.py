@@ -11,10 +11,11 @@ from ringrift_cluster.api.endpoint import Call, Routes
 from ringrift_cluster.api.problems import Problem
 from ringrift_cluster.api.views import Cursor, View, look, scan
 from ringrift_cluster.api.writes import Outcome, Requested, carry_out_once
-from statemachine.commands import Digest, Id, RollbackModel, Short
+from statemachine.commands import RollbackModel
 from statemachine.errors import Code
 from statemachine.rows import Gauntlet, Model, ModelStatus
 from statemachine.state import State
+from statemachine.values import Digest, Id, Short
 
 route = Routes("models", "Trained networks: candidates, champions, former champions.")
 

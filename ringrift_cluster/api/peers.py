@@ -10,10 +10,10 @@ from ringrift_cluster.api import examples
 from ringrift_cluster.api.endpoint import Call, Routes
 from ringrift_cluster.api.problems import Problem
 from ringrift_cluster.api.views import Cursor, View, look, scan
-from statemachine.commands import Beat
 from statemachine.errors import Code
 from statemachine.rows import Job, Peer, PeerStatus
 from statemachine.state import State
+from statemachine.values import Beat
 
 route = Routes("peers", "Who is in the cluster, heard when, offering what.")
 

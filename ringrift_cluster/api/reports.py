@@ -7,19 +7,10 @@ from msgspec import Struct
 from ringrift_cluster.api import examples
 from ringrift_cluster.api.endpoint import Call, Routes
 from ringrift_cluster.api.writes import Outcome, carry_out
-from statemachine.commands import (
-    CompleteJob,
-    FailJob,
-    Id,
-    Natural,
-    ReleaseJob,
-    RenewJobs,
-    ReportJob,
-    Short,
-    StopJob,
-)
+from statemachine.commands import CompleteJob, FailJob, ReleaseJob, RenewJobs, ReportJob, StopJob
 from statemachine.errors import Code
 from statemachine.rows import Actual
+from statemachine.values import Id, Natural, Short
 
 route = Routes("work", "")
 

@@ -19,8 +19,8 @@ from executors.blobs import Blobs
 from executors.logs import Logs
 from ringrift_cluster.api.meter import Meter
 from ringrift_cluster.replica import Replica
-from statemachine.commands import Beat
 from statemachine.elo import Ranking, Table
+from statemachine.values import Beat
 
 #: An ASGI application, such as the follower feed's router.
 Asgi = Callable[[Any, Any, Any], Awaitable[None]]

@@ -22,11 +22,12 @@ from ringrift_cluster.api.writes import (
     sealed,
 )
 from statemachine import queries
-from statemachine.commands import AddWork, CancelWork, ClaimWork, Id, RetryWork, Short
+from statemachine.commands import AddWork, CancelWork, ClaimWork, RetryWork
 from statemachine.errors import Code, Rejected
 from statemachine.queries import Why
 from statemachine.rows import LIVE_WORK, Job, Work, WorkStatus
 from statemachine.state import State
+from statemachine.values import Id, Short
 
 route = Routes("work", "The queue of work items: what should be done, in which order, and why it is not done yet.")
 

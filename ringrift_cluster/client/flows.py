@@ -39,9 +39,10 @@ from ringrift_cluster.client.session import Session
 from ringrift_cluster.client.steps import Emit, Failed, Flow, Next
 from ringrift_cluster.client.steps import Pause as Wait
 from ringrift_cluster.replica import ReplicaStatus
-from statemachine.commands import CompleteJob, Counts, FailJob, JobProgress, MatchResult, Output, Params, RenewJobs
+from statemachine.commands import CompleteJob, FailJob, RenewJobs
 from statemachine.queries import Why
 from statemachine.rows import Event
+from statemachine.values import Counts, JobProgress, MatchResult, Output, Params
 
 
 class Dump(Struct, frozen=True):

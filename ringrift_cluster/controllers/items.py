@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 
-from statemachine.commands import AddWork, Input
+from statemachine.commands import AddWork
 from statemachine.settings import Stage
+from statemachine.values import Input
 
 
 def seed_of(name: str) -> str:

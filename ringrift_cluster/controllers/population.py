@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from ringrift_cluster.controllers.items import item
 from statemachine import queries
-from statemachine.commands import Command, Input
+from statemachine.commands import Command
 from statemachine.rows import OPEN_WORK, WorkStatus
 from statemachine.settings import GameConfig
 from statemachine.state import State
+from statemachine.values import Input
 
 
 def populate(state: State) -> list[Command]:

@@ -10,17 +10,11 @@ from msgspec.structs import replace
 
 from ringrift_cluster.controllers.items import item
 from statemachine import queries, sprt
-from statemachine.commands import (
-    Command,
-    ConcludeGauntlet,
-    Evidence,
-    Input,
-    PromoteModel,
-    StartGauntlet,
-)
+from statemachine.commands import Command, ConcludeGauntlet, PromoteModel, StartGauntlet
 from statemachine.rows import Gauntlet, GauntletStatus, WorkStatus
 from statemachine.settings import GameConfig
 from statemachine.state import State
+from statemachine.values import Evidence, Input
 
 #: evaluation items of one gauntlet in the queue or running at a time
 IN_FLIGHT = 2

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from ringrift_cluster.controllers.items import item
 from statemachine import queries
-from statemachine.commands import Command, Input
+from statemachine.commands import Command
 from statemachine.state import State
+from statemachine.values import Input
 
 #: an item holds at most 1,024 inputs; the newest files are the ones that count
 MAX_FILES = 1_000

@@ -20,11 +20,11 @@ from ringrift_cluster.feed.voters import Polled, PositionRefused, Unreachable, V
 from ringrift_cluster.feed.wire import FELL_OUT, MAX_BATCH_BYTES, OTHER_CLUSTER, Frame
 from ringrift_cluster.raft.window import Applied, Window
 from ringrift_cluster.replica import Consistency, Proposed, Read, ReplicaStatus
-from statemachine.commands import Beat
 from statemachine.errors import Halt
 from statemachine.machine import SUPPORTED_FEATURE_LEVEL, Machine
 from statemachine.snapshot import SnapshotDamaged
 from statemachine.state import State
+from statemachine.values import Beat
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")

@@ -13,8 +13,8 @@ import msgspec
 
 from ringrift_cluster import replica as rp
 from ringrift_cluster.feed import wire
-from statemachine.commands import Beat
 from statemachine.errors import Code, Refused
+from statemachine.values import Beat
 
 CONNECT_S = 2.0
 _UNSENT = (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout, httpx.UnsupportedProtocol)

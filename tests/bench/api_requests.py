@@ -26,7 +26,8 @@ from executors.logs import Logs
 from ringrift_cluster.api.app import create_app
 from ringrift_cluster.api.services import AgentStatus, Services
 from statemachine import settings as st
-from statemachine.commands import Beat, ChangeSetting
+from statemachine.commands import ChangeSetting
+from statemachine.values import Beat
 from tests.support.memory_replica import MemoryReplica
 
 

@@ -24,8 +24,9 @@ from executors.host import DiskFloor, boot_id
 from executors.options import Options
 from executors.reconcile import Held, Phase, Room, plan
 from executors.views import view_of, wanted
-from statemachine.commands import JoinPeer, PeerFacts
+from statemachine.commands import JoinPeer
 from statemachine.settings import Template, Timing
+from statemachine.values import PeerFacts
 from tests.executors.memory import MemoryCluster, eventually
 
 SLEEP = Template(argv=("/bin/sleep", "600"))

@@ -12,20 +12,11 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from statemachine.commands import (
-    AddWork,
-    ClaimWork,
-    Command,
-    CompleteJob,
-    JobProgress,
-    Output,
-    RenewJobs,
-    ReportJob,
-    encode_command,
-)
+from statemachine.commands import AddWork, ClaimWork, Command, CompleteJob, RenewJobs, ReportJob, encode_command
 from statemachine.entries import encode_entry
 from statemachine.errors import Done
 from statemachine.machine import Machine
+from statemachine.values import JobProgress, Output
 from tests.support.law import digest_of
 
 

@@ -9,23 +9,14 @@ from typing import TypeVar
 
 from executors.ports import ClusterUnavailable, HeartbeatRefused, OutcomeUnknown
 from statemachine import settings
-from statemachine.commands import (
-    AddWork,
-    Beat,
-    ChangeSetting,
-    Command,
-    Input,
-    Needs,
-    PlaceWork,
-    RecordHeartbeats,
-    encode_command,
-)
+from statemachine.commands import AddWork, ChangeSetting, Command, PlaceWork, RecordHeartbeats, encode_command
 from statemachine.entries import encode_entry
 from statemachine.errors import Done, Result
 from statemachine.machine import Machine
 from statemachine.rows import Job, Work
 from statemachine.settings import Template, Timing
 from statemachine.state import State
+from statemachine.values import Beat, Input, Needs
 
 T = TypeVar("T")
 

@@ -21,20 +21,11 @@ from executors.host import DiskFloor
 from executors.ledger import Ledger
 from executors.options import Options
 from statemachine import settings
-from statemachine.commands import (
-    CancelWork,
-    ChangeSetting,
-    FailJob,
-    Input,
-    JoinPeer,
-    Needs,
-    PeerFacts,
-    RegisterArtifact,
-    StopJob,
-)
+from statemachine.commands import CancelWork, ChangeSetting, FailJob, JoinPeer, RegisterArtifact, StopJob
 from statemachine.rows import Actual, WorkStatus
 from statemachine.settings import Template, Timing
 from statemachine.state import State
+from statemachine.values import Input, Needs, PeerFacts
 from tests.executors.memory import QUICK, MemoryCluster, eventually
 from tests.executors.test_blobs import Holder
 from tests.executors.test_gpus import ScriptedGpus

@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 
 from executors.gpus import Gpus, Reading, Scan
-from statemachine.commands import Gpu, JoinPeer, PeerFacts, decode_command, encode_command
+from statemachine.commands import JoinPeer, decode_command, encode_command
+from statemachine.values import Gpu, PeerFacts
 
 COMPILER = shutil.which("cc")
 LOOK = """

@@ -6,9 +6,10 @@ import pytest
 
 from executors.outcome import MAX_RESULT_BYTES, Failure, Success, inside, judge, unfit
 from executors.processes import Exit
-from statemachine.commands import AddWork, CompleteJob, MatchResult, Tally
+from statemachine.commands import AddWork, CompleteJob
 from statemachine.rows import Work, WorkStatus
 from statemachine.settings import Template
+from statemachine.values import MatchResult, Tally
 
 PLAIN = Template(argv=("p",))
 STRICT = Template(argv=("p",), require_outputs=("games",), require_counts=("games",), verdict_codes=(3,))

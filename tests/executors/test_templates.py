@@ -6,9 +6,10 @@ import pytest
 
 from executors import templates
 from executors.templates import Paths, TemplateError, list_file, list_prefixes, render, seed_of, validate
-from statemachine.commands import AddWork, Needs
+from statemachine.commands import AddWork
 from statemachine.rows import Actual, Desired, Job
 from statemachine.settings import Template
+from statemachine.values import Needs
 
 WORK = AddWork("w1", "selfplay", config="square8_2p", params={"games": "50", "model": "by-parameter"})
 PATHS = Paths(

@@ -4,7 +4,8 @@ from pathlib import Path
 
 from executors.host import DiskFloor
 from executors.options import Options
-from statemachine.commands import ForgetArtifact, JoinPeer, PeerFacts, RegisterArtifact
+from statemachine.commands import ForgetArtifact, JoinPeer, RegisterArtifact
+from statemachine.values import PeerFacts
 from tests.executors.memory import eventually
 from tests.executors.test_agent import node, run
 from tests.executors.test_gpus import ScriptedGpus

@@ -10,8 +10,9 @@ import pytest
 
 from ringrift_cluster.heartbeats import STALE_S, HeartbeatCollector
 from ringrift_cluster.replica import NoLeader
-from statemachine.commands import Beat, JobProgress, JoinPeer, PeerFacts, RecordHeartbeats, decode_command
+from statemachine.commands import JoinPeer, RecordHeartbeats, decode_command
 from statemachine.errors import Code, Refused
+from statemachine.values import Beat, JobProgress, PeerFacts
 from tests.support.memory_replica import MemoryReplica
 
 

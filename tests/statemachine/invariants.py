@@ -6,7 +6,6 @@ from collections import Counter, defaultdict
 from typing import Any
 
 from statemachine import deadlines
-from statemachine.commands import MatchResult, Tally
 from statemachine.indexes import Indexes
 from statemachine.ordered import Ordered
 from statemachine.rows import (
@@ -24,6 +23,7 @@ from statemachine.rows import (
     WorkStatus,
 )
 from statemachine.state import State
+from statemachine.values import MatchResult, Tally
 
 
 def check_step(old: Row | None, new: Row | None) -> None:

@@ -8,13 +8,12 @@ from statemachine.commands import (
     AddHolder,
     ConcludeGauntlet,
     DropHolder,
-    Evidence,
     ForgetArtifact,
-    Input,
     RegisterArtifact,
     StartGauntlet,
 )
 from statemachine.errors import Code
+from statemachine.values import Evidence, Input
 from tests.support.law import (
     CONFIG,
     claimed,

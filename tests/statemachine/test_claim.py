@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from statemachine.commands import DrainPeer, Input, JobProgress, PauseCluster, RenewJobs
+from statemachine.commands import DrainPeer, PauseCluster, RenewJobs
 from statemachine.errors import Code
 from statemachine.rows import Actual
+from statemachine.values import Input, JobProgress
 from tests.support.law import claimed, completed, digest_of, failed, given, item, node
 
 

@@ -11,19 +11,16 @@ from statemachine.commands import (
     AddWork,
     CompleteJob,
     Effect,
-    Evidence,
     FailJob,
-    MatchResult,
     Once,
-    Output,
     ReportJob,
     StartGauntlet,
-    Tally,
     decode_command,
     encode_command,
 )
 from statemachine.entries import ENTRY_FORMAT, decode_entry, encode_entry
 from statemachine.machine import HANDLERS
+from statemachine.values import Evidence, MatchResult, Output, Tally
 from tests.support.law import Cluster, claimed, digest_of, given, item, node
 
 

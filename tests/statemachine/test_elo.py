@@ -9,9 +9,10 @@ import choix
 import numpy as np
 import pytest
 
-from statemachine.commands import RecordMatch, Tally, VoidMatch
+from statemachine.commands import RecordMatch, VoidMatch
 from statemachine.elo import PINNED, SCALE, UNANCHORED_ELO, VIRTUAL_DRAWS, Table, expected_score, rankings, table_of
 from statemachine.rows import Standing
+from statemachine.values import Tally
 from tests.support.law import CONFIG, given, pairs, participant, trained
 
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 import pytest
 from msgspec.structs import replace
 
-from statemachine.commands import ConcludeGauntlet, Evidence, MatchResult, PromoteModel, StartGauntlet, Tally, VoidMatch
+from statemachine.commands import ConcludeGauntlet, PromoteModel, StartGauntlet, VoidMatch
 from statemachine.errors import Code
 from statemachine.rows import GauntletStatus, ModelStatus
+from statemachine.values import Evidence, MatchResult, Tally
 from tests.statemachine.invariants import plain_indexes
 from tests.support.law import (
     CONFIG,

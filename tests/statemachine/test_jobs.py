@@ -5,11 +5,9 @@ from __future__ import annotations
 import pytest
 
 from statemachine.commands import (
-    Beat,
     CancelWork,
     CompleteJob,
     FailJob,
-    JobProgress,
     RecordHeartbeats,
     ReleaseJob,
     RenewJobs,
@@ -19,6 +17,7 @@ from statemachine.commands import (
 from statemachine.errors import Code
 from statemachine.rows import Actual, Desired
 from statemachine.settings import Limits, Timing
+from statemachine.values import Beat, JobProgress
 from tests.support.law import (
     Cluster,
     bound,

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from statemachine.commands import MatchResult, RecordMatch, Tally, VoidMatch
+from statemachine.commands import RecordMatch, VoidMatch
 from statemachine.errors import Code
+from statemachine.values import MatchResult, Tally
 from tests.support.law import (
     CONFIG,
     claimed,

@@ -4,17 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from statemachine.commands import (
-    CompleteJob,
-    ConcludeGauntlet,
-    Evidence,
-    Input,
-    PromoteModel,
-    RollbackModel,
-    StartGauntlet,
-)
+from statemachine.commands import CompleteJob, ConcludeGauntlet, PromoteModel, RollbackModel, StartGauntlet
 from statemachine.errors import Code
 from statemachine.rows import ModelStatus
+from statemachine.values import Evidence, Input
 from tests.support.law import (
     CONFIG,
     Cluster,

@@ -7,7 +7,6 @@ from msgspec.structs import replace
 
 from statemachine.commands import (
     AddHolder,
-    Beat,
     DrainPeer,
     RecordHeartbeats,
     RegisterArtifact,
@@ -18,6 +17,7 @@ from statemachine.commands import (
 from statemachine.errors import Code
 from statemachine.rows import Actual, Desired, PeerStatus
 from statemachine.settings import Limits, Retention
+from statemachine.values import Beat
 from tests.support.law import (
     beat,
     bound,

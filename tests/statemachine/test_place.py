@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import pytest
 
-from statemachine.commands import DrainPeer, Needs, PauseCluster, PlaceWork
+from statemachine.commands import DrainPeer, PauseCluster, PlaceWork
 from statemachine.errors import Code
 from statemachine.rows import Actual, Desired
 from statemachine.settings import Limits
+from statemachine.values import Needs
 from tests.support.law import bound, claimed, completed, failed, given, item, node, setting, started
 
 

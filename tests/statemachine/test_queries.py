@@ -5,17 +5,9 @@ from __future__ import annotations
 import pytest
 
 from statemachine import queries
-from statemachine.commands import (
-    AddHolder,
-    CancelWork,
-    DrainPeer,
-    Input,
-    Needs,
-    PauseCluster,
-    RegisterArtifact,
-    StopJob,
-)
+from statemachine.commands import AddHolder, CancelWork, DrainPeer, PauseCluster, RegisterArtifact, StopJob
 from statemachine.queries import assignments, dump, overview, pending, stalled, why, window
+from statemachine.values import Input, Needs
 from tests.support.law import (
     CONFIG,
     Cluster,

@@ -19,7 +19,6 @@ from statemachine import settings as law_settings
 from statemachine.commands import (
     AddHolder,
     AddWork,
-    Beat,
     CancelWork,
     ClaimWork,
     Command,
@@ -28,14 +27,9 @@ from statemachine.commands import (
     DrainPeer,
     DropHolder,
     Effect,
-    Evidence,
     FailJob,
     ForgetArtifact,
-    Input,
-    JobProgress,
-    Needs,
     Once,
-    Output,
     PauseCluster,
     PlaceWork,
     PromoteModel,
@@ -57,6 +51,7 @@ from statemachine.commands import (
 from statemachine.elo import rankings, table_of
 from statemachine.errors import Code, Done, Rejected
 from statemachine.rows import LIVE_JOB, Job
+from statemachine.values import Beat, Evidence, Input, JobProgress, Needs, Output
 from tests.statemachine.invariants import check_indexes, check_rows, check_step
 from tests.support.law import Cluster, digest_of, node, pairs, participant, rows_digest, setting, template, trained
 

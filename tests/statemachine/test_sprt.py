@@ -7,9 +7,10 @@ import random
 
 import pytest
 
-from statemachine.commands import StartGauntlet, Tally
+from statemachine.commands import StartGauntlet
 from statemachine.rows import Gauntlet, GauntletStatus
 from statemachine.sprt import MIN_VARIANCE, bounds, llr, read
+from statemachine.values import Tally
 from tests.support.law import digest_of
 
 SPEC = StartGauntlet("g", "square8_2p", digest_of("new"), "random", elo0=0, elo1=70, floor_games=40, cap_games=4_000)

@@ -5,10 +5,11 @@ from __future__ import annotations
 import pytest
 from msgspec.structs import replace
 
-from statemachine.commands import AddWork, CancelWork, FailJob, Needs, RetryWork
+from statemachine.commands import AddWork, CancelWork, FailJob, RetryWork
 from statemachine.errors import Code
 from statemachine.rows import Desired
 from statemachine.settings import Limits, Retention
+from statemachine.values import Needs
 from tests.support.law import (
     Cluster,
     bound,

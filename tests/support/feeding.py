@@ -17,10 +17,10 @@ from ringrift_cluster.api.services import AgentStatus, Services
 from ringrift_cluster.feed import FeedRouter
 from ringrift_cluster.raft.window import Applied, Window
 from ringrift_cluster.replica import Proposed
-from statemachine.commands import Beat
 from statemachine.entries import encode_entry
 from statemachine.machine import Machine
 from statemachine.snapshot import freeze, header, write
+from statemachine.values import Beat
 from tests.support.memory_replica import MemoryReplica
 
 

@@ -11,24 +11,13 @@ from ringrift_cluster.controllers.population import populate
 from ringrift_cluster.controllers.promotion import judge, rate
 from ringrift_cluster.controllers.retention import forget
 from ringrift_cluster.controllers.training import train
-from statemachine.commands import (
-    Beat,
-    Command,
-    CompleteJob,
-    JoinPeer,
-    MatchResult,
-    Output,
-    PeerFacts,
-    RecordHeartbeats,
-    ReportJob,
-    Tally,
-    encode_command,
-)
+from statemachine.commands import Command, CompleteJob, JoinPeer, RecordHeartbeats, ReportJob, encode_command
 from statemachine.entries import encode_entry
 from statemachine.errors import Result
 from statemachine.machine import Machine
 from statemachine.rows import Job
 from statemachine.state import State
+from statemachine.values import Beat, MatchResult, Output, PeerFacts, Tally
 
 POLICIES: Sequence[Callable[[State], list[Command]]] = (populate, place, train, judge, rate, forget)
 

@@ -21,7 +21,6 @@ from statemachine import settings as law_settings
 from statemachine.commands import (
     AddHolder,
     AddWork,
-    Beat,
     CancelWork,
     ClaimWork,
     Command,
@@ -29,13 +28,9 @@ from statemachine.commands import (
     ConcludeGauntlet,
     DrainPeer,
     DropHolder,
-    Evidence,
     FailJob,
     ForgetArtifact,
-    Input,
-    JobProgress,
     Once,
-    Output,
     PauseCluster,
     PlaceWork,
     PromoteModel,
@@ -58,6 +53,7 @@ from statemachine.commands import (
 from statemachine.entries import encode_entry
 from statemachine.machine import Machine
 from statemachine.state import State
+from statemachine.values import Beat, Evidence, Input, JobProgress, Output
 from tests.support.law import digest_of, node, pairs, participant, setting, template
 
 #: (index, term, entry)

@@ -25,23 +25,19 @@ from statemachine.commands import (
     Command,
     CompleteJob,
     FailJob,
-    Gpu,
     JoinPeer,
-    MatchResult,
-    Output,
-    PeerFacts,
     PlaceWork,
     RecordHeartbeats,
     ReportJob,
-    Tally,
     encode_command,
 )
-from statemachine.commands import Beat as Heartbeat
 from statemachine.entries import encode_entry
 from statemachine.errors import Code, Done, Rejected, Result
 from statemachine.machine import Machine
 from statemachine.rows import Job
 from statemachine.state import State
+from statemachine.values import Beat as Heartbeat
+from statemachine.values import Gpu, MatchResult, Output, PeerFacts, Tally
 
 CONFIG = "square8_2p"
 TEMPLATE = "run"

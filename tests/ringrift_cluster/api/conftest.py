@@ -19,19 +19,17 @@ from ringrift_cluster.api.services import AgentStatus, LoopStatus, Services, Shu
 from statemachine import settings as st
 from statemachine.commands import (
     AddWork,
-    Beat,
     ChangeSetting,
     ClaimWork,
     CompleteJob,
-    Evidence,
     JoinPeer,
-    Output,
     PromoteModel,
     RecordHeartbeats,
     RecordMatch,
     StartGauntlet,
 )
 from statemachine.errors import Code, Refused
+from statemachine.values import Beat, Evidence, Output
 from tests.support.memory_replica import MemoryReplica
 
 CHAMPION = "c1" * 32

@@ -11,7 +11,8 @@ import pytest
 from executors.folder import file_name
 from ringrift_cluster.api.app import create_app
 from ringrift_cluster.api.services import ApiLimits, Services
-from statemachine.commands import AddWork, ClaimWork, JoinPeer, PeerFacts
+from statemachine.commands import AddWork, ClaimWork, JoinPeer
+from statemachine.values import PeerFacts
 from tests.support.memory_replica import MemoryReplica
 
 pytestmark = pytest.mark.anyio

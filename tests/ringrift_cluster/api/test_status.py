@@ -10,7 +10,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from ringrift_cluster.api.raft import health
 from ringrift_cluster.api.services import AgentStatus, LoopStatus, Services
-from statemachine.commands import Beat
+from statemachine.values import Beat
 from tests.ringrift_cluster.api.conftest import CHAMPION, CONFIG
 from tests.support.memory_replica import MemoryReplica
 

@@ -21,8 +21,9 @@ from ringrift_cluster.cli.app import app
 from ringrift_cluster.cli.main import SIBLINGS, stranger
 from ringrift_cluster.cli.output import short, size, span
 from ringrift_cluster.settings import Settings
-from statemachine.commands import JoinPeer, PeerFacts
+from statemachine.commands import JoinPeer
 from statemachine.snapshot import freeze, header, write
+from statemachine.values import PeerFacts
 from tests.support.feeding import Voter, services_of
 from tests.support.served import served
 

@@ -13,7 +13,7 @@ from ringrift_cluster.api.work import WorkFilter
 from ringrift_cluster.client import AsyncClient, Client, Conflict, NewWork, NotFound, Unauthorized
 from ringrift_cluster.raft.conf import Limits
 from ringrift_cluster.replica import Proposed
-from statemachine.commands import JobProgress
+from statemachine.values import JobProgress
 from tests.support.feeding import Voter, services_of
 from tests.support.served import served
 

@@ -6,19 +6,8 @@ import pytest
 
 from ringrift_cluster.controllers.liveness import suspects, vouch
 from ringrift_cluster.controllers.placement import gpu_power, place
-from statemachine.commands import (
-    AddWork,
-    Beat,
-    DrainPeer,
-    FailJob,
-    Gpu,
-    JoinPeer,
-    Needs,
-    PeerFacts,
-    PlaceWork,
-    RecordHeartbeats,
-    ReportJob,
-)
+from statemachine.commands import AddWork, DrainPeer, FailJob, JoinPeer, PlaceWork, RecordHeartbeats, ReportJob
+from statemachine.values import Beat, Gpu, Needs, PeerFacts
 from tests.support.fleet import Fleet
 
 GIB = 1 << 30

@@ -23,9 +23,10 @@ from ringrift_cluster.replica import (
     ReadOnly,
     Stale,
 )
-from statemachine.commands import AddWork, Beat, RaiseFeatureLevel, encode_command
+from statemachine.commands import AddWork, RaiseFeatureLevel, encode_command
 from statemachine.errors import Done
 from statemachine.snapshot import read_header
+from statemachine.values import Beat
 from tests.support.feeding import Cluster
 
 DEADLINE_S = 5.0

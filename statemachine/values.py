@@ -1,0 +1,141 @@
+"""The small values that commands and rows share: named bounds for text and numbers, and frozen Structs of them."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from msgspec import Meta, Struct
+
+#: `$` alone would let a trailing newline through
+_NAME = r"^[A-Za-z0-9][A-Za-z0-9._:@/+-]*$(?!\n)"
+Id = Annotated[str, Meta(min_length=1, max_length=128, pattern=_NAME)]
+#: shorter than an Id, because the names of its jobs and matches are made from it
+WorkId = Annotated[str, Meta(min_length=1, max_length=96, pattern=_NAME)]
+#: short enough that names of items and participants can be made from several
+Part = Annotated[str, Meta(min_length=1, max_length=32, pattern=_NAME)]
+#: sha256 of a file's bytes, in lower-case hex
+Digest = Annotated[str, Meta(pattern=r"^[0-9a-f]{64}$(?!\n)")]
+Text = Annotated[str, Meta(max_length=4096)]
+Short = Annotated[str, Meta(max_length=256)]
+Natural = Annotated[int, Meta(ge=0, le=2**62)]
+#: small enough that the sum of millions of them is still an integer of the wire format
+Count = Annotated[int, Meta(ge=0, le=2**40)]
+Priority = Annotated[int, Meta(ge=0, le=1000)]
+Elo = Annotated[int, Meta(ge=-4_000, le=4_000)]
+Counts = Annotated[dict[Short, Count], Meta(max_length=64)]
+#: opaque parameters; numbers travel as canonical decimal text
+Params = Annotated[dict[Short, Text], Meta(max_length=128)]
+
+
+class Value(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+    """Base of the small values that commands and rows share."""
+
+
+class Gpu(Value, frozen=True):
+    """One GPU (or MIG instance) as its driver names it."""
+
+    uuid: Id
+    name: Short = ""
+    memory_bytes: Natural = 0
+    #: empty when healthy, else the reason it is not offered
+    fault: Short = ""
+
+
+class PeerFacts(Value, frozen=True):
+    """Coarse facts of a machine, sent at join and when they change."""
+
+    hostname: Short = ""
+    platform: Short = ""
+    release: Short = ""
+    cpu_cores: Natural = 0
+    #: how many workload processes the node takes when they need no GPU
+    cpu_slots: Natural = 0
+    ram_bytes: Natural = 0
+    disk_bytes: Natural = 0
+    gpus: Annotated[tuple[Gpu, ...], Meta(max_length=64)] = ()
+    labels: Annotated[tuple[Short, ...], Meta(max_length=32)] = ()
+    #: empty when the node takes work, else why it does not (low disk, no shim, ...)
+    not_ready: Short = ""
+
+
+class Needs(Value, frozen=True):
+    """What one attempt takes from a node while it runs."""
+
+    cpu_slots: Annotated[int, Meta(ge=0, le=1024)] = 1
+    gpus: Annotated[int, Meta(ge=0, le=16)] = 0
+    vram_bytes: Natural = 0
+    ram_bytes: Natural = 0
+    labels: Annotated[tuple[Short, ...], Meta(max_length=8)] = ()
+
+
+class Input(Value, frozen=True):
+    """A file the attempt needs before it starts, placed at `inputs/<name>`."""
+
+    name: Id
+    digest: Digest
+
+
+class Output(Value, frozen=True):
+    """A file an attempt made: already hashed, and held by the node that reports it."""
+
+    path: Short
+    digest: Digest
+    size_bytes: Natural
+    kind: Id
+    counts: Counts = {}
+
+
+class Tally(Value, frozen=True):
+    """Games between two participants with `seats_a` seats for a and `seats_b` for b in each game."""
+
+    seats_a: Annotated[int, Meta(ge=1, le=8)]
+    seats_b: Annotated[int, Meta(ge=1, le=8)]
+    wins_a: Count
+    wins_b: Count
+    draws: Count
+
+    @property
+    def games(self) -> int:
+        return self.wins_a + self.wins_b + self.draws
+
+
+class MatchResult(Value, frozen=True):
+    """What one evaluation measured. `histogram[h]` counts groups in which a took h half points."""
+
+    a: Id
+    b: Id
+    tally: Annotated[tuple[Tally, ...], Meta(min_length=1, max_length=16)]
+    histogram: Annotated[tuple[Count, ...], Meta(max_length=65)] = ()
+
+
+class Evidence(Value, frozen=True):
+    """Why a model was promoted, in the numbers the decision was made from."""
+
+    #: "gauntlet", "initial" or "operator"
+    kind: Short
+    gauntlet: Annotated[str, Meta(max_length=128)] = ""
+    games: Count = 0
+    groups: Count = 0
+    #: log-likelihood ratio and its bounds in thousandths of a nat
+    llr_milli: int = 0
+    lower_milli: int = 0
+    upper_milli: int = 0
+    note: Text = ""
+
+
+class JobProgress(Value, frozen=True):
+    """Cumulative counts of a running job, and what it aims at."""
+
+    job: Id
+    fence: Natural
+    counts: Counts = {}
+    total: Counts = {}
+
+
+class Beat(Value, frozen=True):
+    """One peer's sign of life. `progress` holds cumulative totals per job, at most every 30 s."""
+
+    peer: Id
+    incarnation: Natural
+    facts: PeerFacts | None = None
+    progress: Annotated[tuple[JobProgress, ...], Meta(max_length=256)] = ()
