@@ -39,6 +39,7 @@ def templates(nice: int) -> dict[str, st.Template]:
             argv=_program(
                 *("selfplay", "--games", "{games}", "--engine", "{engine}", "--model", "{model}"),
                 *("--simulations", "{simulations}", "--batch", "{batch}", "--opening-plies", "{opening_plies}"),
+                *("--foresight", "{foresight}", "--score-scale", "{score_scale}"),
             ),
             require_outputs=("games",),
             require_counts=("games",),
@@ -89,6 +90,10 @@ class Sizes(Struct, frozen=True):
     harness_simulations: int = 8
     #: of the bare policy
     temperature: str = "0.2"
+    #: whether the search tries every leaf for a win at once
+    foresight: str = "on"
+    #: how far the search trusts its scores
+    score_scale: str = "1.0"
     stock: int = 2
     elo1: int = 70
 
@@ -110,6 +115,8 @@ def game_config(sizes: Sizes, needs: Needs, training_needs: Needs) -> st.GameCon
                     "simulations": str(sizes.simulations),
                     "batch": str(sizes.batch),
                     "opening_plies": str(sizes.opening_plies),
+                    "foresight": sizes.foresight,
+                    "score_scale": sizes.score_scale,
                 },
                 needs=needs,
                 priority=50,
@@ -157,12 +164,23 @@ def game_config(sizes: Sizes, needs: Needs, training_needs: Needs) -> st.GameCon
     )
 
 
-def _demo_sizes(players: int, *, weight: int, games_per_job: int, groups_per_job: int) -> Sizes:
+def _demo_sizes(
+    players: int,
+    *,
+    weight: int,
+    games_per_job: int,
+    batch: int,
+    groups_per_job: int,
+    learning_rate: str,
+    temperature: str,
+    foresight: str,
+    score_scale: str,
+) -> Sizes:
     """Figures for two ordinary cores: a generation takes about a minute, process starts included.
 
-    Few simulations, because a drop-k game has one column per action: 24 looks at 7 to 9 columns see every win at once
-    and every threat. The gate plays the bare policy: it measures what was learnt and not what the search adds, an
-    untrained net starts at the strength of random play, and 200 games cost less than starting the process.
+    A drop-k game has one action per column, so 16 simulations look at each of 7 to 9 columns at least once. The gate
+    plays the bare policy: it measures what was learnt and not what the search adds, an untrained net is exactly as
+    strong as random play, and 200 games cost less than starting the process.
     """
     group = 2 if players == 2 else 2 * players
     return Sizes(
@@ -171,25 +189,60 @@ def _demo_sizes(players: int, *, weight: int, games_per_job: int, groups_per_job
         channels=32,
         blocks=1,
         games_per_job=games_per_job,
-        simulations=24,
-        batch=96,
+        simulations=16,
+        batch=batch,
         games_between=games_per_job,
         window_games=4 * games_per_job,
-        steps=250,
+        steps=400,
         batch_size=64,
-        learning_rate="0.004",
+        learning_rate=learning_rate,
         groups_per_job=groups_per_job,
         floor_games=100,
         cap_games=4 * groups_per_job * group,
         baseline_games=groups_per_job * group,
         opening_plies=4,
+        temperature=temperature,
+        foresight=foresight,
+        score_scale=score_scale,
     )
 
 
 DEMO_SIZES: Mapping[str, Sizes] = {
-    "connect4_2p": _demo_sizes(2, weight=10, games_per_job=192, groups_per_job=100),
-    "square8_2p": _demo_sizes(2, weight=3, games_per_job=96, groups_per_job=100),
-    "hex8_3p": _demo_sizes(3, weight=3, games_per_job=96, groups_per_job=34),
+    "connect4_2p": _demo_sizes(
+        players=2,
+        weight=10,
+        games_per_job=192,
+        batch=96,
+        groups_per_job=100,
+        learning_rate="0.01",
+        temperature="0.1",
+        foresight="on",
+        score_scale="1.0",
+    ),
+    "square8_2p": _demo_sizes(
+        players=2,
+        weight=3,
+        games_per_job=128,
+        batch=64,
+        groups_per_job=100,
+        learning_rate="0.01",
+        temperature="0.1",
+        foresight="on",
+        score_scale="1.0",
+    ),
+    # Three untrained players who see every threat stop each other: two games in three are drawn and say nothing.
+    # Without foresight three in a hundred are.
+    "hex8_3p": _demo_sizes(
+        players=3,
+        weight=3,
+        games_per_job=256,
+        batch=128,
+        groups_per_job=34,
+        learning_rate="0.005",
+        temperature="0.05",
+        foresight="off",
+        score_scale="0.2",
+    ),
 }
 
 

@@ -50,6 +50,7 @@ def main() -> None:
                 *("selfplay", "--config", config, "--seed", "1", "--games", str(games), "--model", str(model)),
                 *("--simulations", str(sizes.simulations), "--batch", str(sizes.batch)),
                 *("--engine", "gumbel-mcts", "--opening-plies", str(sizes.opening_plies)),
+                *("--foresight", sizes.foresight, "--score-scale", sizes.score_scale),
             )
             took = time.perf_counter() - began
             counts = json.loads((Path(played) / "result.json").read_text())["counts"]
