@@ -39,8 +39,8 @@ PRESETS: dict[str, dict[str, Preset]] = {
             "init": _NET,
             # Three untrained players who see every threat stop each other: two games in three are drawn and
             # say nothing. Without foresight three in a hundred are.
-            "selfplay": {**_SEARCH, "games": 192, "batch": 96, "foresight": "off", "score-scale": 0.5},
-            "training": {**_LEARN, "steps": 300, "learning-rate": 0.005},
+            "selfplay": {**_SEARCH, "games": 256, "batch": 128, "foresight": "off", "score-scale": 0.2},
+            "training": {**_LEARN, "steps": 400, "learning-rate": 0.005},
             # A group of three players is six games.
             "evaluation": {**_BARE, "temperature": 0.05, "groups": 34},
         },
