@@ -42,7 +42,7 @@ PRESETS: dict[str, dict[str, Preset]] = {
             "selfplay": {**_SEARCH, "games": 256, "batch": 128, "foresight": "off", "score-scale": 0.2},
             "training": {**_LEARN, "steps": 400, "learning-rate": 0.005},
             # A group of three players is six games.
-            "evaluation": {**_BARE, "temperature": 0.05, "groups": 34},
+            "evaluation": {**_BARE, "temperature": 0.02, "groups": 34},
         },
     }
 }
