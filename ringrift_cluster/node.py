@@ -34,6 +34,7 @@ from executors.heartbeat import AgentRefused
 from executors.logs import Logs
 from executors.options import Options
 from ringrift_cluster import __version__, observability
+from ringrift_cluster.agreement import Agreement
 from ringrift_cluster.api.app import create_app
 from ringrift_cluster.api.services import LoopStatus, Services, ShutdownOrder
 from ringrift_cluster.controllers.runner import Controllers
@@ -280,6 +281,10 @@ class _Node:
                 tasks.append(group.create_task(self._supervised("heartbeats", heartbeats.run)))
             if controllers is not None:
                 tasks.append(group.create_task(controllers.run(), name="controllers"))
+            if isinstance(replica, RaftReplica):
+                others = {m.id: m.url for m in config.voters if m.id != config.node_id}
+                agreement = Agreement(replica, others, http, self._halted)
+                tasks.append(group.create_task(self._supervised("agreement", agreement.run)))
             serving = group.create_task(server.serve(sockets=[self._listener]), name="http")
             obeying = group.create_task(self._obey(executor), name="agent")
             await self._leaving.wait()
