@@ -20,6 +20,10 @@ from statemachine.state import Txn
 from statemachine.values import MatchResult
 
 VERDICTS = frozenset(GauntletStatus) - {GauntletStatus.RUNNING}
+#: verdicts that are not read from the games
+UNDECIDED = frozenset({GauntletStatus.ABANDONED, GauntletStatus.SUPERSEDED})
+#: verdicts that leave the candidate what it is
+SPARING = frozenset({GauntletStatus.ACCEPTED, GauntletStatus.SUPERSEDED})
 
 
 def start(txn: Txn, cmd: StartGauntlet) -> dict[str, object]:
@@ -74,7 +78,7 @@ def conclude(txn: Txn, cmd: ConcludeGauntlet) -> str:
     if row.status is not GauntletStatus.RUNNING:
         raise Refused(Code.ILLEGAL_TRANSITION, f"gauntlet {cmd.gauntlet!r} is {row.status} already")
     games = sum(t.games for t in row.tally)
-    if verdict is not GauntletStatus.ABANDONED:
+    if verdict not in UNDECIDED:
         if cmd.evidence.games != games or cmd.evidence.groups != sum(row.histogram):
             raise Refused(
                 Code.EVIDENCE,
@@ -91,7 +95,7 @@ def conclude(txn: Txn, cmd: ConcludeGauntlet) -> str:
         cmd.gauntlet,
         replace(row, status=verdict, finished_at_ms=txn.now_ms, evidence=cmd.evidence),
     )
-    if verdict is not GauntletStatus.ACCEPTED:
+    if verdict not in SPARING:
         models.reject(txn, row.spec.candidate)
     events.emit(txn, "GauntletConcluded", cmd.gauntlet, config=row.spec.config, verdict=verdict, games=str(games))
     return verdict

@@ -253,7 +253,7 @@ def _give_back(txn: Txn, row: Job, error_class: str, reason: str) -> str:
         end = f"all {work.spec.max_attempts} attempts failed; the last one said: {reason}"
     elif len(set(failed_on)) >= limits.poisoned_after_peers:
         end = f"it failed on {len(set(failed_on))} nodes ({', '.join(sorted(set(failed_on)))}); the last said: {reason}"
-    elif work.grants >= GRANTS_PER_ATTEMPT * work.spec.max_attempts:
+    elif work.grants - work.grants_before >= GRANTS_PER_ATTEMPT * work.spec.max_attempts:
         end = f"it was given to nodes {work.grants} times and never got through; the last said: {reason}"
     if end:
         _dead_letter(txn, back, end)

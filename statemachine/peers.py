@@ -131,10 +131,11 @@ def drain(txn: Txn, cmd: DrainPeer) -> bool:
 
 def remove(txn: Txn, cmd: RemovePeer) -> bool:
     row = txn.peers.require(cmd.peer)
-    if row.status is not PeerStatus.DEAD and not row.draining:
+    if row.status is PeerStatus.ALIVE or not (row.status is PeerStatus.DEAD or row.draining):
+        # A node that still runs would join again, undrained, with its next heartbeat.
         raise Refused(
             Code.ILLEGAL_TRANSITION,
-            f"peer {cmd.peer!r} is {row.status} and takes work; drain it before it is removed",
+            f"peer {cmd.peer!r} is {row.status}; drain it and end its process before it is removed",
         )
     _forget(txn, row, cmd.reason or "removed by an operator")
     return True

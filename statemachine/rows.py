@@ -175,6 +175,8 @@ class Work(Struct, frozen=True, gc=False):
     attempts: int = 0
     #: bindings to a node, started or not; numbers the jobs
     grants: int = 0
+    #: bindings when an operator's retry gave it a new start
+    grants_before: int = 0
     #: the live job, or the one that completed it
     job: str = ""
     finished_at_ms: int = 0
@@ -295,7 +297,10 @@ class GauntletStatus(StrEnum):
     ACCEPTED = "accepted"
     REJECTED = "rejected"
     INCONCLUSIVE = "inconclusive"
+    #: its evaluations failed
     ABANDONED = "abandoned"
+    #: the champion changed under it; the candidate is tested anew
+    SUPERSEDED = "superseded"
 
 
 class Gauntlet(Struct, frozen=True, gc=False):

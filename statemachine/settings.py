@@ -18,7 +18,7 @@ from typing import Annotated
 import msgspec
 from msgspec import Meta, Struct, field
 
-from statemachine.values import Count, Counts, Elo, Id, Natural, Needs, Params, Part, Priority, Short, Text
+from statemachine.values import Count, Elo, Id, Natural, Needs, Params, Part, Priority, Short, Text
 
 Span = Annotated[int, Meta(ge=1, le=10**12)]
 
@@ -161,8 +161,6 @@ class Template(Struct, frozen=True, forbid_unknown_fields=True):
 
 class Controller(Struct, frozen=True, forbid_unknown_fields=True):
     enabled: bool = True
-    every_ms: Annotated[int, Meta(ge=50, le=86_400_000)] = 1_000
-    options: Counts = {}
 
 
 GROUPS: dict[str, type[Struct]] = {

@@ -233,6 +233,7 @@ def retry(txn: Txn, cmd: RetryWork) -> str:
             row,
             status=WorkStatus.PENDING,
             attempts=0,
+            grants_before=row.grants,
             job="",
             ready_at_ms=now,
             expires_at_ms=now + spec.ttl_ms if spec.ttl_ms else 0,

@@ -111,7 +111,7 @@ def test_two_operators_do_not_overwrite_each_other_unseen():
         ("timing", '{"dead_after_ms": 45000}', "longer than suspect_after_ms"),
         ("timing", '{"lease_ms": {"default": 44999}, "grace_ms": 1000}', "at least three heartbeats"),
         ("timing", '{"lease_ms": {"training": 900000}, "grace_ms": 295000}', "longer than grace_ms"),
-        ("controller/placement", '{"every_ms": 1}', "every_ms"),
+        ("controller/placement", '{"enabled": 1}', "enabled"),
         ("template/run", '{"argv": []}', "argv"),
         (f"config/{'x' * 33}", "{}", "items are named after it"),
     ],

@@ -177,3 +177,10 @@ def test_the_indexes_do_not_remember_in_which_order_evaluations_were_taken_up():
     cluster.do(claimed("c1", work_types=("evaluation",)))
     assert cluster.state.index.gauntlet_work == {"g": 2}
     assert plain_indexes(cluster.state.index) == plain_indexes(cluster.restored().state.index)
+
+
+def test_a_superseded_gauntlet_leaves_its_candidate_to_be_tested_anew():
+    cluster = gauntlet()
+    assert cluster.do(verdict("superseded")) == "superseded"
+    assert cluster.state.models[digest_of("new")].status is ModelStatus.CANDIDATE
+    assert cluster.events("CandidateRejected") == []

@@ -12,6 +12,7 @@ from statemachine.commands import (
     ReleaseJob,
     RenewJobs,
     ReportJob,
+    RetryWork,
     StopJob,
 )
 from statemachine.errors import Code
@@ -424,3 +425,17 @@ def test_progress_under_another_fence_or_from_another_node_or_of_an_ended_job_is
     assert cluster.job("w1").counts == {}
     cluster.do(completed("w1"), progress({"games": 99}))
     assert cluster.job("w1").counts["games"] == 10
+
+
+def test_a_retried_item_that_nobody_could_start_gets_as_many_bindings_again():
+    cluster = given(node("a"), item("w1", max_attempts=1))
+
+    def hand_back() -> str:
+        cluster.after(700_000, beating=("a",))
+        cluster.do(bound("w1", "a"))
+        job = cluster.job("w1")
+        return cluster.do(ReleaseJob(job.job, job.fence, "no room"))
+
+    assert [hand_back() for _ in range(20)] == ["pending"] * 19 + ["failed"]
+    cluster.do(RetryWork("w1"))
+    assert hand_back() == "pending"

@@ -199,11 +199,18 @@ def test_a_peer_that_takes_work_is_not_removed():
     given().refuses(RemovePeer("z"), Code.NOT_FOUND, "'z'")
 
 
+def test_a_drained_node_that_still_runs_is_not_removed_because_it_would_join_again_undrained():
+    cluster = given(node("a")).when(DrainPeer("a", True))
+    cluster.refuses(RemovePeer("a"), Code.ILLEGAL_TRANSITION, "'a'", "end its process")
+
+
 def test_a_removed_peer_leaves_no_jobs_and_no_files_behind():
     cluster = given(node("a"), node("b"), item("w1"), item("w2"), bound("w1", "a"), bound("w2", "a"))
     cluster.do(completed("w1", outputs=(games_file("x", 1), games_file("y", 1))))
     cluster.do(AddHolder(digest_of("x"), "b"), RegisterArtifact(digest_of("z"), 1, "games", "", "b"))
-    cluster.do(DrainPeer("a", True), RemovePeer("a", "sold"))
+    cluster.do(DrainPeer("a", True))
+    cluster.after(50_000, beating=("b",))
+    cluster.do(RemovePeer("a", "sold"))
     assert list(cluster.state.peers) == ["b"]
     assert cluster.status("w2") == "pending"
     assert cluster.state.jobs["w2.1"].actual is Actual.LOST

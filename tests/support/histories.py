@@ -139,7 +139,7 @@ def _operate(state: State, rng: random.Random) -> Iterator[Command]:
             VouchForPeer(name, row.incarnation if row else 1, rng.choice(PEERS)),
             PauseCluster(rng.random() < 0.2),
             RaiseFeatureLevel(rng.randint(1, 3)),
-            setting("controller/place", law_settings.Controller(every_ms=rng.randint(50, 99))),
+            setting("controller/place", law_settings.Controller(enabled=rng.random() < 0.5)),
         )
     )
 
