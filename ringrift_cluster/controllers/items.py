@@ -5,13 +5,35 @@ from __future__ import annotations
 import hashlib
 
 from statemachine.commands import AddWork
+from statemachine.rows import OPEN_WORK
 from statemachine.settings import Stage
+from statemachine.state import State
 from statemachine.values import Input
 
 
 def seed_of(name: str) -> str:
     """A seed below 2^31 that is the same wherever and whenever the item is made."""
     return str(int.from_bytes(hashlib.sha256(name.encode()).digest()[:4], "big") >> 1)
+
+
+#: an item that became a dead letter is made again under the next number after this
+RETRY_AFTER_MS = 600_000
+
+
+def next_try(state: State, stem: str) -> str | None:
+    """The name under which an item may be made now: the first number behind `stem` that is free.
+
+    None while the last one is open, and for a while after it failed: whatever made it fail gets time to be mended, and
+    the loop goes on by itself afterwards.
+    """
+    number = 0
+    last = None
+    while (row := state.work.get(f"{stem}-{number}")) is not None:
+        last = row
+        number += 1
+    if last is not None and (last.status in OPEN_WORK or state.now_ms < last.finished_at_ms + RETRY_AFTER_MS):
+        return None
+    return f"{stem}-{number}"
 
 
 def item(

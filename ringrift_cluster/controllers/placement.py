@@ -1,23 +1,25 @@
 """Placement: bind pending items to peers, best item first, best peer for it.
 
-Order of items: priority, raised by one for every minute of waiting (so nothing starves), then the config that has had
-the smallest share of its weight, then age. Order of peers: those that did not fail this item, hold its inputs, are the
+Order of items: within a class (type and config) by priority and age; between classes by the priority of their heads,
+raised by one for every minute of waiting (so no class starves), then the config that has had the smallest share of its
+weight, then age. Order of peers: those that did not fail this item, hold its inputs, are the
 strongest, have the most room, and failed least. The law checks every placement again when it is committed.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 from statemachine.commands import Command, PlaceWork
 from statemachine.eligibility import free_gpus, item_obstacle, peer_obstacle
 from statemachine.rows import Actual, Desired, Job, Peer, PeerStatus, Work
 from statemachine.state import State
+from statemachine.values import Needs
 
 #: placements in one pass
 MAX_PLACEMENTS = 64
-#: pending items of each type that a pass looks at
-MAX_LOOKED = 256
+#: pending items that a pass looks at, over all classes
+MAX_LOOKED = 4_096
 #: a minute of waiting is worth one point of priority, up to this
 MAX_AGEING = 50
 
@@ -56,42 +58,66 @@ def gpu_power(name: str) -> int:
 
 
 def place(state: State) -> list[Command]:
-    """Placements that the rules allow now, counting those made earlier in the same pass."""
+    """Placements that the rules allow now, counting those made earlier in the same pass.
+
+    Runs on the thread that keeps the consensus, so its work is bounded whatever the queue holds: each class is looked
+    at from its head, and needs that no peer can meet are asked about once.
+    """
     if state.cluster.paused:
         return []
     peers = [p for p in state.peers.values() if p.status is PeerStatus.ALIVE and not p.draining]
     held = {p.peer: [state.jobs[j] for j in state.index.live_jobs_of(p.peer)] for p in peers}
     live = dict(state.index.live_by_class)
+    unmet: set[Needs] = set()
+    budget = iter(range(MAX_LOOKED))
+    classes = [_runnable(state, queue, live, unmet, budget) for queue in state.index.queue.values()]
+    heads = {n: row for n, rows in enumerate(classes) if (row := next(rows, None)) is not None}
     commands: list[Command] = []
-    waiting = _waiting(state)
-    while waiting and len(commands) < MAX_PLACEMENTS:
-        row = min(waiting, key=lambda w: _urgency(state, w, live))
-        waiting.remove(row)
-        if item_obstacle(row, state.now_ms, state.work.get, live) is not None:
-            continue
-        choice = _best_peer(state, row, peers, held)
-        if choice is None:
-            continue
-        peer, reason = choice
-        gpus = tuple(free_gpus(peer, row.spec.needs, held[peer.peer])[: row.spec.needs.gpus])
-        commands.append(
-            PlaceWork(work=row.work, peer=peer.peer, incarnation=peer.incarnation, gpus=gpus, reason=reason)
-        )
-        held[peer.peer].append(_stand_in(row, peer.peer, gpus))
-        kind = (row.spec.work_type, row.spec.config)
-        live[kind] = live.get(kind, 0) + 1
+    while heads and len(commands) < MAX_PLACEMENTS:
+        n, row = min(heads.items(), key=lambda head: _urgency(state, head[1], live))
+        choice = None
+        if item_obstacle(row, state.now_ms, state.work.get, live) is None:
+            choice = _best_peer(state, row, peers, held)
+            if choice is None:
+                unmet.add(row.spec.needs)
+        if choice is not None:
+            commands.append(_bind(row, *choice, held, live))
+        follower = next(classes[n], None)
+        if follower is None:
+            del heads[n]
+        else:
+            heads[n] = follower
     return commands
 
 
-def _waiting(state: State) -> list[Work]:
-    """The best pending items of each type and config that an agent could run."""
-    found: list[Work] = []
-    for queue in state.index.queue.values():
-        for _, place in zip(range(MAX_LOOKED), queue, strict=False):
-            row = state.work[place[2]]
-            if row.spec.template:
-                found.append(row)
-    return found
+def _runnable(
+    state: State,
+    queue: Iterable[tuple[int, int, str]],
+    live: dict[tuple[str, str], int],
+    unmet: set[Needs],
+    budget: Iterator[int],
+) -> Iterator[Work]:
+    """Items of one class that an agent could run, best first; ends with the pass's budget of looks."""
+    for place, _ in zip(queue, budget, strict=False):
+        row = state.work[place[2]]
+        if not row.spec.template or row.spec.needs in unmet:
+            continue
+        if item_obstacle(row, state.now_ms, state.work.get, live) is None:
+            yield row
+
+
+def _bind(
+    row: Work,
+    peer: Peer,
+    reason: str,
+    held: dict[str, list[Job]],
+    live: dict[tuple[str, str], int],
+) -> PlaceWork:
+    gpus = tuple(free_gpus(peer, row.spec.needs, held[peer.peer])[: row.spec.needs.gpus])
+    held[peer.peer].append(_stand_in(row, peer.peer, gpus))
+    kind = (row.spec.work_type, row.spec.config)
+    live[kind] = live.get(kind, 0) + 1
+    return PlaceWork(work=row.work, peer=peer.peer, incarnation=peer.incarnation, gpus=gpus, reason=reason)
 
 
 def _urgency(state: State, row: Work, live: dict[tuple[str, str], int]) -> tuple[float, float, int]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ringrift_cluster.controllers.items import item
+from ringrift_cluster.controllers.items import item, next_try
 from statemachine import queries
 from statemachine.commands import Command
 from statemachine.rows import OPEN_WORK, WorkStatus
@@ -28,11 +28,8 @@ def populate(state: State) -> list[Command]:
 
 
 def _initial(state: State, key: str, config: GameConfig) -> list[Command]:
-    name = f"initial/{key}"
-    if name in state.index.unique:
-        return []
-    tries = sum(1 for w in state.work.values() if w.spec.unique == name)
-    return [item(f"initial-{key}-{tries}", "initial", key, config.initial, unique=name)]
+    name = next_try(state, f"initial-{key}")
+    return [item(name, "initial", key, config.initial, unique=f"initial/{key}")] if name else []
 
 
 def _selfplay(state: State, key: str, config: GameConfig, champion: str) -> list[Command]:

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 from msgspec.structs import replace
 
-from ringrift_cluster.controllers.items import item
+from ringrift_cluster.controllers.items import item, next_try
 from statemachine import queries, sprt
 from statemachine.commands import Command, ConcludeGauntlet, PromoteModel, StartGauntlet
+from statemachine.matches import model_of
 from statemachine.rows import Gauntlet, GauntletStatus, WorkStatus
 from statemachine.settings import GameConfig
 from statemachine.state import State
@@ -55,7 +56,7 @@ def _begin(state: State, key: str, config: GameConfig) -> list[Command]:
     generation = state.models[candidate].generation
     return [
         StartGauntlet(
-            gauntlet=f"gauntlet-{key}-g{generation}-{candidate[:8]}-{champion[:8]}",
+            gauntlet=_free_name(state, f"gauntlet-{key}-g{generation}-{candidate[:8]}-{champion[:8]}"),
             config=key,
             candidate=candidate,
             opponent=participant(champion, config),
@@ -70,25 +71,34 @@ def _begin(state: State, key: str, config: GameConfig) -> list[Command]:
     ]
 
 
+def _free_name(state: State, stem: str) -> str:
+    """A test that was superseded is begun anew under another name."""
+    number = 0
+    while f"{stem}-t{number}" in state.gauntlets:
+        number += 1
+    return f"{stem}-t{number}"
+
+
 def _proceed(state: State, config: GameConfig, gauntlet: Gauntlet) -> list[Command]:
     spec = gauntlet.spec
     name = spec.gauntlet
     reading = sprt.read(gauntlet, config.players)
     champion = queries.champion(state, spec.config)
-    if spec.opponent != participant(champion, config):
+    against_champion = spec.opponent == participant(champion, config)
+    if model_of(spec.opponent) and not against_champion:
         note = "the champion or its harness changed while the test ran"
-        return [ConcludeGauntlet(gauntlet=name, verdict="abandoned", evidence=Evidence(kind="gauntlet", note=note))]
+        return [ConcludeGauntlet(gauntlet=name, verdict="superseded", evidence=Evidence(kind="gauntlet", note=note))]
     if reading.verdict:
         evidence = reading.evidence(name)
         conclude = ConcludeGauntlet(gauntlet=name, verdict=reading.verdict, evidence=evidence)
-        if reading.verdict != GauntletStatus.ACCEPTED:
+        if reading.verdict != GauntletStatus.ACCEPTED or not against_champion:
             return [conclude]
         promote = PromoteModel(config=spec.config, model=spec.candidate, previous=champion, evidence=evidence)
         return [conclude, promote]
-    return _evaluate(state, config, gauntlet, champion)
+    return _evaluate(state, config, gauntlet)
 
 
-def _evaluate(state: State, config: GameConfig, gauntlet: Gauntlet, champion: str) -> list[Command]:
+def _evaluate(state: State, config: GameConfig, gauntlet: Gauntlet) -> list[Command]:
     spec = gauntlet.spec
     number = 0
     dead = 0
@@ -111,12 +121,19 @@ def _evaluate(state: State, config: GameConfig, gauntlet: Gauntlet, champion: st
                 "groups": str(config.gate.groups_per_job),
                 "participant_a": participant(spec.candidate, config),
                 "participant_b": spec.opponent,
+                **({} if model_of(spec.opponent) else {"b": spec.opponent}),
             },
-            inputs=(Input(name="a", digest=spec.candidate), Input(name="b", digest=champion)),
+            inputs=_players(spec.candidate, model_of(spec.opponent)),
             gauntlet=spec.gauntlet,
         )
         for k in range(max(IN_FLIGHT - in_flight, 0))
     ]
+
+
+def _players(a: str, b: str) -> tuple[Input, ...]:
+    """The model files of a game; a baseline has none."""
+    players = (Input(name="a", digest=a),)
+    return (*players, Input(name="b", digest=b)) if b else players
 
 
 def rate(state: State) -> list[Command]:
@@ -133,8 +150,8 @@ def rate(state: State) -> list[Command]:
             a, b = sorted((us, baseline))
             standing = state.standings.get(f"{key} {a} {b}")
             games = sum(t.games for t in standing.tally) if standing else 0
-            name = f"rating-{key}-{champion[:12]}-{baseline}-{games}"
-            if games >= config.gate.baseline_games or name in state.work:
+            name = next_try(state, f"rating-{key}-{champion[:12]}-{baseline}-{games}")
+            if games >= config.gate.baseline_games or name is None:
                 continue
             group = 2 if config.players == 2 else 2 * config.players
             groups = -(-(config.gate.baseline_games - games) // group)
@@ -152,7 +169,7 @@ def rate(state: State) -> list[Command]:
                         "participant_a": us,
                         "participant_b": baseline,
                     },
-                    inputs=(Input(name="a", digest=champion),),
+                    inputs=_players(champion, ""),
                 )
             )
     return commands

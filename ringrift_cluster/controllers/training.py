@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ringrift_cluster.controllers.items import item
+from ringrift_cluster.controllers.items import item, next_try
 from statemachine import queries
 from statemachine.commands import Command
 from statemachine.state import State
@@ -29,15 +29,18 @@ def train(state: State) -> list[Command]:
             continue
         # Continued from the newest model whatever its verdict was: a rejected candidate has learnt too.
         newest = queries.newest_model(state, key)
-        files = queries.window(state, key, rules.window_games)[-MAX_FILES:]
-        if not files:
+        # What no live peer holds cannot be read: training goes on with the rest instead of waiting for ever.
+        window = queries.window(state, key, rules.window_games)
+        files = [a for a in window if queries.holders_of(state, a)][-MAX_FILES:]
+        name = next_try(state, f"training-{key}-g{totals.generations + 1}")
+        if not files or name is None:
             continue
         inputs = tuple(Input(name=f"games-{n:04d}.npz", digest=a.digest) for n, a in enumerate(files))
-        if newest:
+        if newest and queries.holders_of(state, state.artifacts.get(newest)):
             inputs = (*inputs, Input(name="init", digest=newest))
         commands.append(
             item(
-                f"training-{key}-g{totals.generations + 1}-{totals.games}",
+                name,
                 "training",
                 key,
                 rules.stage,

@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 
 from statemachine import queries
-from statemachine.commands import FailJob, PauseCluster, ReportJob
+from statemachine.commands import ConcludeGauntlet, FailJob, PauseCluster, ReportJob, StartGauntlet
 from statemachine.rows import GauntletStatus, ModelStatus
+from statemachine.values import Evidence
 from tests.support.fleet import POLICIES, Fleet
 
 
@@ -123,3 +124,78 @@ def test_a_lost_node_costs_time_but_no_game_is_counted_twice() -> None:
     assert fleet.state.totals[held[0].config].games == before
     assert fleet.state.work[held[0].work].status == "completed"
     assert fleet.state.work[held[0].work].job != held[0].job
+
+
+def test_training_goes_on_without_the_files_that_died_with_their_node() -> None:
+    fleet = Fleet(peers=2)
+    for _ in range(10):
+        fleet.turn()
+    lost = [a.digest for a in fleet.state.artifacts.values() if a.kind == "games" and a.holders == ("node-0",)]
+    assert lost
+    fleet.names = ["node-1"]
+    before = {key: t.training_jobs for key, t in fleet.state.totals.items()}
+    for _ in range(120):
+        fleet.turn()
+    for key, totals in fleet.state.totals.items():
+        assert totals.training_jobs > before[key] + 1
+    trained = [w for w in fleet.state.work.values() if w.spec.work_type == "training" and w.status == "completed"]
+    newest = trained[-1]
+    assert not {i.digest for i in newest.spec.inputs} & set(lost)
+
+
+def test_a_training_that_became_a_dead_letter_is_tried_again_by_itself_after_a_while() -> None:
+    fleet = Fleet()
+    mended = False
+    for _ in range(900):
+        fleet.decide()
+        for job in fleet.live():
+            if job.work_type == "training" and not mended:
+                fleet.apply(ReportJob(job.job, job.fence, "running"), FailJob(job.job, job.fence, "user", "no CUDA"))
+            else:
+                fleet.finish(job)
+        fleet.beat(step_ms=2_000)
+        dead = [w for w in fleet.state.work.values() if w.spec.work_type == "training" and w.status == "failed"]
+        mended = mended or len(dead) >= 3
+        if mended and fleet.state.totals["connect4_2p"].training_jobs:
+            break
+    assert mended
+    assert fleet.state.totals["connect4_2p"].training_jobs > 0
+    assert fleet.refused == []
+
+
+def test_an_operators_gauntlet_against_a_baseline_is_played_and_rejects_nobody_in_haste() -> None:
+    fleet = Fleet()
+    while not fleet.state.index.champions.get("connect4_2p"):
+        fleet.turn()
+    candidate = None
+    while candidate is None:
+        fleet.turn()
+        candidate = next(
+            (m.digest for m in fleet.state.models.values() if m.config == "connect4_2p" and m.generation), None
+        )
+    spec = StartGauntlet("by-hand", "connect4_2p", candidate, "random", floor_games=100, cap_games=400)
+    fleet.apply(spec)
+    for _ in range(60):
+        fleet.turn()
+        if fleet.state.gauntlets["by-hand"].status is not GauntletStatus.RUNNING:
+            break
+    ended = fleet.state.gauntlets["by-hand"]
+    assert ended.status is GauntletStatus.ACCEPTED
+    assert sum(t.games for t in ended.tally) >= 100
+
+
+def test_a_candidate_whose_champion_changed_under_the_test_is_tested_anew() -> None:
+    fleet = Fleet(score=lambda work: 2)
+    running = None
+    while running is None:
+        fleet.decide()
+        running = next((g for g in fleet.state.gauntlets.values() if g.status is GauntletStatus.RUNNING), None)
+        if running is None:
+            fleet.turn()
+    spec = running.spec
+    fleet.apply(
+        ConcludeGauntlet(spec.gauntlet, "superseded", Evidence(kind="gauntlet", note="another champion")),
+    )
+    fleet.decide()
+    again = [g for g in fleet.state.gauntlets.values() if g.spec.candidate == spec.candidate]
+    assert [g.status for g in again] == [GauntletStatus.SUPERSEDED, GauntletStatus.RUNNING]

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import pytest
 
+from ringrift_cluster.controllers import placement
 from ringrift_cluster.controllers.liveness import suspects, vouch
 from ringrift_cluster.controllers.placement import gpu_power, place
 from statemachine.commands import AddWork, DrainPeer, FailJob, JoinPeer, PlaceWork, RecordHeartbeats, ReportJob
+from statemachine.eligibility import peer_obstacle
 from statemachine.values import Beat, Gpu, Needs, PeerFacts
 from tests.support.fleet import Fleet
 
@@ -43,11 +45,11 @@ def test_the_higher_priority_goes_first_when_there_is_one_slot(fleet: Fleet) -> 
 
 
 def test_waiting_raises_an_item_above_a_newer_one_of_slightly_higher_priority(fleet: Fleet) -> None:
-    add(fleet, "old", priority=50)
+    add(fleet, "old", priority=50, config="connect4_2p")
     for _ in range(200):
         fleet.apply(step_ms=2_000)
     join(fleet, "a", cpu_slots=1)
-    add(fleet, "new", priority=54)
+    add(fleet, "new", priority=54, config="square8_2p")
     assert placements(fleet) == [("old", "a")]
 
 
@@ -159,3 +161,28 @@ def test_a_suspect_that_answers_a_probe_is_vouched_for_and_does_not_die(fleet: F
     assert fleet.state.peers["a"].status == "suspect"
     fleet.apply(RecordHeartbeats((Beat("a", 1),)))
     assert fleet.state.peers["a"].status == "alive"
+
+
+def test_a_thousand_items_that_nobody_can_run_hide_nothing_behind_them(fleet: Fleet) -> None:
+    for n in range(600):
+        add(fleet, f"blocked{n}", priority=90, needs=Needs(labels=("moon",)))
+    add(fleet, "runnable", priority=10)
+    join(fleet, "a", cpu_slots=1)
+    assert placements(fleet) == [("runnable", "a")]
+
+
+def test_needs_that_nobody_can_meet_are_asked_about_once_a_pass(fleet: Fleet, monkeypatch: pytest.MonkeyPatch) -> None:
+    for n in range(300):
+        add(fleet, f"w{n}", config="connect4_2p")
+        add(fleet, f"v{n}", config="square8_2p")
+    join(fleet, "a", cpu_slots=0)
+    asked = 0
+
+    def counted(*arguments: object) -> object:
+        nonlocal asked
+        asked += 1
+        return peer_obstacle(*arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(placement, "peer_obstacle", counted)
+    assert placements(fleet) == []
+    assert asked <= 2, "600 waiting items must not cost 600 looks at every peer on the consensus thread"
