@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
+import msgspec
+
 from ringrift_cluster.replica import NoLeader, Replica, ReplicaError
-from statemachine.commands import RecordHeartbeats, encode_command
+from statemachine.commands import MAX_COMMAND_BYTES, RecordHeartbeats, encode_command
 from statemachine.errors import Code, Done, Refused
 from statemachine.values import Beat
 
@@ -21,8 +23,9 @@ from statemachine.values import Beat
 EVERY_S = 1.0
 #: a heartbeat that could not be proposed for this long says nothing about now
 STALE_S = 5.0
-#: beats in one command
+#: beats in one command, and their bytes: busy nodes tell of many jobs, and a command has its limit
 MAX_BEATS = 1024
+MAX_BYTES = MAX_COMMAND_BYTES // 2
 
 
 @dataclass
@@ -82,8 +85,8 @@ class HeartbeatCollector:
                 _fail(held, NoLeader(f"no leader took the heartbeat of {held.beat.peer!r} within {STALE_S:g} s"))
             else:
                 fresh.append(held)
-        for at in range(0, len(fresh), MAX_BEATS):
-            await self._propose(fresh[at : at + MAX_BEATS])
+        for batch in _batches(fresh):
+            await self._propose(batch)
 
     async def _propose(self, batch: list[_Waiting]) -> None:
         command = encode_command(RecordHeartbeats(tuple(held.beat for held in batch)))
@@ -105,6 +108,21 @@ class HeartbeatCollector:
                 for answer in held.answers:
                     if not answer.done():
                         answer.set_result(proposed.index)
+
+
+def _batches(waiting: Sequence[_Waiting]) -> Iterator[list[_Waiting]]:
+    """Beats by command: as many as fit by number and by encoded size."""
+    batch: list[_Waiting] = []
+    size = 0
+    for held in waiting:
+        weight = len(msgspec.msgpack.encode(held.beat))
+        if batch and (len(batch) >= MAX_BEATS or size + weight > MAX_BYTES):
+            yield batch
+            batch, size = [], 0
+        batch.append(held)
+        size += weight
+    if batch:
+        yield batch
 
 
 def _fail(held: _Waiting, error: Exception) -> None:

@@ -10,7 +10,7 @@ import pytest
 
 from ringrift_cluster.heartbeats import STALE_S, HeartbeatCollector
 from ringrift_cluster.replica import NoLeader
-from statemachine.commands import JoinPeer, RecordHeartbeats, decode_command
+from statemachine.commands import MAX_COMMAND_BYTES, JoinPeer, RecordHeartbeats, decode_command
 from statemachine.errors import Code, Refused
 from statemachine.values import Beat, JobProgress, PeerFacts
 from tests.support.memory_replica import MemoryReplica
@@ -114,5 +114,21 @@ def test_without_a_leader_nobody_is_acknowledged() -> None:
         async with running(collector):
             with pytest.raises(NoLeader):
                 await collector.record(Beat("a", 1))
+
+    asyncio.run(story())
+
+
+def test_heartbeats_full_of_progress_never_make_a_command_that_is_too_large() -> None:
+    async def story() -> None:
+        names = [f"n{n}" for n in range(120)]
+        replica = await joined(*names)
+        collector = HeartbeatCollector(replica, every_s=0.0)
+        told = tuple(JobProgress(f"selfplay-hex8_2p-{k}.1", k, {"games": k, "positions": 9 * k}) for k in range(64))
+        waiting = [asyncio.create_task(collector.record(Beat(name, 1, None, told))) for name in names]
+        await asyncio.sleep(0)
+        async with running(collector):
+            await asyncio.gather(*waiting)
+        assert len(replica.proposed) > 1
+        assert all(len(data) < MAX_COMMAND_BYTES for data in replica.proposed)
 
     asyncio.run(story())
