@@ -239,7 +239,7 @@ DEMO_SIZES: Mapping[str, Sizes] = {
         batch=128,
         groups_per_job=34,
         learning_rate="0.005",
-        temperature="0.05",
+        temperature="0.02",
         foresight="off",
         score_scale="0.2",
     ),
