@@ -5,7 +5,7 @@ told to stop, and a valid result                    Success(stopped=True)
 anything else                                       Failure(error_class, text)
 
 class            when
-user             the program refused its arguments or crashed by its own doing
+user             the program refused its arguments, crashed by its own doing, or does not exist
 infrastructure   it was killed or could not start, and nothing says that the item is to blame
 oom              memory ran out, on the host or on a GPU
 cuda             the GPU or its libraries failed
@@ -17,6 +17,7 @@ stopped          it was told to stop and has no part worth keeping
 
 from __future__ import annotations
 
+import errno
 import re
 import signal
 from dataclasses import dataclass
@@ -41,6 +42,12 @@ _OOM = re.compile(
     r"CUDA out of memory|OutOfMemoryError|\bMemoryError\b|can't allocate memory|Cannot allocate memory|bad_alloc"
 )
 _CUDA = re.compile(r"CUDA error|CUDA driver|cuDNN error|CUBLAS_STATUS|NCCL error|no CUDA-capable device|GPU is lost")
+#: signals that a program's own doing raises; any other comes from outside
+_CRASHES = frozenset(
+    {signal.SIGSEGV, signal.SIGABRT, signal.SIGFPE, signal.SIGILL, signal.SIGBUS, signal.SIGSYS, signal.SIGTRAP}
+)
+#: how a spawn fails when the template names what is not there or is no program: it will fail like this for ever
+_NO_PROGRAM = re.compile(rf"\[Errno ({errno.ENOENT}|{errno.EACCES}|{errno.ENOEXEC}|{errno.ENOTDIR})\]")
 _INFRASTRUCTURE = re.compile(r"No space left on device|Input/output error|Stale file handle|Disk quota exceeded")
 
 
@@ -181,14 +188,14 @@ def _text(value: str | int | float | bool | None) -> str:
 
 def _class_of(ended: Exit, stderr: str) -> str:
     if ended.cause == "spawn":
-        return "infrastructure"
+        return "user" if _NO_PROGRAM.search(ended.error) else "infrastructure"
     if ended.oom or _OOM.search(stderr):
         return "oom"
     if _CUDA.search(stderr):
         return "cuda"
     if ended.signal == signal.SIGTERM or ended.code == TERMINATED:
         return "preempted"
-    if ended.signal or _INFRASTRUCTURE.search(stderr):
+    if _INFRASTRUCTURE.search(stderr) or (ended.signal and ended.signal not in _CRASHES):
         return "infrastructure"
     return "user"
 

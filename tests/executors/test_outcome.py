@@ -33,7 +33,9 @@ def result(**more: object) -> bytes:
 
 
 OUTSIDE = [{"path": "../x", "kind": "games"}]
-NO_START = Exit(127, 0, "spawn", error="x could not be started")
+NO_START = Exit(127, 0, "spawn", error="x could not be started: [Errno 11] Resource temporarily unavailable")
+NO_FILE = Exit(127, 0, "spawn", error="x could not be started in /: [Errno 2] No such file or directory")
+NO_RIGHT = Exit(127, 0, "spawn", error="x could not be started in /: [Errno 13] Permission denied")
 
 FAILURES = [
     ("no result is no success", code(0), None, "", "", "no_output", "no result.json"),
@@ -51,7 +53,17 @@ FAILURES = [
     ("a full disk is infrastructure", code(1), None, "", "OSError: No space left on device", "infrastructure", ""),
     ("kill -9 is infrastructure", by_signal(9), None, "", "", "infrastructure", "SIGKILL"),
     ("kill -9 by the kernel for memory is oom", by_signal(9, oom=True), None, "", "", "oom", "memory ran out"),
-    ("a crash is infrastructure", by_signal(11), None, "", "", "infrastructure", "SIGSEGV"),
+    ("a segmentation fault is the program's own doing", by_signal(11), None, "", "", "user", "SIGSEGV"),
+    ("an abort is the program's own doing", by_signal(6), None, "", "", "user", "SIGABRT"),
+    ("a bus error is the program's own doing", by_signal(7), None, "", "", "user", "SIGBUS"),
+    ("a division by zero is the program's own doing", by_signal(8), None, "", "", "user", "SIGFPE"),
+    ("an illegal instruction is the program's own doing", by_signal(4), None, "", "", "user", "SIGILL"),
+    ("a forbidden system call is the program's own doing", by_signal(31), None, "", "", "user", "SIGSYS"),
+    ("an abort over CUDA is cuda", by_signal(6), None, "", "CUDA error: an illegal address", "cuda", "SIGABRT"),
+    ("a crash of a full disk is no fault", by_signal(7), None, "", "No space left on device", "infrastructure", ""),
+    ("a hangup is infrastructure", by_signal(1), None, "", "", "infrastructure", "SIGHUP"),
+    ("a program that does not exist is the template's fault", NO_FILE, None, "", "", "user", "No such file"),
+    ("a program that is none is the template's fault", NO_RIGHT, None, "", "", "user", "Permission denied"),
     ("somebody's SIGTERM is preempted", by_signal(15), None, "", "", "preempted", "SIGTERM"),
     ("an exit after somebody's SIGTERM is preempted", code(143), None, "", "", "preempted", "143"),
     ("a program that does not start is infrastructure", NO_START, None, "", "", "infrastructure", "not be started"),
