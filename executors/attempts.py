@@ -22,7 +22,7 @@ from executors import logs, outcome, processes, templates
 from executors.bench import Bench
 from executors.blobs import HoldersGone
 from executors.folder import BadInputName, Folder
-from executors.ledger import Entry
+from executors.ledger import Entry, LedgerError
 from executors.outcome import Failure, Progress, Success
 from executors.ports import ClusterError
 from executors.reconcile import Held, Phase
@@ -332,7 +332,12 @@ class Attempt:
             process = processes.start(self.folder.path, order, lease_end_s, bench.boot_id)
         except OSError as error:
             return Failure("infrastructure", f"its keeper could not be started: {error}")
-        bench.ledger.handle(*self.key, process)
+        try:
+            bench.ledger.handle(*self.key, process)
+        except LedgerError as error:
+            # The item is given back: nothing may run on for it that nobody knows of.
+            processes.end(process, self.folder.path, bench.boot_id)
+            return Failure("infrastructure", f"its start could not be noted, so it was ended: {error}")
         self.started_at_s = now
         return process
 

@@ -13,6 +13,7 @@ import os
 import platform
 import signal
 import sys
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +26,8 @@ from executors import shim
 
 #: a keeper is asked for its end this often where the kernel offers no notice of it (macOS)
 POLL_S = 0.25
+#: a keeper that was told to end its program at once has this long
+OBEY_S = 5.0
 #: the variable that marks a keeper with its attempt's folder
 KEEPER = "RINGRIFT_KEEPER"
 
@@ -169,6 +172,21 @@ def put_down(process: Identity, job_dir: Path, boot_id: str) -> bool:
     """End a keeper that does not obey, and its program; blocks. False when something survived SIGKILL."""
     _signal(process, boot_id, signal.SIGKILL)
     return end_leftovers(job_dir, boot_id)
+
+
+def end(process: Identity, job_dir: Path, boot_id: str) -> bool:
+    """End a keeper and its program at once, with the keeper's help as long as it gives any; blocks.
+
+    The keeper goes first: one that is killed between fork and exec leaves a child that nothing marks yet.
+    Returns False when something survived SIGKILL.
+    """
+    kill(process, boot_id)
+    deadline = time.monotonic() + OBEY_S
+    while alive(process, boot_id) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    ended = put_down(process, job_dir, boot_id)
+    _reap(process.pid)
+    return ended
 
 
 def _signal(process: Identity, boot_id: str, number: int) -> bool:

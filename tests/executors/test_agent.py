@@ -18,7 +18,7 @@ from executors import host, processes, shim
 from executors.agent import Agent
 from executors.heartbeat import AgentRefused
 from executors.host import DiskFloor
-from executors.ledger import Ledger
+from executors.ledger import Ledger, LedgerError
 from executors.options import Options
 from statemachine import settings
 from statemachine.commands import CancelWork, ChangeSetting, FailJob, JoinPeer, RegisterArtifact, StopJob
@@ -213,7 +213,9 @@ def test_a_job_that_cannot_start_says_why(tmp_path: Path, template: str, words: 
             one.cluster.add("w", template)
             job = one.cluster.place("w", "n1")
             await eventually(lambda: one.cluster.state.jobs[job.job].actual is Actual.FAILED)
-            assert words in one.cluster.state.jobs[job.job].error
+            row = one.cluster.state.jobs[job.job]
+            assert words in row.error
+            assert row.error_class == "user"
 
     run(go)
 
@@ -660,6 +662,35 @@ def test_a_view_older_than_one_acted_on_changes_nothing(tmp_path: Path) -> None:
             await eventually(lambda: passes > 3)
             assert one.agent.status().running == 1
             one.cluster.read = now  # type: ignore[method-assign]
+
+    run(go)
+
+
+def test_a_start_that_cannot_be_noted_leaves_no_process_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    started: list[processes.Identity] = []
+
+    def full(_: Ledger, job: str, fence: int, process: processes.Identity) -> None:
+        started.append(process)
+        raise LedgerError("the ledger cannot be written: disk full; look at the disk")
+
+    monkeypatch.setattr(Ledger, "handle", full)
+
+    async def go() -> None:
+        async with node(tmp_path) as one:
+            one.cluster.setting("template/t", program(WAIT))
+            one.cluster.add("w", "t")
+            one.cluster.place("w", "n1")
+            told: list[FailJob] = []
+
+            def failed() -> bool:
+                told.extend(c for c in one.cluster.commands if isinstance(c, FailJob))
+                return bool(told)
+
+            await eventually(failed)
+            assert not strays_of(tmp_path)
+            assert not processes.alive(started[0], host.boot_id())
+            assert told[0].error_class == "infrastructure"
+            assert "could not be noted" in told[0].error
 
     run(go)
 
