@@ -344,12 +344,12 @@ class _Node:
             self._stall_max_s = max(self._stall_max_s, time.monotonic() - self._turned_s - PULSE_S)
 
     async def _watch_parent(self) -> None:
-        parent = os.getppid()
-        while self.config.exit_with_parent:
-            await asyncio.sleep(PULSE_S)
+        # The parent's pid is told to us: one that died while we were still importing would not be noticed.
+        while parent := self.config.exit_with_parent:
             if os.getppid() != parent:
                 self._leave(ShutdownOrder("parent_gone", stop_jobs=True))
                 return
+            await asyncio.sleep(PULSE_S)
 
     def _pulse(self, replica: RaftReplica | FeedReplica) -> Mapping[str, float]:
         ages = {"http": max(time.monotonic() - self._turned_s - PULSE_S, 0.0)}

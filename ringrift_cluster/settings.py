@@ -71,8 +71,8 @@ class NodeConfig:
     election_max_s: float
     append_period_s: float
     stop_jobs: bool
-    #: leave, with the jobs stopped, when the process that started this one is gone
-    exit_with_parent: bool
+    #: leave, with the jobs stopped, when the process of this pid is not this one's parent (any more); 0: stay
+    exit_with_parent: int
     stop_grace_s: float
     #: how often running jobs tell their progress
     progress_every_s: float

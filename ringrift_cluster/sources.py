@@ -72,7 +72,7 @@ class Settings(BaseSettings):
     insecure: bool = _setting("insecure", False)
     network: Network = _setting("network", Network.FAST)
     stop_jobs: bool = _setting("stop_jobs", False)
-    exit_with_parent: bool = _setting("exit_with_parent", False)
+    exit_with_parent: int = _setting("exit_with_parent", 0, ge=0)
     progress_every_s: float = _setting("progress_every_s", 30.0, ge=0.2, le=3600.0)
     stop_grace_s: float = _setting("stop_grace_s", 10.0, ge=0.0, le=3600.0)
     fresh_within_s: float = _setting("fresh_within_s", 5.0, gt=0.0, le=3600.0)

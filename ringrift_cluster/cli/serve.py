@@ -49,7 +49,7 @@ def serve(
     snapshot_every_entries: Annotated[int | None, Option(help="How often a follower writes its snapshot.")] = None,
     progress_every_s: Annotated[float | None, Option(help="How often jobs' progress is reported.")] = None,
     exit_with_parent: Annotated[
-        bool | None, Option("--exit-with-parent", help="Leave when the process that started this node is gone.")
+        int | None, Option(metavar="PID", help="Leave when this process, which started the node, is gone; 0: stay.")
     ] = None,
     fail_on_subscription_failure: Annotated[
         bool | None, Option("--fail-on-subscription-failure", help="Accepted for old unit files.", hidden=True)

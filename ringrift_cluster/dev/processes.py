@@ -20,10 +20,16 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import BinaryIO
 
+import psutil
+
+from executors.processes import KEEPER
+
 #: marks a directory as ours to empty
 MARKER = "cluster.json"
 #: ports a node takes: HTTP and Raft
 PORTS_PER_NODE = 2
+#: variables by which keepers and workloads are found when nobody remembers them
+_MARKS = (KEEPER, "RINGRIFT_JOB_DIR")
 #: a node that dies is started again after this, doubling with each death in a row
 RESTART_S = 0.5
 LONGEST_RESTART_S = 8.0
@@ -145,6 +151,37 @@ class Nodes:
                     killed.append(name)
         return killed
 
+    def end_leftovers(self, grace_s: float = 5.0, vanish_s: float = 5.0) -> int:
+        """End the keepers and workloads whose node died before it could; returns how many processes there were.
+
+        To be called when the nodes have stopped. Without it they would live until their leases are over.
+        """
+        ended: set[int] = set()
+        for number, within_s in ((signal.SIGTERM, grace_s), (signal.SIGKILL, vanish_s)):
+            deadline = time.monotonic() + within_s
+            while found := self._leftovers():
+                if new := [p for p in found if number == signal.SIGKILL or p.pid not in ended]:
+                    _signal(new, number)
+                ended |= {process.pid for process in found}
+                if time.monotonic() > deadline:
+                    break
+                time.sleep(0.05)  # most are not our children: there is nothing to wait on
+        return len(ended)
+
+    def _leftovers(self) -> list[psutil.Process]:
+        """Living processes that carry an attempt's folder of this cluster in their environment."""
+        home = self.folder.resolve()
+        found = []
+        for process in psutil.process_iter():
+            with contextlib.suppress(psutil.Error):
+                if process.pid == os.getpid() or process.status() == psutil.STATUS_ZOMBIE:
+                    continue
+                environment = process.environ()
+                folders = [environment[name] for name in _MARKS if environment.get(name)]
+                if any(Path(folder).resolve().is_relative_to(home) for folder in folders):
+                    found.append(process)
+        return found
+
     def _launch(self, node: _Node) -> None:
         home = self.folder / node.name
         home.mkdir(parents=True, exist_ok=True)
@@ -155,7 +192,7 @@ class Nodes:
             *("--role", "voter" if votes else "follower"),
             *("--port", str(self.plan.port(node.name)), "--data-dir", str(home)),
             *("--cpu-slots", "0" if votes else str(self.cpu_slots)),
-            *("--progress-every-s", "2", "--stop-jobs", "--exit-with-parent"),
+            *("--progress-every-s", "2", "--stop-jobs", "--exit-with-parent", str(os.getpid())),
         ]
         with self.log_file(node.name).open("ab") as log:
             node.process = self._spawn(command, log)
@@ -171,6 +208,16 @@ class Nodes:
             start_new_session=True,
             env={**os.environ, "PYTHONUNBUFFERED": "1"},
         )
+
+
+def _signal(processes: list[psutil.Process], number: signal.Signals) -> None:
+    """Signal each process, and the group that it leads: a workload's children may have cleared their environment."""
+    for process in processes:
+        with contextlib.suppress(ProcessLookupError, psutil.NoSuchProcess):
+            if os.getpgid(process.pid) == process.pid:
+                os.killpg(process.pid, number)
+            else:
+                process.send_signal(number)
 
 
 def prepare(folder: Path, wanted: Plan, fresh: bool) -> Plan:

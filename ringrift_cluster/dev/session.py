@@ -111,6 +111,9 @@ class _Session:
             killed = await asyncio.to_thread(self._nodes.stop)
             if killed:
                 self._say(f"had to be killed: {', '.join(killed)}")
+            left = await asyncio.to_thread(self._nodes.end_leftovers)
+            if left:
+                self._say(f"ended {left} processes of jobs whose node was not there to end them")
         self._console.print(
             report.summary(self._picture, elapsed, self._progress.promotion_times_s, self._nodes.story),
             highlight=False,

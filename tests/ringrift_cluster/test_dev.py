@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import io
+import os
+import signal
 import socket
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 from rich.console import Console
 
 from ringrift_cluster.dev.observer import Json, Picture
-from ringrift_cluster.dev.processes import DevError, Plan, prepare
+from ringrift_cluster.dev.processes import DevError, Nodes, Plan, prepare
 from ringrift_cluster.dev.report import chart, gains, summary
 from ringrift_cluster.dev.view import Rate, screen
 from tests.support.cluster import free_ports
@@ -72,6 +76,55 @@ def test_taken_ports_move_a_new_cluster_to_the_next_block(tmp_path: Path) -> Non
         holder.bind(("127.0.0.1", wanted.base_port))
         made = prepare(tmp_path / "demo", wanted, fresh=False)
     assert made.base_port == wanted.base_port + 100
+
+
+def test_the_end_finds_the_workload_of_a_node_that_died_just_before(tmp_path: Path) -> None:
+    inside = tmp_path / "demo" / "follower-1" / "jobs" / "selfplay-1.1"
+    sleeper = [sys.executable, "-c", "import sys; print(1, flush=True); sys.stdin.read()"]
+
+    def start(name: str, folder: Path) -> subprocess.Popen[bytes]:
+        process = subprocess.Popen(
+            sleeper,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            env={**os.environ, name: str(folder)},
+            start_new_session=True,
+        )
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"1\n"
+        return process
+
+    with (
+        start("RINGRIFT_JOB_DIR", inside) as workload,
+        start("RINGRIFT_KEEPER", inside) as keeper,
+        start("RINGRIFT_JOB_DIR", tmp_path / "demonstration") as stranger,
+    ):
+        # No node is there any more: the one that could end these two waits for its restart.
+        nodes = Nodes(plan(), tmp_path / "demo", 1)
+        assert nodes.stop() == []
+        assert nodes.end_leftovers() == 2
+        assert (workload.wait(5), keeper.wait(5)) == (-signal.SIGTERM, -signal.SIGTERM)
+        assert stranger.poll() is None
+        stranger.kill()
+    assert nodes.end_leftovers() == 0
+
+
+def test_a_node_whose_parent_died_before_it_could_look_leaves(tmp_path: Path) -> None:
+    port = free_ports(1)[0]
+    with subprocess.Popen([sys.executable, "-c", ""]) as parent:
+        parent.wait(10)
+    ended = subprocess.run(
+        [
+            *(sys.executable, "-m", "ringrift_cluster", "serve", "--node-id", "a", "--cluster", f"a=127.0.0.1:{port}"),
+            *("--data-dir", str(tmp_path / "a"), "--cpu-slots", "0", "--exit-with-parent", str(parent.pid)),
+        ],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert ended.returncode == 0, ended.stderr
+    assert "reason=parent_gone" in ended.stdout + ended.stderr
 
 
 def test_fresh_never_empties_a_directory_that_is_not_its_own(tmp_path: Path) -> None:

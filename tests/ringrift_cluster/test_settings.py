@@ -235,6 +235,13 @@ def test_the_documented_example_names_every_setting_with_its_default(tmp_path: P
     assert load({}, file).port == 8770
 
 
+def test_the_parent_whose_end_a_node_follows_is_named_by_its_pid() -> None:
+    assert decide(cluster=THREE, node_id="n1").exit_with_parent == 0
+    assert decide(cluster=THREE, node_id="n1", exit_with_parent=4711).exit_with_parent == 4711
+    with pytest.raises(SettingsError, match="exit_with_parent"):
+        decide(cluster=THREE, node_id="n1", exit_with_parent=-1)
+
+
 def test_an_entry_may_name_its_raft_port_and_an_ipv6_address() -> None:
     member = parse_member("x=[fd00::1]:9/12")
     assert (member.id, member.address, member.raft_address) == ("x", "[fd00::1]:9", "[fd00::1]:12")
