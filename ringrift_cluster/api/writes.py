@@ -14,6 +14,7 @@ from msgspec import Meta, Struct
 
 from ringrift_cluster.api.endpoint import Call
 from ringrift_cluster.api.problems import Problem, of_rejection
+from ringrift_cluster.replica import OutcomeUnknown, ReplicaError
 from statemachine.commands import MAX_COMMAND_BYTES, Command, Effect, Once, decode_command, encode_command
 from statemachine.errors import Code, Rejected, Result
 
@@ -46,23 +47,32 @@ def sealed(command: Command) -> bytes:
 
 
 async def propose(call: Call, commands: Sequence[bytes]) -> list[Result]:
-    """Commit sealed commands in order; one result each. Raises ReplicaError."""
+    """Commit sealed commands in order, in as few entries as they fit into; one result each.
+
+    Raises ReplicaError; once an entry was committed it is OutcomeUnknown, since the call took effect in part.
+    """
     results: list[Result] = []
     batch: list[bytes] = []
     size = 0
     for data in commands:
         if batch and (size + len(data) > _BATCH_BYTES or len(batch) >= _BATCH_COMMANDS):
-            results += await _commit(call, batch)
+            results += await _commit(call, batch, len(results))
             batch, size = [], 0
         batch.append(data)
         size += len(data)
     if batch:
-        results += await _commit(call, batch)
+        results += await _commit(call, batch, len(results))
     return results
 
 
-async def _commit(call: Call, batch: list[bytes]) -> tuple[Result, ...]:
-    proposed = await call.services.replica.propose(batch)
+async def _commit(call: Call, batch: list[bytes], done: int) -> tuple[Result, ...]:
+    try:
+        proposed = await call.services.replica.propose(batch)
+    except ReplicaError as error:
+        if not done:
+            raise
+        # "Certainly not committed" is true of this entry alone.
+        raise OutcomeUnknown(f"the first {done} commands of this call are committed; then: {error}") from error
     call.index = proposed.index
     return proposed.results
 

@@ -147,7 +147,10 @@ def work_add(session: Session, item: NewWork) -> Flow[Added]:
 
 
 def work_add_many(session: Session, items: Sequence[NewWork]) -> Flow[AddedItems]:
-    """Queue many items in one entry of the log; each is answered for itself."""
+    """Queue many items, up to 500 in one entry of the log; each is answered for itself.
+
+    OutcomeUnknown may mean that the first ones are queued; a repeat under the same ids adds the rest.
+    """
     return session.change("POST", "/work/add", AddedItems, NewItems([_named(session, item) for item in items]))
 
 

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import httpx
 import msgspec
 import pytest
 
+from ringrift_cluster.api import problems
 from ringrift_cluster.api.services import Services
 from ringrift_cluster.api.views import SCAN_ROWS
+from ringrift_cluster.replica import Busy, NoLeader, Proposed, ReplicaError
 from statemachine.commands import AddWork, decode_command
 from statemachine.rows import WorkStatus
 from tests.support.memory_replica import MemoryReplica
@@ -50,6 +53,30 @@ async def test_the_config_is_its_key_or_its_board_and_seats(client: httpx.AsyncC
     answer = await client.post("/work/add", json={"work_type": "export", "board_type": "hex8"})
     assert answer.status_code == 400
     assert "num_players" in answer.json()["detail"]
+
+
+@pytest.mark.parametrize("error", [NoLeader, Busy])
+async def test_a_call_that_lost_its_leader_between_two_entries_does_not_say_that_nothing_changed(
+    error: type[ReplicaError], client: httpx.AsyncClient, replica: MemoryReplica, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def only_once(commands: Sequence[bytes], *, timeout_s: float = 10.0) -> Proposed:
+        if replica.refusing is not None:
+            raise replica.refusing
+        replica.refusing = error("not now")
+        return replica.commit(commands)
+
+    items = [{"work_type": "export", "work_id": f"two-entries-{n}"} for n in range(501)]
+    with monkeypatch.context() as patch:
+        patch.setattr(replica, "propose", only_once)
+        answer = await client.post("/work/add", json=items)
+    assert (answer.status_code, answer.json()["code"]) == (504, "outcome_unknown")
+    assert "first 500 commands" in answer.json()["detail"]
+    # Nothing was committed: then it is said so.
+    answer = await client.post("/work/add", json=items)
+    assert answer.json()["code"] == problems.REPLICA_CODES[error]
+    replica.refusing = None
+    again = (await client.post("/work/add", json=items)).json()
+    assert [again["results"][n].get("repeat", False) for n in (0, 499, 500)] == [True, True, False]
 
 
 async def test_numbers_become_their_shortest_decimal_text(client: httpx.AsyncClient, replica: MemoryReplica) -> None:
