@@ -67,6 +67,7 @@ class FeedRouter:
         self._release: asyncio.TimerHandle | None = None
         self._ticket: int | None = None
         self._encoded: OrderedDict[tuple[int, int, bytes], Raw] = OrderedDict()
+        self._closed = False
         self.waiting = 0
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
@@ -93,12 +94,14 @@ class FeedRouter:
         raise _Refusal(404, "not_found", f"the feed has no {request.url.path}")
 
     def close(self) -> None:
-        """Let go of the source and of everyone who waits."""
+        """Let go of the source and of everyone who waits; polls are answered at once from now on."""
+        self._closed = True
         if self._ticket is not None:
             self._source.unsubscribe(self._ticket)
             self._ticket = None
         if self._release is not None:
             self._release.cancel()
+        # Whoever waits finds the flag set and subscribes to nothing any more.
         self._wake()
 
     # Snapshot
@@ -142,7 +145,7 @@ class FeedRouter:
             if cluster and status.cluster_id and cluster != status.cluster_id:
                 raise _Refusal(409, wire.OTHER_CLUSTER, f"this is cluster {status.cluster_id}, not {cluster}")
             frames, complete = self._read(after, chain, max_bytes)
-            if frames or held_s >= wait_s:
+            if frames or held_s >= wait_s or self._closed:
                 break
             await self._wait(changed, wait_s - held_s)
         last = frames[-1].index if frames else after
@@ -208,7 +211,7 @@ class FeedRouter:
 
     def _applied(self) -> None:
         """Let waiting polls go: at once after a quiet moment, else when the present moment is over."""
-        if self._release is None:
+        if self._release is None and not self._closed:
             pause = max(self._released_s + self._coalesce_s - self._clock(), 0.0)
             self._release = asyncio.get_running_loop().call_later(pause, self._wake)
 

@@ -248,10 +248,15 @@ def test_the_feed_is_read_only_and_small(tmp_path: Path) -> None:
 def test_closing_lets_go_of_the_voter_and_of_everyone_who_waits(tmp_path: Path) -> None:
     async def scenario() -> None:
         desk = Desk(tmp_path)
-        poll = asyncio.create_task(desk.batch(wait=0.2))
+        poll = asyncio.create_task(desk.batch(wait=20))
         await eventually(lambda: desk.router.waiting == 1)
         desk.router.close()
+        async with asyncio.timeout(2.0):
+            assert (await poll).frames == []
+            # Nor does a poll that comes later wait, or subscribe again.
+            assert (await desk.batch(wait=20)).frames == []
+        assert not desk.voter.window._subscribers
         desk.commit("w1")
-        assert len((await poll).frames) == 1
+        assert len((await desk.batch()).frames) == 1
 
     run(scenario())
