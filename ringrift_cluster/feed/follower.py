@@ -354,8 +354,18 @@ class FeedReplica:
         return self._applied
 
     async def record(self, beat: Beat, timeout_s: float = 10.0) -> int:
-        """Send a heartbeat to a voter; returns the index at which it was applied. Raises ReplicaError, Refused."""
-        return await self._here(lambda: self.voters.heartbeat(beat, timeout_s))
+        """Send a heartbeat to a voter; returns the index at which it was applied. Raises ReplicaError, Refused.
+
+        One that stands still raises Halted: its jobs are not told what the cluster decides, so their leases must
+        end. One that may only read goes on beating, so that what it runs is not lost.
+        """
+        return await self._here(lambda: self._record(beat, timeout_s))
+
+    async def _record(self, beat: Beat, timeout_s: float) -> int:
+        standing_still = self._halted or self._frozen
+        if standing_still is not None:
+            raise rp.Halted(standing_still)
+        return await self.voters.heartbeat(beat, timeout_s)
 
     async def transfer_leadership(self, target: str | None = None) -> str:
         """Ask the voters to hand leadership over. Raises NoLeader."""

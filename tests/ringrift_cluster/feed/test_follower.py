@@ -446,6 +446,8 @@ def test_a_newer_feature_level_turns_an_older_release_read_only(
             with pytest.raises(ReadOnly, match="install the newer release"):
                 await replica.propose([item("w2")])
             assert (await replica.read(lambda s: list(s.work), consistency=Consistency.LINEARIZABLE)).value == ["w1"]
+            # It still applies what is decided, so the leases of what it runs may go on.
+            assert await replica.record(Beat("f1", 7)) > 0
 
     run(scenario())
 
@@ -462,6 +464,7 @@ def test_an_entry_that_an_older_release_cannot_read_leaves_it_standing_and_reada
             _feed_unreadable(cluster)
             await eventually(lambda: "stands still" in (replica.status().read_only or ""))
             assert (await replica.read(lambda s: list(s.work))).value == ["w1"]
+            await no_heartbeat_is_acknowledged(cluster, replica, "stands still")
 
     run(scenario())
 
@@ -475,8 +478,16 @@ def test_an_entry_that_cannot_be_read_at_its_own_level_halts_the_follower(tmp_pa
             _feed_unreadable(cluster)
             await eventually(lambda: replica.status().halted is not None)
             assert "cannot be read by this release" in (replica.status().halted or "")
+            await no_heartbeat_is_acknowledged(cluster, replica, "cannot be read")
 
     run(scenario())
+
+
+async def no_heartbeat_is_acknowledged(cluster: Cluster, replica: FeedReplica, why: str) -> None:
+    """For a follower that stands still: it must not look alive and well to the cluster."""
+    with pytest.raises(Halted, match=why):
+        await replica.record(Beat("f1", 7))
+    assert not any(v.beats for v in cluster.voters.values())
 
 
 def _feed_unreadable(cluster: Cluster) -> None:
