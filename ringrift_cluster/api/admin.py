@@ -8,10 +8,12 @@ from msgspec import Meta, Struct
 
 from ringrift_cluster.api import examples, probes, raft
 from ringrift_cluster.api.endpoint import Call, Reply, Routes, reply
+from ringrift_cluster.api.problems import Problem
 from ringrift_cluster.api.services import AgentStatus, LoopStatus, ShutdownOrder
 from ringrift_cluster.api.views import View, look
 from ringrift_cluster.api.writes import Outcome, Requested, carry_out, carry_out_once
-from statemachine.commands import DrainPeer, PauseCluster, RemovePeer
+from statemachine.cluster import SUPPORTED_FEATURE_LEVEL
+from statemachine.commands import DrainPeer, PauseCluster, RaiseFeatureLevel, RemovePeer
 from statemachine.deadlines import lease_end_ms
 from statemachine.errors import Code
 from statemachine.rows import PeerStatus
@@ -159,6 +161,34 @@ class Pause(Struct, frozen=True, forbid_unknown_fields=True):
 async def pause(call: Call, body: Pause) -> Outcome:
     """While it is paused nothing is placed or claimed; reports and reads go on."""
     return await carry_out(call, PauseCluster(paused=body.paused, reason=body.reason))
+
+
+class Raise(Struct, frozen=True, forbid_unknown_fields=True):
+    #: one above the present level
+    level: Annotated[int, Meta(ge=1, le=1000)]
+
+
+@route(
+    "POST",
+    "/admin/feature-level",
+    "Let newer commands be used",
+    example=Raise(2),
+    answer=Outcome(2, 1204),
+    errors=(Code.INVALID, Code.ILLEGAL_TRANSITION),
+)
+async def raise_level(call: Call, body: Raise) -> Outcome:
+    """One step at a time, and never down again: nodes of an older release turn read-only at once.
+
+    A level that this node's own release does not support is refused, since it would turn every node read-only.
+    """
+    present = await look(call, lambda state: state.cluster.feature_level)
+    if body.level != present + 1:
+        text = f"the feature level is {present}, so the next one is {present + 1}, not {body.level}"
+        raise Problem(Code.INVALID, text)
+    if body.level > SUPPORTED_FEATURE_LEVEL:
+        text = f"this node's release supports level {SUPPORTED_FEATURE_LEVEL}; install one of level {body.level} first"
+        raise Problem(Code.INVALID, text)
+    return await carry_out(call, RaiseFeatureLevel(level=body.level))
 
 
 class StaleJob(Struct, frozen=True):

@@ -13,10 +13,11 @@ from ringrift_cluster.api.problems import Problem
 from ringrift_cluster.api.services import Services
 from ringrift_cluster.api.views import View, look
 from ringrift_cluster.api.writes import Outcome, carry_out
-from statemachine.commands import RecordMatch
+from statemachine.commands import RecordMatch, VoidMatch
 from statemachine.elo import Ranking, Table, rankings, table_of
 from statemachine.errors import Code
 from statemachine.state import State
+from statemachine.values import Id, Short
 
 route = Routes("elo", "Ratings of models and baselines, from integer results.")
 
@@ -91,3 +92,21 @@ route("GET", "/elo/table", "Another name for `/elo/rankings`", answer=EXAMPLE, e
 async def record(call: Call, body: RecordMatch) -> Outcome:
     """Counted once by its match id; a repeat with the same content is answered like the first."""
     return await carry_out(call, body)
+
+
+class Voiding(Struct, frozen=True, forbid_unknown_fields=True):
+    match_id: Id
+    reason: Short
+
+
+@route(
+    "POST",
+    "/elo/void",
+    "Take a match out of the ratings",
+    example=Voiding("m-1", "its engine was broken"),
+    answer=Outcome(True, 1204),
+    errors=(Code.NOT_FOUND,),
+)
+async def void(call: Call, body: Voiding) -> Outcome:
+    """Exactly its games leave the sums. `result` is false when it was void already."""
+    return await carry_out(call, VoidMatch(match=body.match_id, reason=body.reason))

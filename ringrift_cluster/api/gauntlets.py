@@ -24,11 +24,11 @@ route = Routes("gauntlets", "Sequential tests that decide promotions.")
 
 
 class Thoroughness(StrEnum):
-    #: 20 games, fast feedback
+    #: at most 20 games, fast feedback
     QUICK = "quick"
-    #: 50 games
+    #: at most 50 games
     STANDARD = "standard"
-    #: 100 games
+    #: at most 100 games
     THOROUGH = "thorough"
 
 
@@ -44,7 +44,7 @@ class GauntletRun(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True)
     model: Digest | None = None
     #: a participant: "<sha256>@<harness>", or a baseline such as "random"
     opponent: Id | None = None
-    #: instead of the mode's cap
+    #: instead of the mode's cap; raised to the config's `floor_games` where it is below
     cap_games: Annotated[int, Meta(ge=2, le=10**6)] | None = None
 
 
@@ -62,7 +62,8 @@ def to_command(state: State, body: GauntletRun, name: str) -> StartGauntlet:
     opponent = body.opponent or (f"{champion}@{gate.harness}" if champion else "")
     if not opponent:
         raise Problem(Code.CONFLICT, f"config {body.config} has no champion; name an opponent")
-    cap = body.cap_games or CAP_GAMES[body.mode]
+    # A shorter test would promote on less evidence than the config asks for.
+    cap = max(body.cap_games or CAP_GAMES[body.mode], gate.floor_games)
     return StartGauntlet(
         gauntlet=name,
         config=body.config,
@@ -73,7 +74,7 @@ def to_command(state: State, body: GauntletRun, name: str) -> StartGauntlet:
         elo1=gate.elo1,
         alpha_milli=gate.alpha_milli,
         beta_milli=gate.beta_milli,
-        floor_games=min(gate.floor_games, cap),
+        floor_games=gate.floor_games,
         cap_games=cap,
         baseline_games=min(gate.baseline_games, cap),
     )
@@ -88,7 +89,10 @@ def to_command(state: State, body: GauntletRun, name: str) -> StartGauntlet:
     errors=(Code.NOT_FOUND, Code.CONFLICT, Code.INVALID),
 )
 async def run(call: Call, body: GauntletRun) -> Outcome:
-    """`quick` plays at most 20 games, `standard` 50, `thorough` 100; the test may end sooner."""
+    """`quick` plays at most 20 games, `standard` 50, `thorough` 100, but never fewer than the config's floor allows.
+
+    The test may end sooner, from `gate.floor_games` games on.
+    """
     name = body.gauntlet_id or call.header(b"request-id") or f"gauntlet-{call.services.new_id()}"
     return await carry_out(call, await look(call, lambda state: to_command(state, body, name)))
 

@@ -30,10 +30,11 @@ for command in (
     work.jobs,
     work.logs,
     learning.elo,
-    learning.models,
 ):
     app.command(command.__name__)(command)
 app.add_typer(work.app, name="work")
+app.add_typer(learning.models_app, name="models")
+app.add_typer(learning.matches_app, name="matches")
 app.add_typer(learning.gauntlet_app, name="gauntlet")
 app.add_typer(cluster.settings_app, name="settings")
 app.add_typer(state.app, name="state")

@@ -17,6 +17,8 @@ from ringrift_cluster.cli.options import DEFAULT_API, Api, Json, Token, TokenFil
 from ringrift_cluster.cli.output import emit, short, table
 from statemachine.rows import Gauntlet
 
+models_app = typer.Typer(help="Trained networks, newest first; and the way back to an older one.")
+matches_app = typer.Typer(no_args_is_help=True, help="Counted matches.")
 gauntlet_app = typer.Typer(no_args_is_help=True, help="Evaluations of a candidate against its champion.")
 
 
@@ -56,7 +58,9 @@ def _rated(value: RankingTable) -> Iterable[RenderableType]:
         )
 
 
+@models_app.callback(invoke_without_command=True)
 def models(
+    context: typer.Context,
     config: Annotated[str, Option(help="Only this game config.")] = "",
     status: Annotated[str, Option(help="candidate, champion, former or rejected.")] = "",
     limit: Annotated[int, Option(help="Rows in one answer.", min=1, max=1000)] = 50,
@@ -66,6 +70,8 @@ def models(
     token_file: TokenFile = None,
 ) -> None:
     """Trained networks, newest first."""
+    if context.invoked_subcommand is not None:
+        return
     with connect(api, token, token_file) as client:
         emit(client.models(ModelFilter(config=config, status=status, limit=limit)), as_json, _modelled)
 
@@ -87,10 +93,46 @@ def _modelled(value: ModelList) -> Iterable[RenderableType]:
     )
 
 
+@models_app.command("rollback")
+def rollback(
+    config: Annotated[str, Argument(help="The game config.")],
+    model: Annotated[str, Argument(help="A former champion: its whole sha256.")],
+    reason: Annotated[str, Option(help="Why, for people.")],
+    api: Api = DEFAULT_API,
+    as_json: Json = False,
+    token: Token = None,
+    token_file: TokenFile = None,
+) -> None:
+    """Make a former champion the champion again."""
+    with connect(api, token, token_file) as client:
+        emit(client.rollback(config, model, reason), as_json, said(f"{short(model)} is the champion of {config}"))
+
+
+@matches_app.callback()
+def _matches() -> None:
+    """Keeps `matches void` two words."""
+
+
+@matches_app.command("void")
+def void(
+    match: Annotated[str, Argument(help="The match's id.")],
+    reason: Annotated[str, Option(help="Why, for people.")],
+    api: Api = DEFAULT_API,
+    as_json: Json = False,
+    token: Token = None,
+    token_file: TokenFile = None,
+) -> None:
+    """Take a match out of the ratings; voiding it again changes nothing."""
+    with connect(api, token, token_file) as client:
+        emit(client.void_match(match, reason), as_json, said(f"match {match} is out of the ratings"))
+
+
 @gauntlet_app.command("run")
 def run(
     config: Annotated[str, Argument(help="The game config.")],
-    mode: Annotated[Thoroughness, Option(help="quick: 20 games, standard: 50, thorough: 100.")] = Thoroughness.STANDARD,
+    mode: Annotated[
+        Thoroughness, Option(help="At most 20, 50 or 100 games; the config's floor if more.")
+    ] = Thoroughness.STANDARD,
     model: Annotated[str | None, Option(help="The candidate's digest; else the newest that waits.")] = None,
     opponent: Annotated[str | None, Option(help="Another opponent than the champion.")] = None,
     gauntlet_id: Annotated[str | None, Option("--id", help="Its id; running it again starts no second.")] = None,

@@ -9,11 +9,11 @@ import msgspec
 from msgspec import Raw, Struct
 
 from ringrift_cluster.api.admin import Drain, Pause, Removal, Shutdown, ShuttingDown, Transfer, Transferred, Undrain
-from ringrift_cluster.api.elo import RankingQuery, RankingTable
+from ringrift_cluster.api.elo import RankingQuery, RankingTable, Voiding
 from ringrift_cluster.api.gauntlets import GauntletFilter, GauntletList, GauntletRun
 from ringrift_cluster.api.items import NewItems, NewWork
 from ringrift_cluster.api.jobs import JobFilter, JobList, JobView
-from ringrift_cluster.api.models import ModelFilter, ModelList, ModelView
+from ringrift_cluster.api.models import ModelFilter, ModelList, ModelView, Rollback
 from ringrift_cluster.api.peers import PeerFilter, PeerList, PeerView
 from ringrift_cluster.api.raft import Leader
 from ringrift_cluster.api.reports import Start
@@ -219,6 +219,16 @@ def work_cancel(session: Session, work_id: str, reason: str = "") -> Flow[Outcom
 def work_retry(session: Session, work_id: str, reason: str = "") -> Flow[Outcome]:
     """Give an ended item its attempts back."""
     return session.change("POST", "/work/retry", Outcome, Retry(work_id=work_id, reason=reason))
+
+
+def rollback(session: Session, config: str, model: str, reason: str) -> Flow[Outcome]:
+    """Make a former champion the champion again."""
+    return session.change("POST", "/models/rollback", Outcome, Rollback(config=config, model=model, reason=reason))
+
+
+def void_match(session: Session, match_id: str, reason: str) -> Flow[Outcome]:
+    """Take a match out of the ratings."""
+    return session.change("POST", "/elo/void", Outcome, Voiding(match_id, reason))
 
 
 def gauntlet_run(session: Session, run: GauntletRun) -> Flow[Outcome]:

@@ -10,7 +10,8 @@ from ringrift_cluster.api.app import create_app
 from ringrift_cluster.api.gone import GONE
 from ringrift_cluster.api.services import ApiLimits, Services, ShutdownOrder
 from ringrift_cluster.replica import Proposed
-from statemachine.commands import AddWork, PauseCluster, encode_command
+from statemachine import settings as st
+from statemachine.commands import AddWork, ChangeSetting, PauseCluster, encode_command
 from statemachine.errors import Done, Rejected, Result
 from tests.ringrift_cluster.api.conftest import CHAMPION, CONFIG, DIGEST
 from tests.support.memory_replica import MemoryReplica
@@ -100,17 +101,59 @@ async def test_settings_are_read_checked_and_changed_by_version(client: httpx.As
 async def test_a_gauntlet_takes_what_is_left_out_from_the_config(
     client: httpx.AsyncClient, replica: MemoryReplica
 ) -> None:
-    for mode, cap in (("quick", 20), ("standard", 50), ("thorough", 100)):
+    for mode, cap in (("quick", 100), ("standard", 100), ("thorough", 100)):
         answer = await client.post("/gauntlet/run", json={"config": CONFIG, "gauntlet_id": mode, "mode": mode})
         assert answer.json()["result"] == {"gauntlet": mode, "status": "running"}
         spec = replica.machine.state.gauntlets[mode].spec
         assert (spec.candidate, spec.opponent) == (DIGEST, f"{CHAMPION}@policy-only")
-        assert (spec.cap_games, spec.floor_games) == (cap, min(cap, 100))
+        assert (spec.cap_games, spec.floor_games) == (cap, 100)
         assert spec.baselines == ("random",)
     listed = (await client.get(f"/gauntlet/results?config={CONFIG}&status=running")).json()["gauntlets"]
     assert [row["spec"]["gauntlet"] for row in listed] == ["thorough", "standard", "quick", "g-0"]
     missing = await client.post("/gauntlet/run", json={"config": "none_2p"})
     assert (missing.status_code, missing.json()["code"]) == (404, "not_found")
+
+
+@pytest.mark.parametrize(("mode", "floor", "cap"), [("quick", 30, 30), ("quick", 10, 20), ("thorough", 30, 100)])
+async def test_a_quick_gauntlet_does_not_promote_on_fewer_games_than_the_config_asks_for(
+    mode: str, floor: int, cap: int, client: httpx.AsyncClient, replica: MemoryReplica
+) -> None:
+    game = replica.machine.state.config(CONFIG)
+    assert game is not None
+    lower = msgspec.structs.replace(game, gate=msgspec.structs.replace(game.gate, floor_games=floor))
+    replica.run(ChangeSetting(f"config/{CONFIG}", st.encode(lower)))
+    await client.post("/gauntlet/run", json={"config": CONFIG, "gauntlet_id": "g-1", "mode": mode})
+    spec = replica.machine.state.gauntlets["g-1"].spec
+    assert (spec.floor_games, spec.cap_games) == (floor, cap)
+
+
+async def test_a_match_that_must_not_count_is_taken_out_over_http(
+    client: httpx.AsyncClient, replica: MemoryReplica
+) -> None:
+    voiding = {"match_id": "m-0", "reason": "its engine was broken"}
+    assert (await client.post("/elo/void", json=voiding)).json()["result"] is True
+    assert replica.machine.state.matches["m-0"].voided == "its engine was broken"
+    assert (await client.post("/elo/void", json=voiding)).json()["result"] is False
+    unknown = await client.post("/elo/void", json={**voiding, "match_id": "m-9"})
+    assert (unknown.status_code, unknown.json()["code"]) == (404, "not_found")
+    assert (await client.post("/elo/void", json={"match_id": "m-0"})).status_code == 400
+
+
+async def test_the_feature_level_is_raised_one_step_and_only_to_what_this_release_supports(
+    client: httpx.AsyncClient, replica: MemoryReplica, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def raised(level: int) -> tuple[int, str]:
+        answer = await client.post("/admin/feature-level", json={"level": level})
+        return answer.status_code, answer.json().get("detail", "")
+
+    status, detail = await raised(2)
+    assert (status, "supports level 1" in detail) == (400, True)
+    monkeypatch.setattr("ringrift_cluster.api.admin.SUPPORTED_FEATURE_LEVEL", 3)
+    for level in (1, 3):
+        status, detail = await raised(level)
+        assert (status, "the next one is 2" in detail) == (400, True)
+    assert await raised(2) == (200, "")
+    assert replica.machine.state.cluster.feature_level == 2
 
 
 async def test_a_rollback_needs_a_former_champion(client: httpx.AsyncClient) -> None:

@@ -42,7 +42,9 @@ EXPECTED = {
     "POST /work/cancel": 404,
     "POST /work/retry": 404,
     "POST /models/rollback": 409,
+    "POST /elo/void": 404,
     "POST /admin/peers/remove": 409,
+    "POST /admin/feature-level": 400,
     "POST /admin/shutdown": 202,
 }
 

@@ -21,9 +21,9 @@ from ringrift_cluster.cli.app import app
 from ringrift_cluster.cli.main import SIBLINGS, stranger
 from ringrift_cluster.cli.output import short, size, span
 from ringrift_cluster.settings import Settings
-from statemachine.commands import JoinPeer
+from statemachine.commands import JoinPeer, RecordMatch
 from statemachine.snapshot import freeze, header, write
-from statemachine.values import PeerFacts
+from statemachine.values import MatchResult, PeerFacts, Tally
 from tests.support.feeding import Voter, services_of
 from tests.support.served import served
 
@@ -38,6 +38,8 @@ def commands(group: Any, *path: str) -> Iterator[tuple[tuple[str, ...], Any]]:
     if not hasattr(group, "commands"):
         yield path, group
         return
+    if path and group.invoke_without_command:
+        yield path, group
     for name, command in group.commands.items():
         yield from commands(command, *path, name)
 
@@ -110,6 +112,7 @@ CALLS: dict[tuple[str, ...], list[str]] = {
     ("jobs",): ["--ended"],
     ("elo",): [],
     ("models",): [],
+    ("matches", "void"): ["m1", "--reason", "its engine was broken"],
     ("work", "add"): ["selfplay", "--config", "hex8_2p", "-p", "games=5"],
     ("work", "list"): [],
     ("work", "show"): ["w1"],
@@ -124,10 +127,15 @@ CALLS: dict[tuple[str, ...], list[str]] = {
 
 
 @pytest.mark.parametrize("path", CALLS, ids=" ".join)
-def test_each_command_prints_text_for_people_and_json_for_programs(path: tuple[str, ...], cli: Any) -> None:
+def test_each_command_prints_text_for_people_and_json_for_programs(
+    path: tuple[str, ...], cli: Any, voter: Voter
+) -> None:
     cli("work", "add", "other", "--id", "w1")
     if path == ("work", "retry"):
         cli("work", "cancel", "w1")
+    if path == ("matches", "void"):
+        tally = (Tally(seats_a=1, seats_b=1, wins_a=3, wins_b=0, draws=0),)
+        voter.run(RecordMatch("m1", "hex8_2p", MatchResult(a="heuristic", b="random", tally=tally)))
     text = cli(*path, *CALLS[path])
     assert text.strip()
     if path == ("work", "retry"):
@@ -139,8 +147,14 @@ def test_each_command_prints_text_for_people_and_json_for_programs(path: tuple[s
 
 
 def test_all_commands_are_called_by_some_test() -> None:
-    others = {("serve",), ("dev",), ("logs",), ("gauntlet", "run"), ("raft", "verify")}
+    others = {("serve",), ("dev",), ("logs",), ("gauntlet", "run"), ("raft", "verify"), ("models", "rollback")}
     assert set(ALL) - set(CALLS) == others
+
+
+def test_a_champion_is_rolled_back_by_a_command(cli: Any) -> None:
+    words = ("models", "rollback", "hex8_2p", "a" * 64)
+    assert "no champion to roll back from" in cli(*words, "--reason", "loses to random", code=5)
+    assert "--reason" in cli(*words, code=2)
 
 
 def test_status_and_show_say_why_nothing_runs(cli: Any) -> None:
