@@ -23,6 +23,7 @@ from typing import Any
 
 import httpx
 import msgspec
+from msgspec.structs import replace
 
 from executors import host, processes
 from executors.attempts import Attempt
@@ -46,6 +47,11 @@ log = logging.getLogger(__name__)
 
 #: a pass may take this share of the loop's time: 1 / (1 + REST)
 REST = 9
+#: after this time, and three heartbeats, without a good pass the node is given nothing new
+BLIND_S = 10.0
+BLIND = "its view of the cluster has not been current for a while"
+#: the longest sentence that facts carry
+MAX_SENTENCE = 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,13 +126,16 @@ class Agent:
             wake=lambda: self._wake.set(),
             fetches=asyncio.Semaphore(4),
         )
-        self.bench.blobs.pool = self.bench.blobs.pool or disk
+        self._lent = self.bench.blobs.pool is None
+        if self._lent:
+            self.bench.blobs.pool = disk
         self.heartbeat = Heartbeat(self.bench, self.options, peer, address, role, self._renewable)
         self.attempts: dict[tuple[str, int], Attempt] = {}
         self._tasks: dict[tuple[str, int], asyncio.Task[None]] = {}
         self._assigned: frozenset[tuple[str, int]] = frozenset()
         self._wake = asyncio.Event()
         self._halt = asyncio.Event()
+        self._adopted = asyncio.Event()
         self._ended = asyncio.Event()
         self._started = False
         self._leaving = False
@@ -134,6 +143,8 @@ class Agent:
         self._allowance = self.options.starts_per_s
         self._allowed_at_s = 0.0
         self._last_pass_ms = 0.0
+        #: when a pass last saw what this node was given
+        self._passed_s = 0.0
         self.upkeep = Upkeep(self.bench, self.gpus, self.options, peer)
 
     # --- the life of the agent --------------------------------------------------------------------
@@ -145,6 +156,7 @@ class Agent:
             self.heartbeat.facts = await self.bench.on_disk(self.upkeep.first_facts)
             self.heartbeat.incarnation = self.bench.ledger.next_incarnation(self._clock.wall_ms())
             await self._adopt()
+            self._adopted.set()
             await _first(self._live(), self._halt.wait())
         finally:
             self._halt.set()
@@ -159,6 +171,8 @@ class Agent:
 
     def _close(self) -> None:
         """Let go of threads and files, once what they were doing is done."""
+        if self._lent:
+            self.bench.blobs.pool = None  # the store may outlive its agent
         self.bench.starts.shutdown()
         self.bench.disk.shutdown()
         self.gpus.close()
@@ -171,6 +185,7 @@ class Agent:
             self._close()
             return
         if stop_jobs:
+            await _first(self._adopted.wait(), self._ended.wait())  # jobs of an earlier process are stopped as well
             for attempt in list(self.attempts.values()):
                 if attempt.phase is Phase.PREPARING:
                     attempt.release("the node is stopping")
@@ -203,6 +218,7 @@ class Agent:
 
     async def _live(self) -> None:
         await self.heartbeat.join()
+        self._passed_s = self._clock.boot_s()
         await _first(self._follow(), self._reconcile(), self.heartbeat.run(), self._keep_up())
 
     async def _adopt(self) -> None:
@@ -268,7 +284,8 @@ class Agent:
         except ClusterError as error:
             log.info("pass_skipped error=%s", error)
             return
-        if index < self._index:
+        old = index < self._index
+        if old and not self._blind():
             return
         if view.incarnation is None or view.incarnation != self.heartbeat.incarnation:
             if view.incarnation is not None and view.incarnation > self.heartbeat.incarnation:
@@ -276,17 +293,21 @@ class Agent:
                     f"a newer process of {self.peer} (incarnation {view.incarnation}) has joined; this one must stop"
                 )
             return  # our own join is not here yet, or a heartbeat will find out that we were removed
-        self._index = index
-        self.bench.timing = view.timing
         assigned = {(a.job.job, a.job.fence): a for a in view.assignments}
-        self._assigned = frozenset(assigned)
-        self._forget_settled(assigned.keys())
+        if not old:
+            self._index, self._passed_s = index, self._clock.boot_s()
+            self.bench.timing = view.timing
+            self._assigned = frozenset(assigned)
+            self._forget_settled(assigned.keys())
         actions = plan(
             [wanted(a) for a in view.assignments],
             [a.held() for a in self.attempts.values()],
             self._clock.boot_s(),
             self._room(),
         )
+        if old:
+            # Nothing is begun or ended on such a view; what was granted on it can be handed back at any time.
+            actions = [a for a in actions if a.kind is Kind.RELEASE and (a.job, a.fence) not in self.attempts]
         if not actions:
             return
         try:
@@ -363,7 +384,14 @@ class Agent:
             wait = "the node is stopping"
         elif now - self.bench.heard_s > 2 * self.bench.timing.heartbeat_ms / 1000:
             wait = "no heartbeat has been acknowledged lately"
-        return Room(most, int(self._allowance), wait, facts.not_ready, self.upkeep.unsettled)
+        return Room(most, int(self._allowance), wait, facts.not_ready or self._blind(), self.upkeep.unsettled)
+
+    def _blind(self) -> str:
+        """Why this node should be given nothing new: it would not see it. Empty when it does."""
+        limit_s = max(BLIND_S, 3 * self.bench.timing.heartbeat_ms / 1000)
+        if self._clock.boot_s() - self._passed_s > limit_s:
+            return BLIND
+        return self._cluster.unfit()[:MAX_SENTENCE]
 
     def _renewable(self) -> list[Attempt]:
         """Attempts that run and that the last view still gave to us."""
@@ -374,7 +402,8 @@ class Agent:
     async def _keep_up(self) -> None:
         while True:
             await asyncio.sleep(self.options.upkeep_every_s)
-            self.heartbeat.tell(await self.upkeep.facts())
+            facts = await self.upkeep.facts()
+            self.heartbeat.tell(replace(facts, not_ready=facts.not_ready or self._blind()))
             held = [(a.job.work, a.folder.path) for a in self.attempts.values()]
             await self.upkeep.tidy(self.logs, held)
             self._wake.set()

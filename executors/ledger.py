@@ -13,6 +13,7 @@ import sqlite3
 import threading
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from executors.processes import Identity
 
@@ -52,7 +53,7 @@ class Entry:
 
 
 class Ledger:
-    """A small SQLite file. Every call is one short transaction, from any thread. Writes raise LedgerError."""
+    """A small SQLite file. Every call is one short transaction, from any thread, and raises LedgerError."""
 
     def __init__(self, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -90,9 +91,8 @@ class Ledger:
 
     def belong_to(self, cluster_id: str) -> None:
         """Start counting indexes anew when the node has been moved to another cluster."""
-        with self._lock:
-            row = self._db.execute("select value from meta where name = 'cluster'").fetchone()
-        if row is None or row[0] != cluster_id:
+        rows = self._read("select value from meta where name = 'cluster'")
+        if not rows or rows[0][0] != cluster_id:
             self._write("insert or replace into meta values ('cluster', ?)", cluster_id)
             self._write("delete from meta where name = ?", "index")
 
@@ -127,17 +127,22 @@ class Ledger:
         self._write("delete from attempt where job = ? and fence = ?", job, fence)
 
     def entries(self) -> list[Entry]:
-        with self._lock:
-            rows = self._db.execute(
-                "select job, fence, assignment, folder, boot_id, pid, ticks, started_at_s, stop_cause, reported "
-                "from attempt order by fence"
-            ).fetchall()
+        rows = self._read(
+            "select job, fence, assignment, folder, boot_id, pid, ticks, started_at_s, stop_cause, reported "
+            "from attempt order by fence"
+        )
         return [Entry(r[0], r[1], r[2], r[3], Identity(r[4], r[5], r[6]), r[7], r[8], bool(r[9])) for r in rows]
 
     def _meta(self, name: str) -> int:
+        rows = self._read("select value from meta where name = ?", name)
+        return int(rows[0][0]) if rows else 0
+
+    def _read(self, statement: str, *values: object) -> list[tuple[Any, ...]]:
         with self._lock:
-            row = self._db.execute("select value from meta where name = ?", (name,)).fetchone()
-        return int(row[0]) if row else 0
+            try:
+                return self._db.execute(statement, values).fetchall()
+            except sqlite3.Error as error:
+                raise LedgerError(f"the ledger cannot be read: {error}; look at the disk") from error
 
     def _write(self, statement: str, *values: object) -> None:
         with self._lock:

@@ -56,6 +56,10 @@ class Cluster(Protocol):
         """Return once the beat is applied. Raises ClusterError when that is not certain."""
         ...
 
+    def unfit(self) -> str:
+        """Why a node with this view of the cluster should be given nothing new; empty when it may."""
+        ...
+
 
 class Clock(Protocol):
     def boot_s(self) -> float:

@@ -15,6 +15,9 @@ from statemachine.values import Beat
 
 T = TypeVar("T")
 
+#: a view whose last word from the leader is older than this shows grants too late; a long poll takes a third of it
+OLD_VIEW_MS = 15_000
+
 
 class ReplicaPort:
     """`executors.ports.Cluster` over a replica and the way its heartbeats take."""
@@ -44,6 +47,13 @@ class ReplicaPort:
         except ReplicaError as error:
             raise ClusterUnavailable(str(error)) from error
         return list(proposed.results)
+
+    def unfit(self) -> str:
+        now = self._replica.status()
+        if now.halted or now.read_only:
+            return now.halted or now.read_only or ""
+        # Without the age: a changing sentence would be a new fact at every heartbeat.
+        return "it has not heard of the cluster's leader lately" if now.contact_age_ms > OLD_VIEW_MS else ""
 
     async def heartbeat(self, beat: Beat) -> None:
         try:

@@ -36,6 +36,8 @@ class MemoryCluster:
     def __init__(self) -> None:
         self.machine = Machine()
         self.cut = False
+        #: what the port says of itself
+        self.unfit_because = ""
         #: this many proposals take effect and are answered with OutcomeUnknown
         self.lose_answers = 0
         self.commands: list[Command] = []
@@ -132,6 +134,9 @@ class MemoryCluster:
         assert isinstance(result, Done)
         if result.value:
             raise HeartbeatRefused(str(result.value))
+
+    def unfit(self) -> str:
+        return self.unfit_because
 
 
 async def eventually(what: Callable[[], object], timeout_s: float = 15.0) -> None:

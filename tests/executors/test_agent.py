@@ -14,14 +14,15 @@ from typing import Any
 
 import pytest
 
-from executors import host, processes, shim
+from executors import agent, host, processes, shim
 from executors.agent import Agent
 from executors.heartbeat import AgentRefused
 from executors.host import DiskFloor
 from executors.ledger import Ledger, LedgerError
 from executors.options import Options
+from executors.ports import ClusterUnavailable
 from statemachine import settings
-from statemachine.commands import CancelWork, ChangeSetting, FailJob, JoinPeer, RegisterArtifact, StopJob
+from statemachine.commands import CancelWork, ChangeSetting, FailJob, JoinPeer, RegisterArtifact, ReleaseJob, StopJob
 from statemachine.rows import Actual, WorkStatus
 from statemachine.settings import Template, Timing
 from statemachine.state import State
@@ -691,6 +692,80 @@ def test_a_start_that_cannot_be_noted_leaves_no_process_behind(tmp_path: Path, m
             assert not processes.alive(started[0], host.boot_id())
             assert told[0].error_class == "infrastructure"
             assert "could not be noted" in told[0].error
+
+    run(go)
+
+
+def test_a_node_that_cannot_read_says_that_it_is_not_ready_and_takes_it_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(agent, "BLIND_S", 0.3)
+
+    async def go() -> None:
+        async with node(tmp_path) as one:
+            facts = lambda: one.cluster.state.peers["n1"].facts  # noqa: E731
+            assert facts().not_ready == ""
+
+            async def nothing(query: Callable[[State], Any]) -> tuple[Any, int]:
+                raise ClusterUnavailable("the test has taken the view away")
+
+            now, one.cluster.read = one.cluster.read, nothing
+            await eventually(lambda: facts().not_ready == agent.BLIND)
+            one.cluster.read = now
+            await eventually(lambda: facts().not_ready == "")
+            one.cluster.unfit_because = "install the newer release here"
+            await eventually(lambda: facts().not_ready == "install the newer release here")
+            one.cluster.unfit_because = ""
+            await eventually(lambda: facts().not_ready == "")
+
+    run(go)
+
+
+def test_grants_on_a_view_older_than_one_acted_on_are_handed_back_after_a_while(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(agent, "BLIND_S", 0.3)
+
+    async def go() -> None:
+        async with node(tmp_path) as one:
+            one.cluster.setting("template/t", program(WAIT))
+            one.cluster.add("runs", "t")
+            one.cluster.add("late", "t")
+            job = one.cluster.place("runs", "n1")
+            await one.says(job.job, "up")
+
+            async def past(query: Callable[[State], Any]) -> tuple[Any, int]:
+                return query(one.cluster.state), 1
+
+            now, one.cluster.read = one.cluster.read, past
+            granted = one.cluster.place("late", "n1")
+            given_back = ReleaseJob(granted.job, granted.fence, agent.BLIND)
+            await eventually(lambda: given_back in one.cluster.commands)
+            assert one.agent.status().running == 1
+            one.cluster.read = now
+            await eventually(lambda: one.cluster.state.peers["n1"].facts.not_ready == "")
+            await eventually(lambda: one.cluster.work("late").status is WorkStatus.PENDING)
+            one.cluster.place("late", "n1")
+            await eventually(lambda: one.agent.status().running == 2)
+
+    run(go)
+
+
+def test_a_stop_of_jobs_before_anything_was_adopted_stops_what_an_earlier_process_left(tmp_path: Path) -> None:
+    async def go() -> None:
+        async with node(tmp_path) as one:
+            one.cluster.setting("template/t", program(WAIT))
+            one.cluster.add("w", "t")
+            job = one.cluster.place("w", "n1")
+            await one.says(job.job, "up")
+            await one.crash()
+            assert strays_of(tmp_path)
+            await one.again()
+            await asyncio.sleep(0)  # it runs, and has adopted nothing yet
+            assert not one.agent.attempts
+            await one.agent.stop(stop_jobs=True)
+            await one.task
+            assert not strays_of(tmp_path)
 
     run(go)
 
