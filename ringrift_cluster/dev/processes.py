@@ -49,6 +49,9 @@ class Plan:
     voters: int
     followers: int
 
+    def __str__(self) -> str:
+        return f"{self.voters} voters and {self.followers} followers from port {self.base_port}"
+
     @property
     def names(self) -> list[str]:
         voters = [f"voter-{n + 1}" for n in range(self.voters)]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
+import importlib.util
 import signal
 import sys
 from collections.abc import Iterator
@@ -16,10 +16,12 @@ import msgspec
 from rich.console import Console
 from rich.live import Live
 
+from executors.host import usable_cores
 from ringrift_cluster import bootstrap
+from ringrift_cluster.cli.options import DEFAULT_API
 from ringrift_cluster.dev import report
 from ringrift_cluster.dev.observer import Observer, Picture
-from ringrift_cluster.dev.processes import DevError, Nodes, Plan, prepare
+from ringrift_cluster.dev.processes import MARKER, DevError, Nodes, Plan, prepare
 from ringrift_cluster.dev.view import Rate, screen
 
 #: how long a cluster may take from its start to a leader
@@ -27,6 +29,10 @@ START_S = 60.0
 LOOK_EVERY_S = 1.0
 #: how long a reached goal waits for the last ratings
 SETTLE_S = 45.0
+NO_TORCH = (
+    "the workloads of the demo need torch, which is not installed here; pip install 'ringrift-cluster[demo]'"
+    " (with a checkout: make demo)"
+)
 #: every so many looks the slow tables are read too
 SLOW_EVERY = 4
 
@@ -64,14 +70,21 @@ class _Progress:
 def main(options: DevOptions) -> int:
     """Run until the goal, the time limit or Ctrl-C; returns the exit code."""
     console = Console()
+    if importlib.util.find_spec("torch") is None:
+        sys.stderr.write(f"ringrift-node dev: {NO_TORCH}\n")
+        return 2
     wanted = Plan(options.base_port, options.voters, options.followers)
+    resumed = not options.fresh and (options.data_dir / MARKER).exists()
     try:
         plan = prepare(options.data_dir.absolute(), wanted, options.fresh)
     except DevError as error:
         sys.stderr.write(f"ringrift-node dev: {error}\n")
         return 2
+    if plan != wanted:
+        why = "that is how this directory's cluster was made; --fresh makes a new one" if resumed else "ports are taken"
+        console.print(f"running {plan}, not {wanted}: {why}", highlight=False, soft_wrap=True)
     # Each follower gets its share of the cores, so that a small machine is not asked for more than it has.
-    slots = max((os.cpu_count() or 2) // max(plan.followers, 1), 1)
+    slots = max(usable_cores() // max(plan.followers, 1), 1)
     nodes = Nodes(plan, options.data_dir.absolute(), slots)
     return asyncio.run(_Session(options, nodes, console).run())
 
@@ -100,8 +113,10 @@ class _Session:
                 self._observer = Observer([plan.url(name) for name in plan.names], http)
                 await self._wait_for_leader()
                 await self._bootstrap(http)
-                for name in plan.names[:1]:
-                    self._say(f"API at {plan.url(name)}, for example: ringrift-node status --api {plan.url(name)}")
+                api = plan.url(plan.names[0])
+                self._say(f"API at {api}, for example: ringrift-node status")
+                if api != DEFAULT_API:
+                    self._say(f"for the commands in another terminal: export RINGRIFT_API={api}")
                 reason = await self._watch()
         except DevError as error:
             reason = str(error)

@@ -13,6 +13,8 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
+from executors.host import usable_cores
+from ringrift_cluster.dev import DevOptions, main
 from ringrift_cluster.dev.observer import Json, Picture
 from ringrift_cluster.dev.processes import DevError, Nodes, Plan, prepare
 from ringrift_cluster.dev.report import chart, gains, summary
@@ -125,6 +127,44 @@ def test_a_node_whose_parent_died_before_it_could_look_leaves(tmp_path: Path) ->
     )
     assert ended.returncode == 0, ended.stderr
     assert "reason=parent_gone" in ended.stdout + ended.stderr
+
+
+def test_without_torch_the_demo_names_the_extra_and_starts_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    assert main(DevOptions(data_dir=tmp_path / "demo")) == 2
+    assert "pip install 'ringrift-cluster[demo]'" in capsys.readouterr().err
+    assert not (tmp_path / "demo").exists()
+
+
+@pytest.mark.parametrize("resumed", [True, False], ids=["an older plan", "taken ports"])
+def test_a_demo_that_differs_from_its_flags_says_so(
+    resumed: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    wanted = plan(1, 0)
+    made = Plan(wanted.base_port + 100, 3 if resumed else 1, 0)
+    if resumed:
+        (tmp_path / "demo").mkdir()
+        (tmp_path / "demo" / "cluster.json").touch()
+
+    class Ended:
+        def __init__(self, options: DevOptions, nodes: Nodes, console: Console) -> None:
+            assert nodes.plan == made
+            assert nodes.cpu_slots == usable_cores()
+
+        async def run(self) -> int:
+            return 0
+
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: object())
+    monkeypatch.setattr("ringrift_cluster.dev.session._Session", Ended)
+    monkeypatch.setattr("ringrift_cluster.dev.session.prepare", lambda *_: made)
+    options = DevOptions(data_dir=tmp_path / "demo", voters=1, followers=0, base_port=wanted.base_port)
+    assert main(options) == 0
+    said = capsys.readouterr().out
+    assert said.count("\n") == 1
+    assert f"running {made.voters} voters and 0 followers from port {made.base_port}, not 1 voters" in said
+    assert ("--fresh" in said) == resumed
 
 
 def test_fresh_never_empties_a_directory_that_is_not_its_own(tmp_path: Path) -> None:
