@@ -5,7 +5,8 @@
                  GET /feed/entries   -- long poll --> applies, compares the chain after every entry
                  POST /propose       <-- commands --  waits until it has applied what it was told
 
-All connections go from the follower out, so it may sit behind any NAT.
+All these connections go from the follower out, so the log reaches it behind any NAT. The files it makes do not leave
+it that way: they are fetched from it over HTTP.
 """
 
 from ringrift_cluster.feed.follower import FeedReplica, FollowerConfig
