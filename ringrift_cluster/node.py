@@ -31,6 +31,7 @@ import uvicorn
 from executors.agent import Agent
 from executors.blobs import Blobs
 from executors.heartbeat import AgentRefused
+from executors.ledger import LedgerError
 from executors.logs import Logs
 from executors.options import Options
 from ringrift_cluster import __version__, observability
@@ -55,8 +56,12 @@ log = logging.getLogger("ringrift.node")
 EXIT_SETUP = 2
 #: the replica stopped by itself (damaged file, divergence, full disk): restarting alone does not mend it
 EXIT_HALTED = 70
+#: its voters are of another cluster now; started again, it begins there with nothing
+EXIT_MOVED = 75
 BACKLOG = 2048
 PULSE_S = 0.5
+#: an agent that leaves its jobs alone is waited for this long
+LET_GO_S = 2.0
 
 
 class SetupError(Exception):
@@ -129,6 +134,9 @@ class _Node:
         self._leaving = asyncio.Event()
         self._order = ShutdownOrder(reason="", stop_jobs=config.stop_jobs)
         self._exit = 0
+        self._signalled = False
+        #: a thread hangs on the disk; Python would wait for it for ever
+        self._stuck = False
         self._reports: dict[str, TaskReport] = {}
         self._turned_s = time.monotonic()
         self._stall_max_s = 0.0
@@ -141,7 +149,7 @@ class _Node:
             log.warning('event=setting_warning detail="%s"', warning)
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, self._leave, ShutdownOrder(signal.Signals(number).name, config.stop_jobs))
+            loop.add_signal_handler(number, self._obey_signal, number)
         token = config.auth_token.get_secret_value() if config.auth_token else None
         headers = {"authorization": f"Bearer {token}"} if token else {}
         limits = httpx.Limits(max_connections=256, max_keepalive_connections=64)
@@ -152,6 +160,8 @@ class _Node:
         ):
             await self._live(replica, http, token)
         log.info("event=node_left reason=%s exit=%d", self._order.reason or "-", self._exit)
+        if self._stuck:
+            os._exit(self._exit)
         return self._exit
 
     @contextlib.asynccontextmanager
@@ -274,7 +284,7 @@ class _Node:
         )
         async with asyncio.TaskGroup() as group:
             tasks = [
-                group.create_task(self._beat_pulse(replica), name="pulse"),
+                group.create_task(self._beat_pulse(replica, executor), name="pulse"),
                 group.create_task(self._watch_parent(), name="parent"),
             ]
             if heartbeats is not None:
@@ -286,13 +296,12 @@ class _Node:
                 agreement = Agreement(replica, others, http, self._halted)
                 tasks.append(group.create_task(self._supervised("agreement", agreement.run)))
             serving = group.create_task(server.serve(sockets=[self._listener]), name="http")
-            obeying = group.create_task(self._obey(executor), name="agent")
+            tasks.append(group.create_task(self._supervised("agent", lambda: self._obey(executor)), name="agent"))
             await self._leaving.wait()
             log.info("event=node_leaving reason=%s stop_jobs=%s", self._order.reason, self._order.stop_jobs)
             await self._depart(replica, executor)
             for task in tasks:
                 task.cancel()
-            await obeying
             server.should_exit = True
             feed.close()
             await serving
@@ -306,17 +315,38 @@ class _Node:
                 log.info("event=leadership_handed_over to=%s", new)
             except (ReplicaError, TimeoutError) as error:
                 log.warning('event=leadership_not_handed_over reason="%s"', str(error) or type(error).__name__)
-        await executor.stop(stop_jobs=self._order.stop_jobs)
+        stop_jobs = self._order.stop_jobs
+        try:
+            async with asyncio.timeout(None if stop_jobs else LET_GO_S):
+                await executor.stop(stop_jobs=stop_jobs)
+        except TimeoutError:
+            self._stuck = True
+            log.error('event=agent_left_behind detail="its disk did not answer for %g s"', LET_GO_S)
 
     async def _obey(self, executor: Executor) -> None:
-        """The executor; one that is refused takes its node down, since two nodes of one name must not run."""
+        """One agent's life; one that fails at work is followed by another that adopts its jobs.
+
+        One that is refused takes its node down, since two nodes of one name must not run; so does the first one
+        when it cannot even start.
+        """
         try:
             await executor.run()
         except AgentRefused as error:
-            log.critical('event=node_refused detail="%s"', error)
-            sys.stderr.write(f"ringrift-node: {error}\n")
-            self._exit = EXIT_SETUP
-            self._leave(ShutdownOrder("refused", stop_jobs=False))
+            executor.dismissed = True
+            self._fall("node_refused", str(error), EXIT_SETUP)
+        except (LedgerError, OSError) as error:
+            if executor.has_joined:
+                raise
+            executor.dismissed = True
+            self._fall("agent_cannot_start", f"the agent in {self.config.data_dir} cannot start: {error}", EXIT_SETUP)
+
+    def _obey_signal(self, number: int) -> None:
+        """The first one is an orderly leave; a second one does not wait for it. Jobs stay under their keepers."""
+        if self._signalled:
+            log.error("event=node_cut_short signal=%d", number)
+            os._exit(128 + number)
+        self._signalled = True
+        self._leave(ShutdownOrder(signal.Signals(number).name, self.config.stop_jobs))
 
     def _leave(self, order: ShutdownOrder) -> None:
         if not self._leaving.is_set():
@@ -324,16 +354,35 @@ class _Node:
             self._leaving.set()
 
     def _halted(self, sentence: str) -> None:
-        log.critical('event=replica_halted detail="%s"', sentence)
+        self._fall("replica_halted", sentence, EXIT_HALTED)
+
+    def _fall(self, event: str, sentence: str, code: int) -> None:
+        """Leave because of a fault, with a sentence for whoever looks."""
+        log.critical('event=%s detail="%s"', event, sentence)
         sys.stderr.write(f"ringrift-node: {sentence}\n")
-        self._exit = EXIT_HALTED
-        self._leave(ShutdownOrder("halted", stop_jobs=False))
+        self._exit = self._exit or code
+        self._leave(ShutdownOrder(event, stop_jobs=False))
 
     async def _supervised(self, name: str, run: Callable[[], object]) -> None:
         report = self._reports[name] = TaskReport(name)
         await supervise(report, run, clock=time.monotonic, wall_s=time.time)  # type: ignore[arg-type]
 
-    async def _beat_pulse(self, replica: RaftReplica | FeedReplica) -> None:
+    def _look_after(self, replica: RaftReplica | FeedReplica, executor: Executor) -> None:
+        """A follower that halted, or that follows another cluster than its agent works for, ends its node."""
+        now, hired_for = replica.status(), executor.cluster_id
+        if self._leaving.is_set() or isinstance(replica, RaftReplica):
+            return  # a voter calls when it halts, and never changes its cluster
+        if now.halted:
+            self._halted(now.halted)
+        elif hired_for and now.cluster_id not in ("", hired_for):
+            self._fall(
+                "cluster_changed",
+                f"the voters are of cluster {now.cluster_id} now, the jobs here are of {hired_for}; "
+                "start the node again if that is meant",
+                EXIT_MOVED,
+            )
+
+    async def _beat_pulse(self, replica: RaftReplica | FeedReplica, executor: Executor) -> None:
         """Turn with the event loop, and notice when it, or the consensus thread, did not."""
         while True:
             self._turned_s = time.monotonic()
@@ -341,6 +390,7 @@ class _Node:
             if turns != self._turns_seen:
                 self._turns_seen, self._turns_seen_s = turns, self._turned_s
             await asyncio.sleep(PULSE_S)
+            self._look_after(replica, executor)
             self._stall_max_s = max(self._stall_max_s, time.monotonic() - self._turned_s - PULSE_S)
 
     async def _watch_parent(self) -> None:

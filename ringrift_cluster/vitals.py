@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import resource
 from collections.abc import Callable, Mapping
 
 from executors.agent import Agent
+from executors.heartbeat import AgentRefused
+from executors.ledger import LedgerError
 from ringrift_cluster.api.services import AgentStatus
 from ringrift_cluster.controllers.runner import Controllers
 from ringrift_cluster.feed.follower import FeedReplica
 from ringrift_cluster.raft.engine import RaftReplica
 from ringrift_cluster.replica import Replica
+
+log = logging.getLogger("ringrift.executor")
 
 #: how often a node that does not know its cluster looks again
 LOOK_S = 0.05
@@ -23,26 +28,56 @@ class Executor:
     def __init__(self, replica: Replica, hire: Callable[[str], Agent]) -> None:
         self._replica = replica
         self._hire = hire
-        self._dismissed = False
+        self.dismissed = False
+        #: the cluster that the first agent was hired for
+        self.cluster_id = ""
+        #: an agent has been at work; what fails from now on may pass
+        self.has_joined = False
         self.agent: Agent | None = None
 
     async def run(self) -> None:
-        """Until `stop`. Raises AgentRefused."""
-        while not (cluster_id := self._replica.status().cluster_id):
-            if self._dismissed:
+        """One agent's life, until `stop`; run again, a new one adopts its jobs.
+
+        Raises AgentRefused, LedgerError, OSError and whatever the agent failed with.
+        """
+        while not self.dismissed:
+            self.cluster_id = self.cluster_id or self._replica.status().cluster_id
+            if self.cluster_id:
+                await self._employ(self._hire(self.cluster_id))
                 return
             await asyncio.sleep(LOOK_S)
-        self.agent = self._hire(cluster_id)
-        await self.agent.run()
+
+    async def _employ(self, agent: Agent) -> None:
+        self.agent = agent
+        try:
+            await agent.run()
+        finally:
+            self.has_joined = self.has_joined or agent.status().joined
+            self.agent = None
 
     async def stop(self, *, stop_jobs: bool) -> None:
-        self._dismissed = True
+        """Return when no agent works any more. Raises nothing of its own: what could not be stopped is logged."""
+        self.dismissed = True
         if self.agent is not None:
             await self.agent.stop(stop_jobs=stop_jobs)
+        elif stop_jobs:
+            await self._stop_leftovers()
+
+    async def _stop_leftovers(self) -> None:
+        """Stop the jobs of an earlier process; the ledger knows them, whatever the cluster is."""
+        try:
+            agent = self._hire(self.cluster_id)
+            life = asyncio.create_task(self._employ(agent), name="agent of leftovers")
+            await asyncio.sleep(0)  # the task has begun: stopping an agent that has not only closes its files
+            await agent.stop(stop_jobs=True)
+            await life
+        except (AgentRefused, LedgerError, OSError) as error:
+            log.error('event=jobs_not_stopped detail="%s" next="start the node again to stop them"', error)
 
     def status(self) -> AgentStatus:
         if self.agent is None:
-            return AgentStatus(healthy=False, not_ready="the node does not know its cluster yet")
+            reason = "its agent is being started again" if self.cluster_id else "the node does not know its cluster yet"
+            return AgentStatus(healthy=False, not_ready=reason)
         now = self.agent.status()
         return AgentStatus(
             healthy=now.joined,
