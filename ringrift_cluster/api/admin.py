@@ -142,7 +142,7 @@ class Removal(Requested, frozen=True, kw_only=True):
     errors=(Code.NOT_FOUND, Code.ILLEGAL_TRANSITION),
 )
 async def remove(call: Call, body: Removal) -> Outcome:
-    """For nodes that are dead or drained; jobs they still hold are lost at once."""
+    """For nodes that are dead, or drained and silent; jobs they still hold are lost at once."""
     return await carry_out_once(call, RemovePeer(peer=body.node_id, reason=body.reason), body.request_id)
 
 

@@ -257,7 +257,7 @@ def undrain(session: Session, node_id: str) -> Flow[Outcome]:
 
 
 def remove_peer(session: Session, node_id: str, reason: str = "") -> Flow[Outcome]:
-    """Forget a node that is dead or drained."""
+    """Forget a node that is dead, or drained and silent."""
     return session.change("POST", "/admin/peers/remove", Outcome, Removal(node_id=node_id, reason=reason))
 
 

@@ -49,11 +49,13 @@ async def test_a_node_is_drained_and_put_back(client: httpx.AsyncClient, replica
     assert "'a'" in itself.json()["detail"]
 
 
-async def test_a_live_node_is_not_forgotten_before_it_is_drained(
+async def test_a_live_node_is_not_forgotten_before_it_is_drained_and_silent(
     client: httpx.AsyncClient, replica: MemoryReplica
 ) -> None:
     assert (await client.post("/admin/peers/remove", json={"node_id": "gpu-1"})).status_code == 409
     await client.post("/admin/drain", json={"node_id": "gpu-1"})
+    assert (await client.post("/admin/peers/remove", json={"node_id": "gpu-1"})).status_code == 409
+    replica.tick(replica.machine.state.timing.suspect_after_ms + 2_000)
     assert (await client.post("/admin/peers/remove", json={"node_id": "gpu-1"})).status_code == 200
     assert "gpu-1" not in replica.machine.state.peers
 
