@@ -183,7 +183,7 @@ def end(process: Identity, job_dir: Path, boot_id: str) -> bool:
     kill(process, boot_id)
     deadline = time.monotonic() + OBEY_S
     while alive(process, boot_id) and time.monotonic() < deadline:
-        time.sleep(0.01)
+        time.sleep(0.01)  # an adopted keeper is not our child: the kernel tells nobody of its end
     ended = put_down(process, job_dir, boot_id)
     _reap(process.pid)
     return ended

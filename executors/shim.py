@@ -133,7 +133,7 @@ def end_group(pgid: int, job_dir: str) -> bool:
             return True
         if boot_s() > deadline:
             return False
-        time.sleep(0.005)
+        time.sleep(0.005)  # strays are grandchildren: only looking again tells that they are gone
 
 
 def oom_kills() -> int:

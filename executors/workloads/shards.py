@@ -18,6 +18,7 @@ from executors.workloads.contract import WorkloadError, write_atomically
 FORMAT = 1
 MAX_SHARD_BYTES = 4 << 30
 _EPOCH = (1980, 1, 1, 0, 0, 0)
+#: what zipfile raises for bytes that are no archive; the last one is its word for an unknown compression or flag
 _DAMAGE = (zipfile.BadZipFile, zlib.error, NotImplementedError)
 
 Array = NDArray[Any]

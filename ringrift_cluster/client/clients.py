@@ -117,7 +117,7 @@ class Client:
                     return _failed(error)
                 return _taken(response, response.content)
             case Pause():
-                time.sleep(step.seconds)
+                time.sleep(step.seconds)  # the back-off itself, in the blocking client; nothing is polled
                 return None
         raise TypeError(f"{type(step).__name__} belongs into a stream")
 

@@ -45,7 +45,9 @@ class Consensus(SyncObj):  # type: ignore[misc]
     @replicated  # type: ignore[untyped-decorator]
     def entry(self, data: bytes) -> None:
         """The method that the log's entries name. They are applied below, with their position."""
-        raise NotImplementedError
+        # Only its name is used. Were the library to call it, an entry would be applied without its position: that
+        # must stop the voter, never pass in silence.
+        raise NotImplementedError("the library applied an entry itself; this voter must not go on")
 
     def _SyncObj__applyLogEntries(self) -> bool:  # noqa: N802 - takes the place of the library's
         """Apply what is committed, but only for a moment; the rest waits for the next tick.

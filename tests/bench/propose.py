@@ -117,7 +117,7 @@ class Cluster:
             states = [self.ask(name, "status") for name in self.processes]
             if all(isinstance(s, ReplicaStatus) and s.ready and len(s.voters_heard) == 3 for s in states):
                 return next(s.node_id for s in states if isinstance(s, ReplicaStatus) and s.role == "leader")
-            time.sleep(0.05)
+            time.sleep(0.05)  # between two looks, up to the deadline
         raise TimeoutError("no leader")
 
     def kill(self, name: str) -> None:
