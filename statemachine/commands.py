@@ -14,6 +14,7 @@ from msgspec import Meta, Struct
 
 from statemachine.values import (
     Beat,
+    Count,
     Counts,
     Digest,
     Elo,
@@ -28,7 +29,9 @@ from statemachine.values import (
     Params,
     PeerFacts,
     Priority,
+    Scope,
     Short,
+    TokenName,
     WorkId,
 )
 
@@ -312,12 +315,57 @@ class RaiseFeatureLevel(Base, frozen=True, tag="cluster.feature"):
     level: Annotated[int, Meta(ge=1, le=1000)]
 
 
+class CreateToken(Base, frozen=True, tag="token.create"):
+    """Make a token known by the sha256 of its secret; the secret itself never reaches the log."""
+
+    name: TokenName
+    scope: Scope
+    #: of the secret's text; it is 256 random bits, so a plain hash gives nothing to guess at
+    sha256: Digest
+    #: the node that a `node` token speaks for
+    peer: Annotated[str, Meta(max_length=128)] = ""
+    #: from when the command is applied; 0 is for ever
+    expires_in_ms: Natural = 0
+    #: how many nodes a `join` token may let in; 0 is any number
+    uses: Count = 0
+
+
+class RevokeToken(Base, frozen=True, tag="token.revoke"):
+    """End a token at once."""
+
+    name: TokenName
+    reason: Short = ""
+
+
+class RedeemToken(Base, frozen=True, tag="token.redeem"):
+    """Trade a join token for the node token of one peer, in one step."""
+
+    join: TokenName
+    peer: Id
+    sha256: Digest
+
+
+class RecordAct(Base, frozen=True, tag="audit.record"):
+    """Note an act of an operator that is no command: a shutdown, a transfer of leadership."""
+
+    by: Short
+    act: Short
+    target: Short = ""
+
+
 class Once(Base, frozen=True, tag="once"):
     """Run a command at most once: its result is remembered under the request id until the expiry."""
 
     request: Id
     expires_at_ms: Natural
     command: Effect
+
+
+class Signed(Base, frozen=True, tag="signed"):
+    """Run a command and leave an event that says whose token it came with, in one step."""
+
+    by: Short
+    command: Effect | Once
 
 
 Effect = (
@@ -350,8 +398,12 @@ Effect = (
     | ChangeSetting
     | PauseCluster
     | RaiseFeatureLevel
+    | CreateToken
+    | RevokeToken
+    | RedeemToken
+    | RecordAct
 )
-Command = Effect | Once
+Command = Effect | Once | Signed
 
 _encoder = msgspec.msgpack.Encoder()
 _decoder: msgspec.msgpack.Decoder[Command] = msgspec.msgpack.Decoder(Command)

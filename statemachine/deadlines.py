@@ -18,6 +18,7 @@ from statemachine.rows import (
     Peer,
     PeerStatus,
     Row,
+    Token,
     Work,
     WorkStatus,
 )
@@ -75,10 +76,15 @@ def _peer_due(row: Peer, timing: Timing, retention: Retention) -> int:
     return max(due, 1)
 
 
+def _token_due(row: Token, timing: Timing, retention: Retention) -> int:
+    return row.ended_at_ms + retention.token_ms if row.ended else row.expires_at_ms
+
+
 #: tables whose rows have deadlines, and when each row is due by itself
 TABLES: Mapping[str, Callable[[Any, Timing, Retention], int]] = {
     "peers": _peer_due,
     "work": _work_due,
     "jobs": lambda row, timing, retention: _job_due(row, row.renewed_at_ms, timing),
     "requests": lambda row, timing, retention: row.expires_at_ms,
+    "tokens": _token_due,
 }

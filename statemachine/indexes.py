@@ -22,6 +22,7 @@ from statemachine.rows import (
     Peer,
     PeerStatus,
     Row,
+    Token,
     Work,
     WorkStatus,
 )
@@ -57,6 +58,8 @@ class Indexes:
         #: models by config, oldest first: (seq, digest)
         self.models: dict[str, Ordered[tuple[int, str]]] = {}
         self.champions: dict[str, str] = {}
+        #: tokens by the sha256 of their secret, those that are over included
+        self.tokens: dict[str, Token] = {}
         #: what the clock has to look at next: (due, table, key)
         self.deadlines: Ordered[tuple[int, str, str]] = Ordered()
         self._queued: dict[tuple[str, str], int] = {}
@@ -66,6 +69,7 @@ class Indexes:
             "jobs": self._job,
             "artifacts": self._artifact,
             "models": self._model,
+            "tokens": self._token,
         }
 
     def live_jobs_of(self, peer: str) -> list[str]:
@@ -150,6 +154,13 @@ class Indexes:
             del self.champions[old.config]
         if new.status is ModelStatus.CHAMPION:
             self.champions[new.config] = key
+
+    def _token(self, key: str, old: Token | None, new: Token | None) -> None:
+        # Other threads look here without a lock: the new row is in before the old one is out.
+        if new is not None:
+            self.tokens[new.sha256] = new
+        if old is not None and (new is None or new.sha256 != old.sha256):
+            del self.tokens[old.sha256]
 
 
 def _count(counter: dict[K, int], key: K, by: int) -> None:

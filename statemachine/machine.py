@@ -13,7 +13,20 @@ from typing import Any
 import msgspec
 from msgspec import Struct
 
-from statemachine import artifacts, cluster, deadlines, gauntlets, jobs, matches, models, peers, results, work
+from statemachine import (
+    artifacts,
+    audit,
+    cluster,
+    deadlines,
+    gauntlets,
+    jobs,
+    matches,
+    models,
+    peers,
+    results,
+    tokens,
+    work,
+)
 from statemachine import commands as c
 from statemachine.cluster import SUPPORTED_FEATURE_LEVEL as SUPPORTED_FEATURE_LEVEL
 from statemachine.entries import ENTRY_FORMAT, decode_entry
@@ -53,6 +66,10 @@ HANDLERS: dict[type[Struct], Handler] = {
     c.ChangeSetting: cluster.change_setting,
     c.PauseCluster: cluster.pause,
     c.RaiseFeatureLevel: cluster.raise_feature_level,
+    c.CreateToken: tokens.create,
+    c.RevokeToken: tokens.revoke,
+    c.RedeemToken: tokens.redeem,
+    c.RecordAct: audit.record,
 }
 
 ON_DUE: dict[str, Handler] = {
@@ -60,6 +77,7 @@ ON_DUE: dict[str, Handler] = {
     "work": work.on_due,
     "jobs": jobs.on_due,
     "requests": cluster.forget_request,
+    "tokens": tokens.on_due,
 }
 
 #: rows the clock moves in one entry; the rest waits for the next
@@ -141,16 +159,23 @@ class Machine:
             state.index.schedule(table, key, due)
 
     def _command(self, command: c.Command, written: _Written) -> Result:
-        if not isinstance(command, c.Once):
+        by = ""
+        if isinstance(command, c.Signed):
+            by, command = command.by, command.command
+        if isinstance(command, c.Once):
+            return self._once(command, by, written)
+        if not by:
             return self._run(HANDLERS[type(command)], command, written)
-        return self._once(command, written)
+        return self._run(audit.signed(HANDLERS[type(command)], by), command, written)
 
-    def _once(self, command: c.Once, written: _Written) -> Result:
+    def _once(self, command: c.Once, by: str, written: _Written) -> Result:
         """Run a command under a request id: its writes and its remembered result are one step."""
         earlier = cluster.recall(self._txn, command)
         if earlier is not None:
             return earlier
         inner = HANDLERS[type(command.command)]
+        if by:
+            inner = audit.signed(inner, by)
 
         def once(txn: Txn, cmd: c.Once) -> Any:
             cluster.refuse_expired(txn, cmd)

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from msgspec.structs import replace
 
-from statemachine import events, jobs
+from statemachine import events, jobs, tokens
 from statemachine.commands import DrainPeer, JoinPeer, RecordHeartbeats, RemovePeer, VouchForPeer
 from statemachine.errors import Code, Refused
 from statemachine.rows import Peer, PeerStatus
@@ -137,6 +137,7 @@ def remove(txn: Txn, cmd: RemovePeer) -> bool:
             Code.ILLEGAL_TRANSITION,
             f"peer {cmd.peer!r} is {row.status}; drain it and end its process before it is removed",
         )
+    tokens.end_of(txn, row.peer, f"node {row.peer} was removed")
     _forget(txn, row, cmd.reason or "removed by an operator")
     return True
 

@@ -14,6 +14,7 @@
     settings    name               Setting     operators
     requests    request id         Request     commands that ran under a request id
     events      sequence number    Event       everything above
+    tokens      token name         Token       operators, joining nodes, the clock
 
 Rows hold text, integers and tuples only, are never changed in place, and contain no reference cycle
 (hence `gc=False`). Times are milliseconds of the replicated cluster clock unless the name says wall.
@@ -26,7 +27,7 @@ from enum import StrEnum
 from msgspec import Struct
 
 from statemachine.commands import AddWork, StartGauntlet
-from statemachine.values import Evidence, MatchResult, Needs, Output, PeerFacts, Tally
+from statemachine.values import Evidence, MatchResult, Needs, Output, PeerFacts, Scope, Tally
 
 
 class PeerStatus(StrEnum):
@@ -360,7 +361,42 @@ class Event(Struct, frozen=True, gc=False):
     detail: dict[str, str] = {}
 
 
-Row = Cluster | Peer | Work | Job | Artifact | Model | Match | Standing | Gauntlet | Totals | Setting | Request | Event
+class Token(Struct, frozen=True, gc=False):
+    """Who may do what. The secret is in nobody's log; `sha256` is all that is known of it."""
+
+    name: str
+    scope: Scope
+    sha256: str
+    created_at_ms: int
+    expires_at_ms: int = 0
+    #: the node that a `node` token speaks for
+    peer: str = ""
+    #: the join token it was bought with
+    bought_with: str = ""
+    #: nodes that a `join` token may let in (0: any number), and has let in
+    uses: int = 0
+    used: int = 0
+    #: why it is over; empty while it is good
+    ended: str = ""
+    ended_at_ms: int = 0
+
+
+Row = (
+    Cluster
+    | Peer
+    | Work
+    | Job
+    | Artifact
+    | Model
+    | Match
+    | Standing
+    | Gauntlet
+    | Totals
+    | Setting
+    | Request
+    | Event
+    | Token
+)
 
 #: Table name to row type, in the order of the snapshot's sections. Append only.
 TABLES: dict[str, type[Struct]] = {
@@ -377,4 +413,5 @@ TABLES: dict[str, type[Struct]] = {
     "settings": Setting,
     "requests": Request,
     "events": Event,
+    "tokens": Token,
 }

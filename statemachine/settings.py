@@ -65,6 +65,7 @@ class Limits(Struct, frozen=True, forbid_unknown_fields=True):
     events: Span = 10_000
     peers: Span = 10_000
     requests: Span = 1_000_000
+    tokens: Span = 20_000
     #: an item that failed on this many different peers is a dead letter, whatever attempts are left
     poisoned_after_peers: Span = 3
 
@@ -73,6 +74,8 @@ class Retention(Struct, frozen=True, forbid_unknown_fields=True):
     #: finished work and its jobs; until then repeats of their commands are recognised
     work_ms: Span = 7 * 86_400_000
     dead_peer_ms: Span = 86_400_000
+    #: revoked and expired tokens; until then their use is refused with the reason
+    token_ms: Span = 7 * 86_400_000
     #: selfplay files kept beyond the training window, in windows
     window_multiple: Annotated[int, Meta(ge=1, le=1000)] = 3
 

@@ -31,6 +31,7 @@ from statemachine.rows import (
     Row,
     Setting,
     Standing,
+    Token,
     Totals,
     Work,
 )
@@ -61,6 +62,7 @@ class State:
         self.settings = cast(dict[str, Setting], self.tables["settings"])
         self.requests = cast(dict[str, Request], self.tables["requests"])
         self.events = cast(dict[str, Event], self.tables["events"])
+        self.tokens = cast(dict[str, Token], self.tables["tokens"])
         self.index = Indexes()
         self.timing = st.Timing()
         self.limits = st.Limits()
@@ -196,6 +198,7 @@ class Txn:
         self.settings: TableTxn[Setting] = TableTxn("settings", "setting", state.settings, order)
         self.requests: TableTxn[Request] = TableTxn("requests", "request", state.requests, order)
         self.events: TableTxn[Event] = TableTxn("events", "event", state.events, order)
+        self.tokens: TableTxn[Token] = TableTxn("tokens", "token", state.tokens, order)
 
     @property
     def now_ms(self) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from enum import StrEnum
 from typing import Annotated
 
 from msgspec import Meta, Struct
@@ -25,6 +26,25 @@ Elo = Annotated[int, Meta(ge=-4_000, le=4_000)]
 Counts = Annotated[dict[Short, Count], Meta(max_length=64)]
 #: opaque parameters; numbers travel as canonical decimal text
 Params = Annotated[dict[Short, Text], Meta(max_length=128)]
+
+
+#: long enough for `node:` and a node's id
+TokenName = Annotated[str, Meta(min_length=1, max_length=140, pattern=_NAME)]
+
+
+class Scope(StrEnum):
+    """What a token is good for."""
+
+    #: every question
+    READ = "read"
+    #: and the queue: add, cancel, retry, stop
+    SUBMIT = "submit"
+    #: every question, and what the agent of one node sends
+    NODE = "node"
+    #: everything
+    ADMIN = "admin"
+    #: buying a node token, nothing else
+    JOIN = "join"
 
 
 class Value(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):

@@ -187,6 +187,7 @@ def check_indexes(state: State) -> None:
     open_work = [w for w in state.work.values() if w.status in OPEN_WORK]
     assert index.readers == Counter(i.digest for w in open_work for i in w.spec.inputs)
     assert index.gauntlet_work == Counter(w.spec.gauntlet for w in open_work if w.spec.gauntlet)
+    assert index.tokens == {row.sha256: row for row in state.tokens.values()}
     pending = [w for w in open_work if w.status is WorkStatus.PENDING]
     assert sum(len(q) for q in index.queue.values()) == len(pending)
     for (work_type, config), queue in index.queue.items():

@@ -24,6 +24,7 @@ from statemachine.commands import (
     Command,
     CompleteJob,
     ConcludeGauntlet,
+    CreateToken,
     DrainPeer,
     DropHolder,
     Effect,
@@ -36,12 +37,14 @@ from statemachine.commands import (
     RaiseFeatureLevel,
     RecordHeartbeats,
     RecordMatch,
+    RedeemToken,
     RegisterArtifact,
     ReleaseJob,
     RemovePeer,
     RenewJobs,
     ReportJob,
     RetryWork,
+    RevokeToken,
     RollbackModel,
     StartGauntlet,
     StopJob,
@@ -51,7 +54,7 @@ from statemachine.commands import (
 from statemachine.elo import rankings, table_of
 from statemachine.errors import Code, Done, Rejected
 from statemachine.rows import LIVE_JOB, Job
-from statemachine.values import Beat, Evidence, Input, JobProgress, Needs, Output
+from statemachine.values import Beat, Evidence, Input, JobProgress, Needs, Output, Scope
 from tests.statemachine.invariants import check_indexes, check_rows, check_step
 from tests.support.law import Cluster, digest_of, node, pairs, participant, rows_digest, setting, template, trained
 
@@ -68,7 +71,7 @@ SETTINGS = (
     setting("timing", law_settings.Timing(suspect_after_ms=60_000, start_within_ms=1, failure_half_life_ms=7_000)),
     setting("limits", law_settings.Limits(pending_per_class=3, events=9, requests=2, poisoned_after_peers=2)),
     setting("limits", law_settings.Limits(jobs_per_peer=1, events=40)),
-    setting("retention", law_settings.Retention(work_ms=30_000, dead_peer_ms=20_000)),
+    setting("retention", law_settings.Retention(work_ms=30_000, dead_peer_ms=20_000, token_ms=9_000)),
     setting("retention", law_settings.Retention()),
 )
 
@@ -206,6 +209,21 @@ class Histories(RuleBasedStateMachine):
     def a_replica_starts_from_a_snapshot(self) -> None:
         self.twin = self.cluster.restored()
         self._watch(self.twin)
+
+    # --- tokens -------------------------------------------------------------------------------------
+
+    @rule(name=small, scope=st.sampled_from(Scope), secret=small, peer=peers, expires=st.sampled_from((0, 3_000)))
+    def a_token_is_made(self, name: int, scope: Scope, secret: int, peer: str, expires: int) -> None:
+        bound = peer if scope is Scope.NODE else ""
+        self.send(CreateToken(f"t{name}", scope, digest_of(f"s{secret}"), bound, expires, int(scope is Scope.JOIN)))
+
+    @rule(name=small)
+    def a_token_is_revoked(self, name: int) -> None:
+        self.send(RevokeToken(f"t{name}", "leaked"))
+
+    @rule(name=small, peer=st.sampled_from((*PEERS, "d")), secret=st.integers(5, 8))
+    def a_node_joins_with_a_token(self, name: int, peer: str, secret: int) -> None:
+        self.send(RedeemToken(f"t{name}", peer, digest_of(f"s{secret}")))
 
     # --- peers --------------------------------------------------------------------------------------
 

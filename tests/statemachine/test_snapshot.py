@@ -9,9 +9,10 @@ import msgspec
 import pytest
 
 from statemachine import snapshot
-from statemachine.commands import CancelWork, Once, RecordMatch, StartGauntlet
+from statemachine.commands import CancelWork, CreateToken, Once, RecordMatch, StartGauntlet
 from statemachine.machine import Machine
 from statemachine.snapshot import MAGIC, Header, SnapshotDamaged
+from statemachine.values import Scope
 from tests.support.law import (
     Cluster,
     bound,
@@ -43,6 +44,7 @@ def busy() -> Cluster:
     cluster.do(RecordMatch("m1", "square8_2p", pairs(participant("m"), "random", wins=4)))
     cluster.do(Once("r1", 600_000, item("w9")))
     cluster.do(StartGauntlet("g", "square8_2p", digest_of("m"), "random"))
+    cluster.do(CreateToken("ops", Scope.ADMIN, digest_of("secret"), expires_in_ms=900_000))
     return cluster.after(4_000, beating=("a",))
 
 

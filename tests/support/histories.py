@@ -26,6 +26,7 @@ from statemachine.commands import (
     Command,
     CompleteJob,
     ConcludeGauntlet,
+    CreateToken,
     DrainPeer,
     DropHolder,
     FailJob,
@@ -35,15 +36,19 @@ from statemachine.commands import (
     PlaceWork,
     PromoteModel,
     RaiseFeatureLevel,
+    RecordAct,
     RecordHeartbeats,
     RecordMatch,
+    RedeemToken,
     RegisterArtifact,
     ReleaseJob,
     RemovePeer,
     RenewJobs,
     ReportJob,
     RetryWork,
+    RevokeToken,
     RollbackModel,
+    Signed,
     StartGauntlet,
     StopJob,
     VoidMatch,
@@ -53,7 +58,7 @@ from statemachine.commands import (
 from statemachine.entries import encode_entry
 from statemachine.machine import Machine
 from statemachine.state import State
-from statemachine.values import Beat, Evidence, Input, JobProgress, Output
+from statemachine.values import Beat, Evidence, Input, JobProgress, Output, Scope
 from tests.support.law import digest_of, node, pairs, participant, setting, template
 
 #: (index, term, entry)
@@ -78,7 +83,7 @@ SHORT = law_settings.Timing(
 
 def history(seed: int, entries: int) -> Log:
     """A log with a few commands an entry: mostly sensible ones, some late, stale or impossible."""
-    rng = random.Random(seed)
+    rng, door = random.Random(seed), random.Random(~seed)
     machine = Machine()
     log: Log = []
     term, elapsed = 1, 0
@@ -87,6 +92,8 @@ def history(seed: int, entries: int) -> Log:
             term, elapsed = term + 1, 0
         elapsed += rng.choice((0, 3, 40, 250, 900, 1_900, 7_000))
         commands = [_opening(), _founding(machine.state, rng)][index > 1] if index < 3 else _next(machine.state, rng)
+        if index > 2 and door.random() < 0.1:
+            commands = [*commands, *_tokens(machine.state, door)]
         entry = encode_entry(term, elapsed, [encode_command(c) for c in commands])
         machine.apply(index, term, entry)
         log.append((index, term, entry))
@@ -94,7 +101,7 @@ def history(seed: int, entries: int) -> Log:
 
 
 def _opening() -> list[Command]:
-    retention = law_settings.Retention(work_ms=60_000, dead_peer_ms=40_000)
+    retention = law_settings.Retention(work_ms=60_000, dead_peer_ms=40_000, token_ms=20_000)
     return [
         setting("timing", SHORT),
         setting("retention", retention),
@@ -276,6 +283,28 @@ def _matches(state: State, rng: random.Random) -> Iterator[Command]:
 def _again(state: State, rng: random.Random) -> Iterator[Command]:
     ended = [name for name, row in state.work.items() if row.status in ("failed", "cancelled", "expired")]
     yield RetryWork(rng.choice(ended or ["item0"]), "once more")
+
+
+def _tokens(state: State, rng: random.Random) -> Iterator[Command]:
+    number, peer = rng.randrange(12), rng.choice(PEERS)
+    scope = rng.choice(tuple(Scope))
+    made = CreateToken(
+        f"token{number}",
+        scope,
+        digest_of(f"secret{number}.{rng.randrange(3)}"),
+        peer if scope is Scope.NODE else "",
+        rng.choice((0, 9_000)),
+        rng.choice((0, 2)) if scope is Scope.JOIN else 0,
+    )
+    yield rng.choice(
+        (
+            Signed("root", made),
+            Signed("root", Once(f"request{rng.randrange(40)}", state.now_ms + 8_000, made)),
+            RevokeToken(rng.choice(list(state.tokens) or ["token0"]), "test"),
+            RedeemToken(f"token{number}", peer, digest_of(f"{peer}{rng.randrange(2)}")),
+            RecordAct("root", "shutdown", peer),
+        )
+    )
 
 
 _MAKERS = {
