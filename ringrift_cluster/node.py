@@ -43,7 +43,7 @@ from ringrift_cluster.feed.follower import FeedReplica, FollowerConfig
 from ringrift_cluster.feed.router import FeedRouter
 from ringrift_cluster.heartbeats import HeartbeatCollector
 from ringrift_cluster.port import ReplicaPort
-from ringrift_cluster.raft.conf import Timing, VoterConfig
+from ringrift_cluster.raft.conf import Limits, Timing, VoterConfig
 from ringrift_cluster.raft.engine import RaftReplica
 from ringrift_cluster.raft.errors import RaftError
 from ringrift_cluster.replica import ReplicaError
@@ -197,6 +197,7 @@ class _Node:
                     election_min_s=config.election_min_s,
                     election_max_s=config.election_max_s,
                 ),
+                limits=Limits.for_snapshots(config.snapshot_every_entries),
             ),
             on_halt=halted,
         )

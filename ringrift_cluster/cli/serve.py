@@ -46,7 +46,7 @@ def serve(
     ] = None,
     stop_grace_s: Annotated[float | None, Option(help="Seconds to hand over and close.")] = None,
     fresh_within_s: Annotated[float | None, Option(help="Oldest view that a follower's fresh reads show.")] = None,
-    snapshot_every_entries: Annotated[int | None, Option(help="How often a follower writes its snapshot.")] = None,
+    snapshot_every_entries: Annotated[int | None, Option(help="Entries between two snapshots of this node.")] = None,
     progress_every_s: Annotated[float | None, Option(help="How often jobs' progress is reported.")] = None,
     exit_with_parent: Annotated[
         int | None, Option(metavar="PID", help="Leave when this process, which started the node, is gone; 0: stay.")

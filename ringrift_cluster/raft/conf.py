@@ -61,6 +61,11 @@ class Limits:
     #: free space below which this voter takes no more commands and hands leadership over
     disk_floor_bytes: int = 64 * MEBIBYTE
 
+    @classmethod
+    def for_snapshots(cls, every_entries: int) -> Limits:
+        """The usual bounds with a snapshot after so many entries, and half as many kept behind it."""
+        return cls(snapshot_entries=every_entries, tail_entries=every_entries // 2)
+
 
 @dataclass(frozen=True, slots=True)
 class VoterConfig:

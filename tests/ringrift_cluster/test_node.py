@@ -139,6 +139,23 @@ def test_an_agent_that_is_refused_takes_its_node_down_and_is_not_followed(
     assert "a newer process of f1 has joined" in capsys.readouterr().err
 
 
+def test_a_voter_writes_snapshots_as_often_as_it_is_told(tmp_path: Path) -> None:
+    voter = lone_voter(tmp_path / "v1")
+    often = replace(voter, flags=("--snapshot-every-entries", "100"))
+    often.start()
+    try:
+        eventually(lambda: often.get("/status")["ready"], "the voter to be ready", 30.0)
+
+        def written() -> list[Path]:
+            often.post("/work/add", {"work_type": "validation"})
+            return list((often.folder / "raft" / "snapshots").glob("*.snap"))
+
+        first = eventually(written, "a snapshot after a hundred entries")
+        assert int(first[0].name.partition("-")[0]) < 200
+    finally:
+        often.kill()
+
+
 def test_a_follower_that_halts_ends_its_node(one: _Node, capsys: pytest.CaptureFixture[str]) -> None:
     replica = MemoryReplica()
     executor = Executor(replica, lambda _: pytest.fail("nobody is hired here"))
