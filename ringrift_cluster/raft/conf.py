@@ -86,8 +86,6 @@ class VoterConfig:
     client_tls: ssl.SSLContext | None = None
     timing: Timing = field(default_factory=Timing)
     limits: Limits = field(default_factory=Limits)
-    #: wait for the disk in a helper thread, so that sockets are read meanwhile
-    sync_in_thread: bool = True
 
     def __post_init__(self) -> None:
         if self.node_id not in self.voters:

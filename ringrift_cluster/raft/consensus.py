@@ -17,6 +17,8 @@ seams.install()
 #: bounds of what one tick applies
 APPLY_S = 0.02
 APPLY_ENTRIES = 256
+#: other voters learn of a commit with the next entries, or at the first tick after this time
+TELL_COMMIT_S = 0.005
 
 
 class Consensus(SyncObj):  # type: ignore[misc]
@@ -33,9 +35,14 @@ class Consensus(SyncObj):  # type: ignore[misc]
         conf: SyncObjConf,
         transport: Any,
         apply: Callable[[int, int, bytes], None],
+        urgent: Callable[[], bool],
     ) -> None:
-        """`apply` gets (index, term, data) of each committed regular entry; what it raises ends the voter."""
+        """`apply` gets (index, term, data) of each committed regular entry; what it raises ends the voter.
+
+        `urgent` says whether the other voters must learn at once of what was applied.
+        """
         self._apply = apply
+        self._urgent = urgent
         self._journal: Journal = conf.journalFile
         others = [nodes[n] for n in sorted(nodes) if n != node_id]
         super().__init__(nodes[node_id], others, conf=conf, nodeClass=Node, transport=transport)
@@ -53,7 +60,8 @@ class Consensus(SyncObj):  # type: ignore[misc]
         """Apply what is committed, but only for a moment; the rest waits for the next tick.
 
         The library applies everything at once. A voter that catches up, or a leader with a large backlog,
-        would be silent for seconds. Returns whether appends should be sent (they carry the commit index).
+        would be silent for seconds. Returns whether appends should be sent now (they carry the commit index):
+        while commands keep coming the next one carries it anyway, and a message of its own costs every voter a turn.
         """
         inside = self.inside
         first, last = inside.applied + 1, min(inside.commit, inside.applied + APPLY_ENTRIES)
@@ -65,7 +73,9 @@ class Consensus(SyncObj):  # type: ignore[misc]
             inside.applied = index
             if seams.outside.clock() > until:
                 break
-        return first <= last
+        if first <= last:
+            inside.send_by(until - APPLY_S + TELL_COMMIT_S)
+        return first <= last and self._urgent()
 
     def append(self, data: bytes) -> None:
         """As the leader: append an entry and send it. Proposing anywhere else is a mistake."""

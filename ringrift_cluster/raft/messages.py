@@ -185,7 +185,7 @@ def encode(message: Message) -> bytes:
     return _encoder.encode(message)
 
 
-def decode(data: bytes) -> Raft:
+def decode(data: bytes | bytearray) -> Raft:
     """Decode a message between voters that know each other; raises msgspec.MsgspecError."""
     return _raft.decode(data)
 

@@ -111,7 +111,7 @@ class RaftNode:
             self._want_snapshot,
         )
         conf = sync_obj_conf(config.timing, config.limits, self.journal)
-        self._consensus = Consensus(self.node_id, nodes, conf, self.guard, self._apply)
+        self._consensus = Consensus(self.node_id, nodes, conf, self.guard, self._apply, self._owes_answers)
         self.inside = self._consensus.inside
         self.inside.applied = max(self.inside.applied, base)
         self.inside.commit = min(max(self.inside.commit, base), self.journal.last_index)
@@ -199,9 +199,13 @@ class RaftNode:
         """Hand over what arrived; as the leader, make entries of what waits."""
         now = self._clock()
         role = self.inside.role
+        heard = bool(self._inbox)
         while self._inbox:
             peer, message = self._inbox.popleft()
             self._receive(peer, message, now)
+        if heard and self.inside.role == LEADER and not self.journal.dirty:
+            # Acknowledgements may commit what is on disk here: whoever waits for it need not wait for the next write.
+            self.settle()
         self.reads.start_barriers(now)
         if self.membership.admitted:
             self._propose(now)
@@ -308,6 +312,10 @@ class RaftNode:
         self._applied_some = True
         self.window.append(Applied(index, term, data, self.machine.chain))
         self.proposals.applied(index, term, results)
+
+    def _owes_answers(self) -> bool:
+        """Whether voters that forwarded commands are about to learn what came of them."""
+        return self.proposals.owes_answers
 
     def _find_cluster_id(self) -> None:
         """The first committed no-op that carries an id names the cluster, on every voter alike."""

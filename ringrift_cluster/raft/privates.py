@@ -84,6 +84,10 @@ class Inside:
         """Make the leader's next tick send, instead of the next heartbeat."""
         self._state[NEXT_APPEND_AT] = 0.0
 
+    def send_by(self, at: float) -> None:
+        """Make the leader's first tick after `at` send, unless it sends before."""
+        self._state[NEXT_APPEND_AT] = min(self._state[NEXT_APPEND_AT], at)
+
     @property
     def next_index(self) -> dict[Node, int]:
         found: dict[Node, int] = self._state[NEXT_INDEX]

@@ -317,6 +317,11 @@ class Proposals:
     def _answer(self, peer: str, result: ForwardResult) -> None:
         self._answers.setdefault(peer, []).append(result)
 
+    @property
+    def owes_answers(self) -> bool:
+        """Whether `send_answers` has something to tell."""
+        return bool(self._answers)
+
     def send_answers(self) -> None:
         """Tell forwarding voters what came of their proposals."""
         answers, self._answers = self._answers, {}

@@ -261,22 +261,28 @@ class Transport:
         return peer is not None
 
     async def _read(self, peer: str, link: _Link) -> None:
-        reader = link.reader
         loop = asyncio.get_running_loop()
         counters = self._counters
-        while self._links.get(peer) is link:
-            size = int.from_bytes(await reader.readexactly(4), "big")
-            if size > MAX_FRAME_BYTES:
-                counters.refusals["frame_too_large"] += 1
-                return
-            data = await reader.readexactly(size)
+        buffer = bytearray()
+        while chunk := await link.reader.read(READ_LIMIT):
             if self._links.get(peer) is not link:
                 # Replaced while it was read: what an old connection still carries may be out of order.
                 return
             link.heard_at = loop.time()
-            counters.frames_in += 1
-            counters.bytes_in += size + 4
-            self._home.deliver(peer, decode(data))
+            counters.bytes_in += len(chunk)
+            buffer += chunk
+            start = 0
+            while len(buffer) - start >= 4:
+                end = start + 4 + int.from_bytes(buffer[start : start + 4], "big")
+                if end - start - 4 > MAX_FRAME_BYTES:
+                    counters.refusals["frame_too_large"] += 1
+                    return
+                if end > len(buffer):
+                    break
+                counters.frames_in += 1
+                self._home.deliver(peer, decode(buffer[start + 4 : end]))
+                start = end
+            del buffer[:start]
 
     def _drop(self, peer: str, link: _Link) -> None:
         if self._links.get(peer) is link:
@@ -288,9 +294,12 @@ class Transport:
     async def _keep_alive(self) -> None:
         loop = asyncio.get_running_loop()
         while True:
+            slept_at = loop.time()
             await asyncio.sleep(1.0)
+            # While this thread waited for a slow disk, it heard nobody.
+            deaf_s = loop.time() - slept_at - 1.0
             for peer, link in list(self._links.items()):
-                if loop.time() - link.heard_at > SILENCE_S:
+                if loop.time() - link.heard_at > SILENCE_S + deaf_s:
                     self._drop(peer, link)
                 else:
                     self.send(peer, Ping())

@@ -1,6 +1,6 @@
 """Commands per second and latency of three voter processes on this machine, and failover after kill -9.
 
-    python -m tests.bench.propose [--seconds 3] [--kills 10] [--inline-sync]
+    python -m tests.bench.propose [--seconds 3] [--kills 10]
 
 The load is made in the leader's own process, as its HTTP thread would.
 """
@@ -90,12 +90,10 @@ def voter(config: VoterConfig, pipe: Connection) -> None:
 
 
 class Cluster:
-    def __init__(self, directory: Path, *, sync_in_thread: bool) -> None:
+    def __init__(self, directory: Path) -> None:
         self._context = multiprocessing.get_context("spawn")
         voters = {n: f"127.0.0.1:{p}" for n, p in zip("abc", free_ports(3), strict=True)}
-        self.configs = {
-            n: VoterConfig(n, voters, directory / n, secret=b"bench", sync_in_thread=sync_in_thread) for n in voters
-        }
+        self.configs = {n: VoterConfig(n, voters, directory / n, secret=b"bench") for n in voters}
         self.processes: dict[str, tuple[multiprocessing.process.BaseProcess, Connection]] = {}
 
     def start(self, name: str) -> None:
@@ -144,12 +142,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seconds", type=float, default=3.0)
     parser.add_argument("--kills", type=int, default=10)
-    parser.add_argument("--inline-sync", action="store_true", help="wait for the disk on the consensus thread")
     parser.add_argument("--dir", type=Path, help="where the voters keep their files")
     args = parser.parse_args()
     print(machine())
     with tempfile.TemporaryDirectory(dir=args.dir) as directory:
-        cluster = Cluster(Path(directory), sync_in_thread=not args.inline_sync)
+        cluster = Cluster(Path(directory))
         for name in "abc":
             cluster.start(name)
         print(
