@@ -26,6 +26,7 @@ import msgspec
 
 from executors import templates
 from executors.outcome import MAX_RESULT_BYTES, Progress
+from statemachine.errors import UNDECODABLE
 from statemachine.queries import Assignment
 from statemachine.settings import Template
 
@@ -113,7 +114,7 @@ class Folder:
             return None
         self._read_to = start + end
         for line in reversed(data[:end].splitlines()):
-            with contextlib.suppress(msgspec.MsgspecError, UnicodeDecodeError):
+            with contextlib.suppress(*UNDECODABLE):
                 return msgspec.json.decode(line, type=Progress)
         return None
 

@@ -29,6 +29,7 @@ from msgspec import Meta, Struct
 
 from executors.processes import Exit
 from statemachine.commands import MAX_COMMAND_BYTES, Command, FailJob, decode_command, encode_command
+from statemachine.errors import UNDECODABLE
 from statemachine.rows import Job, Work
 from statemachine.settings import Template
 from statemachine.values import Count, Counts, Id, MatchResult, Short, Tally
@@ -156,7 +157,7 @@ def _checked(result: bytes | None, work: Work, template: Template, exit_code: in
         return nothing(f"its result.json has {len(result)} bytes, {MAX_RESULT_BYTES} are read")
     try:
         value = msgspec.json.decode(result, type=ResultFile)
-    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+    except UNDECODABLE as error:
         return nothing(f"its result.json cannot be used: {error}")
     for output in value.outputs:
         if not inside(output.path):

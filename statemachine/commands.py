@@ -428,3 +428,5 @@ def decode_command(data: bytes) -> Command:
         return _decoder.decode(data)
     except UnicodeDecodeError as error:
         raise msgspec.DecodeError(f"text that is not UTF-8: {error}") from None
+    except RecursionError:
+        raise msgspec.DecodeError("nested too deeply") from None

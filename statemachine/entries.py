@@ -49,3 +49,5 @@ def decode_entry(entry: bytes) -> Entry:
         return _decoder.decode(entry)
     except UnicodeDecodeError as error:
         raise msgspec.DecodeError(f"text that is not UTF-8: {error}") from None
+    except RecursionError:
+        raise msgspec.DecodeError("nested too deeply") from None

@@ -13,7 +13,10 @@ from __future__ import annotations
 from enum import StrEnum
 from typing import Any
 
-from msgspec import Struct
+from msgspec import MsgspecError, Struct
+
+#: what decoding bytes that somebody else wrote may raise: wrong shape, text that is not UTF-8, nesting without end
+UNDECODABLE = (MsgspecError, UnicodeDecodeError, RecursionError)
 
 
 class Code(StrEnum):

@@ -13,6 +13,7 @@ into the Struct below when it is written, so a bad value is refused at the door 
 
 from __future__ import annotations
 
+import re
 from typing import Annotated
 
 import msgspec
@@ -177,6 +178,9 @@ GROUPS: dict[str, type[Struct]] = {
 #: groups whose settings are named group/key
 KEYED = frozenset({"config", "template", "controller"})
 MAX_KEY = 32
+#: brackets within brackets in a value
+MAX_DEPTH = 64
+_BRACKETS = re.compile(r"[][{}]")
 
 Decoded = Timing | Limits | Retention | GameConfig | Template | Controller
 
@@ -190,6 +194,9 @@ def decode(name: str, value: str) -> Struct:
         raise ValueError(f"no setting is called {name!r}; settings are {known}")
     if len(key) > MAX_KEY:
         raise ValueError(f"setting {name!r}: {key!r} is longer than {MAX_KEY} characters; items are named after it")
+    # How deep a decoder can go depends on the stack it runs on, so the replicas would not all fail alike.
+    if depth_of(value) > MAX_DEPTH:
+        raise ValueError(f"setting {name}: it is nested more than {MAX_DEPTH} deep")
     try:
         decoded = msgspec.json.decode(value, type=kind)
     except msgspec.MsgspecError as error:
@@ -198,6 +205,15 @@ def decode(name: str, value: str) -> Struct:
     if problem:
         raise ValueError(f"setting {name}: {problem}")
     return decoded
+
+
+def depth_of(text: str) -> int:
+    """How deep the brackets of a JSON text nest; those inside of its strings count too."""
+    depth = deepest = 0
+    for bracket in _BRACKETS.findall(text):
+        depth += 1 if bracket in "[{" else -1
+        deepest = max(deepest, depth)
+    return deepest
 
 
 def encode(value: Struct) -> str:

@@ -19,6 +19,7 @@ from typing import Any, BinaryIO, TypeVar
 import msgspec
 from msgspec import Struct
 
+from statemachine.errors import UNDECODABLE
 from statemachine.machine import Machine
 from statemachine.rows import TABLES, Row
 
@@ -183,5 +184,5 @@ def _header(body: bytes) -> Header:
 def _decode(decoder: msgspec.msgpack.Decoder[T], data: bytes | msgspec.Raw, what: str) -> T:
     try:
         return decoder.decode(data)
-    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+    except UNDECODABLE as error:
         raise SnapshotDamaged(f"{what} cannot be read: {error}") from error

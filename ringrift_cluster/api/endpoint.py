@@ -28,7 +28,7 @@ from ringrift_cluster.api.problems import LeaderHint, Problem
 from ringrift_cluster.api.services import Services
 from ringrift_cluster.api.token import carries_token
 from ringrift_cluster.replica import ReplicaError
-from statemachine.errors import Code, Refused
+from statemachine.errors import UNDECODABLE, Code, Refused
 
 Handler = Callable[..., Awaitable[object]]
 Header = tuple[bytes, bytes]
@@ -232,7 +232,7 @@ class Bound:
             raw = b"{}"
         try:
             return self._decode_msgpack(raw) if packed and not self.endpoint.decode else self._decode_json(raw)
-        except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+        except UNDECODABLE as error:
             raise Problem(Code.INVALID, f"the body: {error}") from None
 
     async def _respond(self, call: Call, answer: Response, send: Any) -> None:

@@ -11,7 +11,7 @@ from ringrift_cluster.api.endpoint import Call, Reply, Routes, read_body
 from ringrift_cluster.api.problems import Problem
 from ringrift_cluster.replica import Proposed
 from statemachine.commands import MAX_COMMAND_BYTES, decode_command
-from statemachine.errors import Code
+from statemachine.errors import UNDECODABLE, Code
 
 route = Routes("raft", "")
 
@@ -45,7 +45,7 @@ async def propose(call: Call, query: Patience) -> Reply:
     raw = await read_body(call, call.services.limits.body_bytes)
     try:
         commands = _decode(raw)
-    except msgspec.MsgspecError as error:
+    except UNDECODABLE as error:
         raise Problem(Code.INVALID, f"the body is a msgpack array of binary strings: {error}") from None
     if len(commands) > MAX_COMMANDS:
         raise Problem(Code.INVALID, f"{len(commands)} commands were sent; a proposal takes at most {MAX_COMMANDS}")
@@ -54,7 +54,7 @@ async def propose(call: Call, query: Patience) -> Reply:
             raise Problem("too_large", f"command {number} is {len(data)} bytes; at most {MAX_COMMAND_BYTES} are taken")
         try:
             decode_command(data)
-        except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+        except msgspec.MsgspecError as error:
             raise Problem(Code.INVALID, f"command {number}: {error}") from None
     proposed: Proposed = await call.services.replica.propose(commands, timeout_s=query.timeout)
     call.index = proposed.index

@@ -23,6 +23,7 @@ from ringrift_cluster.cli.options import DEFAULT_API, EXIT_USAGE, Api, Json, Tok
 from ringrift_cluster.cli.output import console, emit, emit_json, pairs, short, size, span, table
 from ringrift_cluster.client.errors import Conflict
 from statemachine import settings as st
+from statemachine.errors import UNDECODABLE
 from statemachine.rows import Event, Peer
 
 settings_app = typer.Typer(no_args_is_help=True, help="What all nodes agree on; changed through the log.")
@@ -238,7 +239,7 @@ def settings_set(
     text = read_text(value)
     try:
         encoded = msgspec.Raw(msgspec.json.encode(msgspec.json.decode(text)))
-    except msgspec.MsgspecError as error:
+    except UNDECODABLE as error:
         raise fail(f"the value is not JSON: {error}.", EXIT_USAGE) from error
     with connect(api, token, token_file) as client:
         done = client.change_setting(name, encoded, expected_version=expected_version, by=by)

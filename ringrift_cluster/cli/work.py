@@ -27,6 +27,7 @@ from ringrift_cluster.cli.options import (
     fail,
 )
 from ringrift_cluster.cli.output import emit, emit_json, pairs, span, table
+from statemachine.errors import UNDECODABLE
 from statemachine.rows import Job
 
 app = typer.Typer(no_args_is_help=True, help="The queue of work items.")
@@ -75,7 +76,7 @@ def add(
 def _items_of(file: str) -> list[NewWork]:
     try:
         decoded = decode_items(read_text(file).encode())
-    except msgspec.MsgspecError as error:
+    except UNDECODABLE as error:
         raise fail(f"the items of {file.lstrip('@')}: {error}.", EXIT_USAGE) from error
     return decoded if isinstance(decoded, list) else [decoded]
 

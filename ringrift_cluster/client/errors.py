@@ -16,6 +16,8 @@ from __future__ import annotations
 import msgspec
 from msgspec import Struct
 
+from statemachine.errors import UNDECODABLE
+
 
 class Problem(Struct, frozen=True, omit_defaults=True):
     """An RFC 9457 problem document with the cluster's stable `code`."""
@@ -93,7 +95,7 @@ def problem_of(status: int, body: bytes) -> Problem:
     """Read a problem document; whatever else came becomes one."""
     try:
         found = msgspec.json.decode(body, type=Problem)
-    except (msgspec.MsgspecError, UnicodeDecodeError):
+    except UNDECODABLE:
         found = Problem()
     if found.code:
         return found

@@ -40,6 +40,7 @@ from ringrift_cluster.client.steps import Emit, Failed, Flow, Next
 from ringrift_cluster.client.steps import Pause as Wait
 from ringrift_cluster.replica import ReplicaStatus
 from statemachine.commands import CompleteJob, FailJob, RenewJobs
+from statemachine.errors import UNDECODABLE
 from statemachine.queries import Why
 from statemachine.rows import Event
 from statemachine.values import Counts, JobProgress, MatchResult, Output, Params
@@ -312,7 +313,7 @@ def events(
 def _event(line: bytes) -> Event:
     try:
         return msgspec.json.decode(line, type=Event)
-    except msgspec.MsgspecError as error:
+    except UNDECODABLE as error:
         raise Invalid(Problem("unexpected", f"an event is not understood: {error}")) from error
 
 

@@ -15,6 +15,7 @@ from ringrift_cluster.api.raft import Leader
 from ringrift_cluster.api.views import View
 from ringrift_cluster.client.errors import OutcomeUnknown, Problem, Unreachable, error_of, problem_of
 from ringrift_cluster.client.steps import Answer, Failed, Flow, Open, Pause, Send
+from statemachine.errors import UNDECODABLE
 
 T = TypeVar("T")
 
@@ -239,7 +240,7 @@ def _retry_after(answer: Answer | Failed) -> float:
 def _hint(body: bytes) -> str | None:
     try:
         leader = msgspec.json.decode(body, type=Hint).leader
-    except (msgspec.MsgspecError, UnicodeDecodeError):
+    except UNDECODABLE:
         return None
     return leader.address if leader else None
 
@@ -247,7 +248,7 @@ def _hint(body: bytes) -> str | None:
 def _decode(answer: Answer, kind: type[T]) -> T:
     try:
         return msgspec.json.decode(answer.body, type=kind)
-    except msgspec.MsgspecError as error:
+    except UNDECODABLE as error:
         raise error_of(
             Problem("unexpected", f"the node's answer is not understood ({error}); is it of another release?", 500)
         ) from error

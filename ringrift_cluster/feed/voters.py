@@ -13,7 +13,7 @@ import msgspec
 
 from ringrift_cluster import replica as rp
 from ringrift_cluster.feed import wire
-from statemachine.errors import Code, Refused
+from statemachine.errors import UNDECODABLE, Code, Refused
 from statemachine.values import Beat
 
 CONNECT_S = 2.0
@@ -111,7 +111,7 @@ class Voters:
             raise Unreachable(_refusal(self.current, response.status_code, wire.problem_of(bytes(body))))
         try:
             batch = wire.decode_batch(bytes(body))
-        except msgspec.MsgspecError as error:
+        except UNDECODABLE as error:
             raise Unreachable(f"voter {self.current} sent a batch that cannot be read: {error}") from error
         self.leader = batch.standing.leader_id
         return Polled(batch, sent_at + batch.standing.held_ms / 1000)
@@ -192,7 +192,7 @@ class Voters:
         if response.status_code == 200:
             try:
                 placed = wire.decode_placed(response.content)
-            except msgspec.MsgspecError as error:
+            except UNDECODABLE as error:
                 raise rp.OutcomeUnknown(f"voter {voter} sent an answer that cannot be read: {error}") from error
             return rp.Proposed(placed.index, placed.term, tuple(placed.results))
         raise _replica_error(voter, response.status_code, wire.problem_of(response.content))
@@ -257,7 +257,7 @@ class _Taken(msgspec.Struct):
 def _index_of(voter: str, body: bytes) -> int:
     try:
         return msgspec.json.decode(body, type=_Taken).index
-    except msgspec.MsgspecError as error:
+    except UNDECODABLE as error:
         raise rp.OutcomeUnknown(f"voter {voter} sent an answer that cannot be read: {error}") from error
 
 

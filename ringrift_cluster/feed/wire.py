@@ -8,7 +8,7 @@ import msgspec
 from msgspec import Meta, Raw, Struct
 
 from statemachine.entries import MAX_ENTRY_BYTES
-from statemachine.errors import Result
+from statemachine.errors import UNDECODABLE, Result
 
 SNAPSHOT, ENTRIES, PROPOSE, HEARTBEAT = "/feed/snapshot", "/feed/entries", "/propose", "/heartbeat"
 MSGPACK = "application/msgpack"
@@ -92,5 +92,5 @@ def problem_of(body: bytes) -> Problem:
     """Read a problem document; one without a code when the body is none."""
     try:
         return _decode_problem(body)
-    except (msgspec.MsgspecError, UnicodeDecodeError):
+    except UNDECODABLE:
         return Problem()

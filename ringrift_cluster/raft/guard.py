@@ -41,6 +41,10 @@ from ringrift_cluster.raft.snapshots import SnapshotFile
 
 Send = Callable[[str, Message], None]
 
+#: No cluster holds so many elections while a voter is away (one a second for half a year). A voter that follows
+#: any term it is told could be led to the end of the numbers by one message; this way it takes 2^38 of them.
+MAX_TERM_JUMP = 2**24
+
 
 class Guard(Transport):  # type: ignore[misc]
     """The library's transport. `attach` before the first message."""
@@ -164,6 +168,9 @@ class Guard(Transport):  # type: ignore[misc]
         """Take one message of another voter."""
         if peer in self.excluded:
             self._counters.refusals["excluded"] += 1
+            return
+        if getattr(message, "term", 0) > self._inside.term + MAX_TERM_JUMP:
+            self._counters.refusals["term_too_far"] += 1
             return
         match message:
             case AppendEntries():

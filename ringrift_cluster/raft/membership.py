@@ -17,6 +17,8 @@ from ringrift_cluster.raft.journal import Journal
 from ringrift_cluster.raft.messages import Hello, Welcome
 
 PROTOCOL = 1
+#: names that were turned away and are remembered, beside the voters
+MAX_REFUSED = 16
 WELCOME = Welcome(reason="", detail="")
 
 
@@ -84,7 +86,8 @@ class Membership:
         """
         answer = self._judge(hello)
         if answer.reason:
-            self.refused[hello.node_id] = answer.detail
+            if hello.node_id in self.voters or len(self.refused) < MAX_REFUSED:
+                self.refused[hello.node_id] = answer.detail
         else:
             self.refused.pop(hello.node_id, None)
             proven = hello.admitted or self._known.get(hello.node_id) == [hello.log_id, True]

@@ -2,7 +2,8 @@
 
 The voter whose id sorts first dials. Both ends greet, prove that they know the cluster's secret (HMAC over
 both greetings, with each end's role in it, so that a proof cannot be sent back), and say whether they take
-the other. Nothing before that may exceed 64 KiB or take longer than five seconds.
+the other. Nothing before that may exceed 64 KiB or take longer than five seconds, and who has not proven itself
+waits in the lobby. Without TLS every later frame is sealed with a key of this connection.
 """
 
 from __future__ import annotations
@@ -20,10 +21,9 @@ from collections.abc import Coroutine, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
-import msgspec
-
 from ringrift_cluster.raft.counters import Counters
 from ringrift_cluster.raft.errors import PortTaken
+from ringrift_cluster.raft.lobby import Lobby, Stranger, origin_of
 from ringrift_cluster.raft.messages import (
     MAX_FRAME_BYTES,
     MAX_GREETING_BYTES,
@@ -39,6 +39,8 @@ from ringrift_cluster.raft.messages import (
     decode_greeting,
     encode,
 )
+from ringrift_cluster.raft.seal import SEAL_BYTES, Seal
+from statemachine.errors import UNDECODABLE
 
 log = logging.getLogger(__name__)
 
@@ -46,8 +48,13 @@ HANDSHAKE_S = 5.0
 #: a connection that says nothing for this long is dead (pings go out every second)
 SILENCE_S = 5.0
 RETRY_MIN_S, RETRY_MAX_S = 0.1, 0.5
-MAX_STRANGERS = 32
-READ_LIMIT = 1 << 20
+#: what may be read ahead of one connection, a stranger's included, is about twice this
+READ_LIMIT = 128 * 1024
+BACKLOG = 1024
+#: connections taken in a row before anything else gets a turn
+ACCEPT_RUN = 16
+#: out of file descriptors, or the kernel is: look again after this
+ACCEPT_PAUSE_S = 0.1
 
 
 class _Refused(Exception):  # noqa: N818 - an answer
@@ -84,14 +91,28 @@ class Security:
 
 
 class _Link:
-    """One established connection."""
+    """One established connection; without a secret, and under TLS, its frames carry no seals."""
 
-    __slots__ = ("heard_at", "reader", "writer")
+    __slots__ = ("heard_at", "inbound", "outbound", "reader", "writer")
 
-    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, now: float) -> None:
+    def __init__(
+        self,
+        reader: asyncio.StreamReader,
+        writer: asyncio.StreamWriter,
+        now: float,
+        seals: tuple[Seal, Seal] | None,
+    ) -> None:
         self.reader = reader
         self.writer = writer
         self.heard_at = now
+        self.outbound = seals[0] if seals else None
+        self.inbound = seals[1] if seals else None
+
+    def write(self, data: bytes) -> int:
+        """Send one frame; returns the bytes it took."""
+        seal = b"" if self.outbound is None else self.outbound.next(data)
+        self.writer.write(b"".join((len(data).to_bytes(4, "big"), data, seal)))
+        return 4 + len(data) + len(seal)
 
 
 class Transport:
@@ -116,8 +137,8 @@ class Transport:
         self._home = home
         self._links: dict[str, _Link] = {}
         self._tasks: set[asyncio.Task[None]] = set()
-        self._strangers = 0
-        self._server: asyncio.Server | None = None
+        self._lobby = Lobby()
+        self._listeners: list[socket.socket] = []
         self._encoded: tuple[tuple[int, ...], bytes] | None = None
         self._stopping = False
         #: the first failure of a task, for the voter to stop on
@@ -127,9 +148,7 @@ class Transport:
         """Listen and dial. Raises PortTaken."""
         host, port = split_address(self._bind)
         try:
-            self._server = await asyncio.start_server(
-                self._accepted, host, port, limit=READ_LIMIT, ssl=self._security.server_tls
-            )
+            await self._listen(host, port)
         except OSError as error:
             if error.errno not in (errno.EADDRINUSE, errno.EADDRNOTAVAIL, errno.EACCES):
                 raise
@@ -137,15 +156,39 @@ class Transport:
                 f"the raft address {self._bind} of {self._node_id} cannot be used ({error.strerror}); "
                 "stop the process that listens there, or configure another port"
             ) from error
+        for listener in self._listeners:
+            self._spawn(self._accept(listener))
         for peer in sorted(self._addresses):
             if peer > self._node_id:
                 self._spawn(self._dial(peer))
         self._spawn(self._keep_alive())
 
-    def _spawn(self, work: Coroutine[None, None, None]) -> None:
+    async def _listen(self, host: str, port: int) -> None:
+        found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
+        for family, kind, protocol, _, address in dict.fromkeys(found):
+            listener = socket.socket(family, kind, protocol)
+            self._listeners.append(listener)
+            listener.setblocking(False)
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            if family == socket.AF_INET6:
+                listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+            try:
+                listener.bind(address)
+                listener.listen(BACKLOG)
+            except OSError:
+                self._stop_listening()
+                raise
+
+    def _stop_listening(self) -> None:
+        for listener in self._listeners:
+            listener.close()
+        self._listeners.clear()
+
+    def _spawn(self, work: Coroutine[None, None, None]) -> asyncio.Task[None]:
         task = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._ended)
+        return task
 
     def _ended(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)
@@ -155,8 +198,6 @@ class Transport:
     async def stop(self) -> None:
         """Close everything; returns when no task is left."""
         self._stopping = True
-        if self._server is not None:
-            self._server.close()
         for link in list(self._links.values()):
             link.writer.close()
         tasks = list(self._tasks)
@@ -164,6 +205,7 @@ class Transport:
             task.cancel()
         if tasks:
             await asyncio.wait(tasks, timeout=5.0)
+        self._stop_listening()
 
     # Out
 
@@ -171,18 +213,16 @@ class Transport:
         link = self._links.get(peer)
         if link is None:
             return
-        frame = self._frame(message)
-        link.writer.write(frame)
         self._counters.frames_out += 1
-        self._counters.bytes_out += len(frame)
+        self._counters.bytes_out += link.write(self._encode(message))
         if link.writer.transport.get_write_buffer_size() > self._outbound_bytes:
             self._counters.refusals["outbound_full"] += 1
             log.warning("event=link_closed peer=%s reason=outbound_full", peer)
             self._drop(peer, link)
 
-    def _frame(self, message: Message) -> bytes:
+    def _encode(self, message: Message) -> bytes:
         if not isinstance(message, AppendEntries) or not message.entries:
-            return _framed(message)
+            return encode(message)
         # The library builds one message a peer; equal ones are encoded once.
         key = (
             message.term,
@@ -193,20 +233,58 @@ class Transport:
             message.entries[-1][2],
         )
         if self._encoded is None or self._encoded[0] != key:
-            self._encoded = (key, _framed(message))
+            self._encoded = (key, encode(message))
         return self._encoded[1]
 
     # In
 
-    async def _accepted(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        if self._strangers >= MAX_STRANGERS or self._stopping:
-            self._counters.refusals["too_many_strangers"] += 1
-            writer.close()
-            return
-        self._spawn(self._serve(reader, writer))
+    async def _accept(self, listener: socket.socket) -> None:
+        # Not asyncio's server: that one reads and shakes hands under TLS before anybody could count.
+        loop = asyncio.get_running_loop()
+        run = 0
+        while True:
+            try:
+                taken, address = await loop.sock_accept(listener)
+            except OSError as error:
+                self._counters.refusals["accept_failed"] += 1
+                log.warning("event=accept_failed error=%r", error)
+                await asyncio.sleep(ACCEPT_PAUSE_S)
+                continue
+            self._admit(taken, origin_of(str(address[0])))
+            run = (run + 1) % ACCEPT_RUN
+            if not run:
+                await asyncio.sleep(0)
 
-    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        await self._run(reader, writer, None)
+    def _admit(self, taken: socket.socket, origin: str) -> None:
+        task: asyncio.Task[None] | None = None
+        stranger = Stranger(origin, lambda: task is not None and task.cancel())
+        task = self._spawn(self._serve(taken, stranger))
+
+        def gone(_: asyncio.Task[None]) -> None:
+            # Here and not in the task: one that is cancelled before it began runs no `finally`.
+            self._lobby.leave(stranger)
+            taken.close()
+
+        task.add_done_callback(gone)
+        evicted = self._lobby.enter(stranger)
+        if evicted is not None:
+            self._counters.refusals["too_many_strangers"] += 1
+            evicted.leave()
+
+    async def _serve(self, taken: socket.socket, stranger: Stranger) -> None:
+        loop = asyncio.get_running_loop()
+        reader = asyncio.StreamReader(limit=READ_LIMIT)
+        tls = self._security.server_tls
+        try:
+            protocol = asyncio.StreamReaderProtocol(reader)
+            transport, _ = await loop.connect_accepted_socket(
+                lambda: protocol, taken, ssl=tls, ssl_handshake_timeout=HANDSHAKE_S if tls else None
+            )
+        except (OSError, TimeoutError) as error:
+            self._counters.refusals["tls"] += 1
+            log.debug("event=link_refused origin=%s reason=%r", stranger.origin, error)
+            return
+        await self._run(reader, asyncio.StreamWriter(transport, protocol, reader, loop), None, stranger)
 
     async def _dial(self, peer: str) -> None:
         wait_s = RETRY_MIN_S
@@ -224,20 +302,21 @@ class Transport:
             wait_s = RETRY_MIN_S if established else min(2 * wait_s, RETRY_MAX_S)
             await asyncio.sleep(wait_s * random.uniform(0.5, 1.0))
 
-    async def _run(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, dialed: str | None) -> bool:
+    async def _run(
+        self,
+        reader: asyncio.StreamReader,
+        writer: asyncio.StreamWriter,
+        dialed: str | None,
+        stranger: Stranger | None = None,
+    ) -> bool:
         """Greet, then read until the connection ends; whether it was ever established."""
-        raw = writer.get_extra_info("socket")
-        if raw is not None:
-            raw.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         peer: str | None = None
-        self._strangers += 1
         try:
-            try:
-                async with asyncio.timeout(HANDSHAKE_S):
-                    peer = await self._handshake(reader, writer, dialed)
-            finally:
-                self._strangers -= 1
-            link = _Link(reader, writer, asyncio.get_running_loop().time())
+            raw = writer.get_extra_info("socket")
+            raw.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            async with asyncio.timeout(HANDSHAKE_S):
+                peer, seals = await self._handshake(reader, writer, dialed, stranger)
+            link = _Link(reader, writer, asyncio.get_running_loop().time(), seals)
             old = self._links.get(peer)
             if old is not None:
                 self._drop(peer, old)
@@ -249,12 +328,22 @@ class Transport:
         except _Refused as refused:
             self._counters.refusals["handshake"] += 1
             log.debug("event=link_refused peer=%s reason=%s", dialed or "?", refused)
-        except (msgspec.MsgspecError, UnicodeDecodeError):
+        except UNDECODABLE:
             self._counters.refusals["undecodable"] += 1
-            log.warning("event=link_closed peer=%s reason=undecodable", peer or dialed or "?")
-        except (OSError, EOFError, TimeoutError):
+            # One line a voter; a stranger could fill the disk with them.
+            log.log(
+                logging.WARNING if peer else logging.DEBUG,
+                "event=link_closed peer=%s reason=undecodable",
+                peer or dialed or "?",
+            )
+        except (OSError, EOFError, TimeoutError) as error:
+            if stranger is not None and peer is None:
+                self._counters.refusals["slow" if isinstance(error, TimeoutError) else "left_early"] += 1
             log.debug("event=link_closed peer=%s reason=lost", peer or dialed or "?")
         finally:
+            if peer is None and stranger is not None:
+                # What it did not read is not kept for it.
+                writer.transport.abort()
             writer.close()
             if peer is not None and (current := self._links.get(peer)) and current.writer is writer:
                 self._drop(peer, current)
@@ -263,6 +352,7 @@ class Transport:
     async def _read(self, peer: str, link: _Link) -> None:
         loop = asyncio.get_running_loop()
         counters = self._counters
+        seal_bytes = 0 if link.inbound is None else SEAL_BYTES
         buffer = bytearray()
         while chunk := await link.reader.read(READ_LIMIT):
             if self._links.get(peer) is not link:
@@ -273,14 +363,20 @@ class Transport:
             buffer += chunk
             start = 0
             while len(buffer) - start >= 4:
-                end = start + 4 + int.from_bytes(buffer[start : start + 4], "big")
-                if end - start - 4 > MAX_FRAME_BYTES:
+                size = int.from_bytes(buffer[start : start + 4], "big")
+                if size > MAX_FRAME_BYTES:
                     counters.refusals["frame_too_large"] += 1
                     return
+                end = start + 4 + size + seal_bytes
                 if end > len(buffer):
                     break
+                data = bytes(buffer[start + 4 : start + 4 + size])
+                if link.inbound is not None and not link.inbound.fits(data, buffer[end - SEAL_BYTES : end]):
+                    counters.refusals["broken_seal"] += 1
+                    log.warning("event=link_closed peer=%s reason=broken_seal", peer)
+                    return
                 counters.frames_in += 1
-                self._home.deliver(peer, decode(buffer[start + 4 : end]))
+                self._home.deliver(peer, decode(data))
                 start = end
             del buffer[:start]
 
@@ -306,7 +402,13 @@ class Transport:
 
     # The handshake
 
-    async def _handshake(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, dialed: str | None) -> str:
+    async def _handshake(
+        self,
+        reader: asyncio.StreamReader,
+        writer: asyncio.StreamWriter,
+        dialed: str | None,
+        stranger: Stranger | None,
+    ) -> tuple[str, tuple[Seal, Seal] | None]:
         ours = self._home.hello(secrets.token_bytes(32))
         our_bytes = encode(ours)
         writer.write(_prefixed(our_bytes))
@@ -314,25 +416,46 @@ class Transport:
         theirs = decode_greeting(their_bytes)
         if not isinstance(theirs, Hello) or (dialed is not None and theirs.node_id != dialed):
             raise _Refused(f"expected {dialed or 'a greeting'}")
+        if stranger is not None:
+            stranger.greeted = theirs.node_id in self._addresses and theirs.node_id != self._node_id
         dialer, acceptor = (our_bytes, their_bytes) if dialed else (their_bytes, our_bytes)
         our_role, their_role = (b"dial", b"accept") if dialed else (b"accept", b"dial")
-        writer.write(_framed(Proof(self._mac(our_role, dialer, acceptor))))
+        our_proof = _framed(Proof(self._mac(our_role, dialer, acceptor)))
+        # Who was dialled proves itself second: nobody gets a proof to guess the secret from by merely asking.
+        if dialed:
+            writer.write(our_proof)
         proof = await _greeting(reader)
         expected = self._mac(their_role, dialer, acceptor)
         if not isinstance(proof, Proof) or not hmac.compare_digest(proof.mac, expected):
             self._counters.refusals["wrong_secret"] += 1
             raise _Refused("the peer does not know the cluster's secret")
+        if not dialed:
+            writer.write(our_proof)
         verdict = self._home.judge(theirs)
         await self._home.durable()
         writer.write(_framed(verdict))
+        if stranger is not None and not verdict.reason:
+            self._lobby.proven(stranger, theirs.node_id)
         answer = await _greeting(reader)
         if not isinstance(answer, Welcome):
             raise _Refused("expected an answer to our greeting")
+        if verdict.reason:
+            # Whom we do not take for a voter has nothing to tell us, about our own log least of all.
+            self._counters.refusals[verdict.reason] += 1
+            raise _Refused(verdict.detail)
         self._home.welcomed(theirs, answer)
-        if verdict.reason or answer.reason:
-            self._counters.refusals[verdict.reason or answer.reason] += 1
-            raise _Refused(verdict.detail or answer.detail)
-        return theirs.node_id
+        if answer.reason:
+            self._counters.refusals["turned_away"] += 1
+            raise _Refused(answer.detail)
+        return theirs.node_id, self._seals(our_role, their_role, dialer, acceptor)
+
+    def _seals(self, ours: bytes, theirs: bytes, dialer: bytes, acceptor: bytes) -> tuple[Seal, Seal] | None:
+        """Outbound and inbound; none without a secret to make them from, nor where TLS does the same."""
+        security = self._security
+        if security.secret is None or security.server_tls is not None:
+            return None
+        text = len(dialer).to_bytes(4, "big") + dialer + acceptor
+        return Seal(security.secret, ours, text), Seal(security.secret, theirs, text)
 
     def _mac(self, role: bytes, dialer: bytes, acceptor: bytes) -> bytes:
         if self._security.secret is None:

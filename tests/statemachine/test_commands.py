@@ -7,6 +7,7 @@ from typing import get_args
 import msgspec
 import pytest
 
+from statemachine import settings as st
 from statemachine.commands import (
     AddWork,
     CompleteJob,
@@ -121,3 +122,20 @@ def test_text_that_is_not_utf8_is_a_decode_error_like_any_other():
         decode_command(broken)
     with pytest.raises(msgspec.DecodeError, match="UTF-8"):
         decode_entry(encode_entry(1, 0, [broken]))
+
+
+DEEP = b"\x91" * 60_000 + b"\xc0"
+
+
+@pytest.mark.parametrize("decode", [decode_command, decode_entry])
+def test_nesting_without_end_is_a_decode_error_like_any_other(decode):
+    with pytest.raises(msgspec.DecodeError, match="nested too deeply"):
+        decode(b"\x82\xa1x" + DEEP if decode is decode_command else b"\x95\x01\x01\x01\x90" + DEEP)
+
+
+def test_a_setting_that_nests_too_deeply_is_refused_on_every_replica_alike():
+    deep = '{"x":' + "[" * st.MAX_DEPTH + "]" * st.MAX_DEPTH + "}"
+    with pytest.raises(ValueError, match=f"nested more than {st.MAX_DEPTH} deep"):
+        st.decode("timing", deep)
+    with pytest.raises(ValueError, match="unknown field"):
+        st.decode("timing", '{"x":' + "[" * 9 + "]" * 9 + "}")

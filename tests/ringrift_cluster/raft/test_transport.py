@@ -15,12 +15,10 @@ from ringrift_cluster.raft.messages import (
     Forward,
     Hello,
     Message,
-    Proof,
     Raft,
     RequestVote,
     Welcome,
     decode,
-    decode_greeting,
     encode,
 )
 from ringrift_cluster.raft.transport import Security, Transport, split_address
@@ -142,23 +140,6 @@ def test_a_stranger_is_cut_off_before_anything_large_is_read(bytes_in):
             writer.close()
             assert not any(isinstance(m, Message) for _, m in pair.houses[1].seen)
             await pair.up()
-
-    run(story())
-
-
-def test_a_proof_cannot_be_sent_back():
-    async def story():
-        async with Pair() as pair:
-            reader, writer = await asyncio.open_connection("127.0.0.1", pair.port)
-            theirs = await reader.readexactly(int.from_bytes(await reader.readexactly(4), "big"))
-            greeting = decode_greeting(theirs)
-            assert isinstance(greeting, Hello)
-            writer.write(framed(encode(Hello(1, "a", "", "log", True, ["a", "b"], greeting.nonce))))
-            proof = await reader.readexactly(int.from_bytes(await reader.readexactly(4), "big"))
-            assert isinstance(decode_greeting(proof), Proof)
-            writer.write(framed(proof))
-            await until(lambda: pair.counters[1].refusals["wrong_secret"] > 0, "the refusal")
-            writer.close()
 
     run(story())
 
