@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-from msgspec.structs import replace
-
-from statemachine import events, models
-from statemachine.cluster import next_seq
+from statemachine import models
 from statemachine.commands import AddHolder, DropHolder, ForgetArtifact, RegisterArtifact
 from statemachine.errors import Code, Refused
 from statemachine.rows import Artifact, Job, ModelStatus, Work
@@ -19,7 +16,7 @@ def made(txn: Txn, output: Output, work: Work, job: Job) -> None:
     old = txn.artifacts.get(output.digest)
     if old is not None:
         # The same bytes made twice are one file.
-        txn.artifacts.put(output.digest, replace(old, holders=_with(old.holders, job.peer)))
+        txn.artifacts.change(output.digest, holders=_with(old.holders, job.peer))
     else:
         txn.artifacts.put(
             output.digest,
@@ -28,7 +25,7 @@ def made(txn: Txn, output: Output, work: Work, job: Job) -> None:
                 size_bytes=output.size_bytes,
                 kind=output.kind,
                 config=work.spec.config,
-                seq=next_seq(txn),
+                seq=txn.next_seq(),
                 created_at_ms=txn.now_ms,
                 counts=output.counts,
                 holders=(job.peer,),
@@ -47,7 +44,7 @@ def register(txn: Txn, cmd: RegisterArtifact) -> bool:
     if old is not None:
         if old.size_bytes != cmd.size_bytes:
             raise Refused(Code.CONFLICT, f"artifact {cmd.digest} is {old.size_bytes} bytes long, not {cmd.size_bytes}")
-        txn.artifacts.put(cmd.digest, replace(old, holders=_with(old.holders, cmd.peer)))
+        txn.artifacts.change(cmd.digest, holders=_with(old.holders, cmd.peer))
         return False
     txn.artifacts.put(
         cmd.digest,
@@ -56,13 +53,13 @@ def register(txn: Txn, cmd: RegisterArtifact) -> bool:
             size_bytes=cmd.size_bytes,
             kind=cmd.artifact_kind,
             config=cmd.config,
-            seq=next_seq(txn),
+            seq=txn.next_seq(),
             created_at_ms=txn.now_ms,
             counts=cmd.counts,
             holders=(cmd.peer,),
         ),
     )
-    events.emit(txn, "ArtifactRegistered", cmd.digest, type=cmd.artifact_kind, peer=cmd.peer)
+    txn.emit("ArtifactRegistered", cmd.digest, type=cmd.artifact_kind, peer=cmd.peer)
     return True
 
 
@@ -70,7 +67,7 @@ def hold(txn: Txn, cmd: AddHolder) -> bool:
     row = txn.artifacts.require(cmd.digest)
     if cmd.peer in row.holders:
         return False
-    txn.artifacts.put(cmd.digest, replace(row, holders=_with(row.holders, cmd.peer)))
+    txn.artifacts.change(cmd.digest, holders=_with(row.holders, cmd.peer))
     return True
 
 
@@ -78,7 +75,7 @@ def drop(txn: Txn, cmd: DropHolder) -> bool:
     row = txn.artifacts.require(cmd.digest)
     if cmd.peer not in row.holders:
         return False
-    txn.artifacts.put(cmd.digest, replace(row, holders=tuple(h for h in row.holders if h != cmd.peer)))
+    txn.artifacts.change(cmd.digest, holders=tuple(h for h in row.holders if h != cmd.peer))
     return True
 
 
@@ -94,7 +91,7 @@ def forget(txn: Txn, cmd: ForgetArtifact) -> bool:
     if readers:
         raise Refused(Code.CONFLICT, f"artifact {cmd.digest} is an input of {readers} open work items")
     txn.artifacts.delete(cmd.digest)
-    events.emit(txn, "ArtifactForgotten", cmd.digest, reason=cmd.reason)
+    txn.emit("ArtifactForgotten", cmd.digest, reason=cmd.reason)
     return True
 
 

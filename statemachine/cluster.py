@@ -5,10 +5,9 @@ from __future__ import annotations
 import msgspec
 from msgspec.structs import replace
 
-from statemachine import events
 from statemachine import settings as st
 from statemachine.commands import ChangeSetting, Once, PauseCluster, RaiseFeatureLevel, kind_of
-from statemachine.errors import Code, Done, Refused, Rejected, Result
+from statemachine.errors import Code, Done, Refused
 from statemachine.rows import Cluster, Request, Setting
 from statemachine.state import Txn
 
@@ -36,20 +35,6 @@ def advance(cluster: Cluster, term: int, elapsed_ms: int) -> Cluster:
     return replace(cluster, clock_ms=cluster.clock_ms + min(step, MAX_STEP_MS), clock_elapsed_ms=elapsed_ms)
 
 
-def next_seq(txn: Txn) -> int:
-    """The next sequence number: the order in which rows came to be."""
-    cluster = txn.cluster
-    txn.cluster = replace(cluster, seq=cluster.seq + 1)
-    return cluster.seq + 1
-
-
-def next_fence(txn: Txn) -> int:
-    """A fence that nobody held before."""
-    cluster = txn.cluster
-    txn.cluster = replace(cluster, fence=cluster.fence + 1)
-    return cluster.fence + 1
-
-
 def change_setting(txn: Txn, cmd: ChangeSetting) -> dict[str, int]:
     try:
         value = st.encode(st.decode(cmd.name, cmd.value))
@@ -65,7 +50,7 @@ def change_setting(txn: Txn, cmd: ChangeSetting) -> dict[str, int]:
     if old is not None and old.value == value:
         return {"version": version}
     txn.settings.put(cmd.name, Setting(cmd.name, value, version + 1, cmd.by, txn.now_ms))
-    events.emit(txn, "SettingChanged", cmd.name, version=str(version + 1), by=cmd.by)
+    txn.emit("SettingChanged", cmd.name, version=str(version + 1), by=cmd.by)
     return {"version": version + 1}
 
 
@@ -73,7 +58,7 @@ def pause(txn: Txn, cmd: PauseCluster) -> bool:
     cluster = txn.cluster
     if cluster.paused != cmd.paused:
         txn.cluster = replace(cluster, paused=cmd.paused, pause_reason=cmd.reason if cmd.paused else "")
-        events.emit(txn, "ClusterPaused" if cmd.paused else "ClusterResumed", "cluster", reason=cmd.reason)
+        txn.emit("ClusterPaused" if cmd.paused else "ClusterResumed", "cluster", reason=cmd.reason)
     return cmd.paused
 
 
@@ -86,17 +71,17 @@ def raise_feature_level(txn: Txn, cmd: RaiseFeatureLevel) -> int:
         )
     if cmd.level != cluster.feature_level:
         txn.cluster = replace(cluster, feature_level=cmd.level)
-        events.emit(txn, "FeatureLevelRaised", "cluster", level=str(cmd.level))
+        txn.emit("FeatureLevelRaised", "cluster", level=str(cmd.level))
     return cmd.level
 
 
-def recall(txn: Txn, cmd: Once) -> Result | None:
+def recall(txn: Txn, cmd: Once) -> Done | None:
     """The result that an earlier command left under this request id, or None."""
     row = txn.requests.get(cmd.request)
     if row is None:
         return None
     if row.kind != kind_of(cmd.command):
-        return Rejected(Code.CONFLICT, f"request {cmd.request!r} was a {row.kind}; choose another id")
+        raise Refused(Code.CONFLICT, f"request {cmd.request!r} was a {row.kind}; choose another id")
     return _results.decode(row.result)
 
 

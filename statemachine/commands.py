@@ -29,6 +29,7 @@ from statemachine.values import (
     Params,
     PeerFacts,
     Priority,
+    Ref,
     Scope,
     Short,
     TokenName,
@@ -39,7 +40,7 @@ from statemachine.values import (
 MAX_COMMAND_BYTES = 256 * 1024
 
 
-class Base(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True, tag_field="kind"):
+class Base(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True, tag_field="kind", gc=False):
     """Base of all commands."""
 
 
@@ -113,16 +114,16 @@ class ClaimWork(Base, frozen=True, tag="work.claim"):
 
     claim: Id
     peer: Id
-    work_types: Annotated[tuple[Id, ...], Meta(max_length=32)] = ()
-    configs: Annotated[tuple[Id, ...], Meta(max_length=64)] = ()
+    work_types: Annotated[tuple[Ref, ...], Meta(max_length=32)] = ()
+    configs: Annotated[tuple[Ref, ...], Meta(max_length=64)] = ()
     limit: Annotated[int, Meta(ge=1, le=256)] = 1
 
 
 class PlaceWork(Base, frozen=True, tag="work.place"):
     """Bind one pending item to a peer whose agent will run it."""
 
-    work: Id
-    peer: Id
+    work: Ref
+    peer: Ref
     incarnation: Natural
     gpus: Annotated[tuple[Id, ...], Meta(max_length=16)] = ()
     reason: Short = ""
@@ -131,21 +132,21 @@ class PlaceWork(Base, frozen=True, tag="work.place"):
 class CancelWork(Base, frozen=True, tag="work.cancel"):
     """End an item. A running attempt is told to stop, and what it still reports is refused."""
 
-    work: Id
+    work: Ref
     reason: Short = ""
 
 
 class RetryWork(Base, frozen=True, tag="work.retry"):
     """Give a failed, cancelled or expired item its attempts back."""
 
-    work: Id
+    work: Ref
     reason: Short = ""
 
 
 class ReportJob(Base, frozen=True, tag="job.report"):
     """The executor's own column: `starting`, then `running` (which burns the attempt)."""
 
-    job: Id
+    job: Ref
     fence: Natural
     actual: Short
     at_ms: Natural = 0
@@ -160,7 +161,7 @@ class RenewJobs(Base, frozen=True, tag="job.renew"):
 class CompleteJob(Base, frozen=True, tag="job.complete"):
     """The attempt succeeded: its totals, files and match results count, once, together."""
 
-    job: Id
+    job: Ref
     fence: Natural
     counts: Counts = {}
     metrics: Params = {}
@@ -175,7 +176,7 @@ class CompleteJob(Base, frozen=True, tag="job.complete"):
 class FailJob(Base, frozen=True, tag="job.fail"):
     """The attempt failed. The class decides what comes next; the text is mandatory."""
 
-    job: Id
+    job: Ref
     fence: Natural
     #: user, infrastructure, oom, cuda, preempted, timeout, no_output, stopped
     error_class: Id
@@ -187,7 +188,7 @@ class FailJob(Base, frozen=True, tag="job.fail"):
 class ReleaseJob(Base, frozen=True, tag="job.release"):
     """The node will not run this attempt; nothing started, so no attempt is burnt."""
 
-    job: Id
+    job: Ref
     fence: Natural
     reason: Short
 
@@ -195,7 +196,7 @@ class ReleaseJob(Base, frozen=True, tag="job.release"):
 class StopJob(Base, frozen=True, tag="job.stop"):
     """Ask for an attempt to be stopped with its grace; its item returns to the queue."""
 
-    job: Id
+    job: Ref
     fence: Natural
     reason: Short
 

@@ -1,8 +1,9 @@
 """When the clock has to look at a row next.
 
-`own_due` is a function of the row and the settings alone, so the deadline queue of a replica that loaded
-a snapshot agrees with one that replayed the log. A lease is also carried by its peer's heartbeats; that
-is added by `effective_due` when the row's turn comes, and the row is then queued again at that time.
+`own_due` is a function of the row and the settings alone. A lease is also carried by its peer's heartbeats; that
+is added by `effective_due` when the row is looked at. The queue of looks is lazy: a row whose time moves back keeps
+its early look, and is queued again at its true time when that look finds nothing due. So rows take their turns in
+the order of their true times, on a replica that loaded a snapshot as on one that replayed the log.
 """
 
 from __future__ import annotations
@@ -23,6 +24,10 @@ from statemachine.rows import (
     WorkStatus,
 )
 from statemachine.settings import Retention, Timing
+
+#: looking a member up on its class costs a Python call
+_PENDING, _RUNNING = WorkStatus.PENDING, Actual.RUNNING
+_ALIVE, _SUSPECT = PeerStatus.ALIVE, PeerStatus.SUSPECT
 
 
 def own_due(table: str, row: Row, timing: Timing, retention: Retention) -> int:
@@ -51,23 +56,23 @@ def _job_due(row: Job, renewed_at_ms: int, timing: Timing) -> int:
     if row.actual not in LIVE_JOB:
         return 0
     due = renewed_at_ms + row.lease_ms
-    if row.actual is Actual.RUNNING:
+    if row.actual is _RUNNING:
         # The executor ends an overdue job itself; this is for one that forgot, and comes a lease later.
         return min(due, row.started_at_ms + row.timeout_ms + row.lease_ms)
     return min(due, row.granted_at_ms + max(timing.start_within_ms, row.lease_ms))
 
 
 def _work_due(row: Work, timing: Timing, retention: Retention) -> int:
-    if row.status is WorkStatus.PENDING:
+    if row.status is _PENDING:
         return row.expires_at_ms
     return 0 if row.status in LIVE_WORK else row.finished_at_ms + retention.work_ms
 
 
 def _peer_due(row: Peer, timing: Timing, retention: Retention) -> int:
     seen = max(row.heard_at_ms, row.vouched_at_ms)
-    if row.status is PeerStatus.ALIVE:
+    if row.status is _ALIVE:
         due = row.heard_at_ms + timing.suspect_after_ms
-    elif row.status is PeerStatus.SUSPECT:
+    elif row.status is _SUSPECT:
         due = seen + timing.dead_after_ms
     else:
         due = row.heard_at_ms + retention.dead_peer_ms

@@ -26,9 +26,9 @@ class Obstacle(Struct, frozen=True):
 
 
 def item_obstacle(
-    work: Work, now_ms: int, get_work: Callable[[str], Work | None], live_by_class: dict[tuple[str, str], int]
+    work: Work, now_ms: int, get_work: Callable[[str], Work | None], live: Callable[[str, str], int]
 ) -> Obstacle | None:
-    """What keeps a pending item from running anywhere."""
+    """What keeps a pending item from running anywhere. `live` counts the jobs of a type and config."""
     spec = work.spec
     if work.ready_at_ms > now_ms:
         wait = (work.ready_at_ms - now_ms + 999) // 1000
@@ -39,7 +39,7 @@ def item_obstacle(
             return Obstacle("dependency_missing", f"it depends on {name!r}, which is not known")
         if other.status is not WorkStatus.COMPLETED:
             return Obstacle("dependency", f"it depends on {name!r}, which is {other.status}")
-    if spec.work_type in EXCLUSIVE_TYPES and live_by_class.get((spec.work_type, spec.config), 0):
+    if spec.work_type in EXCLUSIVE_TYPES and live(spec.work_type, spec.config):
         return Obstacle("exclusive", f"another {spec.work_type} of {spec.config or 'no config'} runs already")
     return None
 

@@ -10,8 +10,7 @@ from __future__ import annotations
 
 from msgspec.structs import replace
 
-from statemachine import events, models
-from statemachine.cluster import next_seq
+from statemachine import models
 from statemachine.commands import ConcludeGauntlet, StartGauntlet
 from statemachine.errors import Code, Refused
 from statemachine.matches import added, flipped, model_of, summed
@@ -41,8 +40,8 @@ def start(txn: Txn, cmd: StartGauntlet) -> dict[str, object]:
         raise Refused(
             Code.INVALID, f"gauntlet {cmd.gauntlet!r}: elo1 must be above elo0, and the cap not below the floor"
         )
-    txn.gauntlets.put(cmd.gauntlet, Gauntlet(cmd, GauntletStatus.RUNNING, next_seq(txn), txn.now_ms))
-    events.emit(txn, "GauntletStarted", cmd.gauntlet, config=cmd.config, candidate=cmd.candidate)
+    txn.gauntlets.put(cmd.gauntlet, Gauntlet(cmd, GauntletStatus.RUNNING, txn.next_seq(), txn.now_ms))
+    txn.emit("GauntletStarted", cmd.gauntlet, config=cmd.config, candidate=cmd.candidate)
     return {"gauntlet": cmd.gauntlet, "status": GauntletStatus.RUNNING}
 
 
@@ -91,11 +90,8 @@ def conclude(txn: Txn, cmd: ConcludeGauntlet) -> str:
             )
         if verdict is GauntletStatus.ACCEPTED and not cmd.evidence.llr_milli >= cmd.evidence.upper_milli > 0:
             raise Refused(Code.EVIDENCE, f"a log-likelihood ratio of {cmd.evidence.llr_milli} milli accepts nothing")
-    txn.gauntlets.put(
-        cmd.gauntlet,
-        replace(row, status=verdict, finished_at_ms=txn.now_ms, evidence=cmd.evidence),
-    )
+    txn.gauntlets.change(cmd.gauntlet, status=verdict, finished_at_ms=txn.now_ms, evidence=cmd.evidence)
     if verdict not in SPARING:
         models.reject(txn, row.spec.candidate)
-    events.emit(txn, "GauntletConcluded", cmd.gauntlet, config=row.spec.config, verdict=verdict, games=str(games))
+    txn.emit("GauntletConcluded", cmd.gauntlet, config=row.spec.config, verdict=verdict, games=str(games))
     return verdict

@@ -11,9 +11,7 @@ that is over is refused, so what a lost node still finishes counts nowhere.
 
 from __future__ import annotations
 
-from msgspec.structs import replace
-
-from statemachine import artifacts, deadlines, events, results
+from statemachine import artifacts, deadlines, results
 from statemachine.commands import CompleteJob, FailJob, ReleaseJob, RenewJobs, ReportJob, StopJob
 from statemachine.errors import Code, Refused
 from statemachine.rows import (
@@ -29,6 +27,12 @@ from statemachine.rows import (
 from statemachine.state import Txn
 from statemachine.values import JobProgress
 
+#: looking a member up on its class costs a Python call
+_STARTING, _RUNNING, _SUCCEEDED = Actual.STARTING, Actual.RUNNING, Actual.SUCCEEDED
+_STOPPED, _LOST = Actual.STOPPED, Actual.LOST
+_CLAIMED, _WORK_RUNS, _COMPLETED = WorkStatus.CLAIMED, WorkStatus.RUNNING, WorkStatus.COMPLETED
+_STOP = Desired.STOP
+
 #: failures that say nothing about the item: the attempt is given back
 BLAMELESS = frozenset({"infrastructure", "preempted", "stopped"})
 #: bindings an item may use up without ever burning its attempts
@@ -42,7 +46,7 @@ def held(txn: Txn, job: str, fence: int) -> Job:
         raise Refused(
             Code.STALE_FENCE, f"job {job!r} is under fence {row.fence}, the report carries {fence}; drop its files"
         )
-    if row.actual is Actual.LOST:
+    if row.actual is _LOST:
         raise Refused(
             Code.STALE_FENCE,
             f"job {job!r} was lost at {row.finished_at_ms} ms ({row.reason}); fence {fence} is over, drop its files",
@@ -58,14 +62,14 @@ def move(row: Job, to: Actual) -> None:
 def report(txn: Txn, cmd: ReportJob) -> str:
     """Take `starting` or `running` from the executor; running burns the item's attempt."""
     row = held(txn, cmd.job, cmd.fence)
-    if cmd.actual not in (Actual.STARTING, Actual.RUNNING):
+    if cmd.actual not in (_STARTING, _RUNNING):
         raise Refused(Code.INVALID, f"a job is reported as starting or running, not {cmd.actual!r}")
-    to = Actual(cmd.actual)
-    if row.actual is to or (to is Actual.STARTING and row.actual is Actual.RUNNING):
+    to = _RUNNING if cmd.actual == _RUNNING else _STARTING
+    if row.actual is to or (to is _STARTING and row.actual is _RUNNING):
         return row.desired
     move(row, to)
-    if to is Actual.STARTING:
-        txn.jobs.put(row.job, replace(row, actual=to))
+    if to is _STARTING:
+        txn.jobs.change(row.job, actual=to)
     else:
         _run(txn, row)
     return row.desired
@@ -74,11 +78,11 @@ def report(txn: Txn, cmd: ReportJob) -> str:
 def _run(txn: Txn, row: Job) -> Job:
     """The process runs: this burns the item's attempt."""
     now = txn.now_ms
-    job = txn.jobs.put(row.job, replace(row, actual=Actual.RUNNING, started_at_ms=now, progress_at_ms=now))
+    job = txn.jobs.change(row.job, actual=_RUNNING, started_at_ms=now, progress_at_ms=now)
     work = txn.work.require(row.work)
-    if work.status is WorkStatus.CLAIMED:
-        txn.work.put(work.work, replace(work, status=WorkStatus.RUNNING, attempts=work.attempts + 1))
-        events.emit(txn, "WorkStarted", row.work, job=row.job, peer=row.peer)
+    if work.status is _CLAIMED:
+        txn.work.change(work.work, status=_WORK_RUNS, attempts=work.attempts + 1)
+        txn.emit("WorkStarted", row.work, job=row.job, peer=row.peer)
     return job
 
 
@@ -89,7 +93,7 @@ def progress(txn: Txn, seen: JobProgress, peer: str) -> bool:
         return False
     counts = {k: max(row.counts.get(k, 0), seen.counts.get(k, 0)) for k in sorted({*row.counts, *seen.counts})}
     if counts != row.counts or (seen.total and seen.total != row.total):
-        txn.jobs.put(row.job, replace(row, counts=counts, total=seen.total or row.total, progress_at_ms=txn.now_ms))
+        txn.jobs.change(row.job, counts=counts, total=seen.total or row.total, progress_at_ms=txn.now_ms)
     return True
 
 
@@ -105,11 +109,11 @@ def renew(txn: Txn, cmd: RenewJobs) -> dict[str, list[str]]:
         if row is None or row.fence != item.fence or row.actual not in LIVE_JOB:
             over.append(item.job)
             continue
-        if row.claim and row.actual is not Actual.RUNNING:
+        if row.claim and row.actual is not _RUNNING:
             row = _run(txn, row)
-        txn.jobs.put(row.job, replace(row, renewed_at_ms=txn.now_ms))
+        txn.jobs.change(row.job, renewed_at_ms=txn.now_ms)
         progress(txn, item, row.peer)
-        if row.desired is Desired.STOP:
+        if row.desired is _STOP:
             stop.append(row.job)
     return {"over": over, "stop": stop}
 
@@ -117,17 +121,17 @@ def renew(txn: Txn, cmd: RenewJobs) -> dict[str, list[str]]:
 def complete(txn: Txn, cmd: CompleteJob) -> dict[str, object]:
     """Count an attempt's result: totals, files, models and matches together, once."""
     row = held(txn, cmd.job, cmd.fence)
-    to = Actual.STOPPED if cmd.stopped else Actual.SUCCEEDED
+    to = _STOPPED if cmd.stopped else _SUCCEEDED
     work = txn.work.require(row.work)
-    if row.actual in (Actual.SUCCEEDED, Actual.STOPPED):
-        counted = work.job == row.job and work.status is WorkStatus.COMPLETED
+    if row.actual in (_SUCCEEDED, _STOPPED):
+        counted = work.job == row.job and work.status is _COMPLETED
         return {"published": counted, "repeat": True}
     move(row, to)
     now = txn.now_ms
-    done = replace(
-        row,
+    done = txn.jobs.change(
+        row.job,
         actual=to,
-        desired=Desired.STOP,
+        desired=_STOP,
         finished_at_ms=now,
         counts=cmd.counts,
         metrics=cmd.metrics,
@@ -136,70 +140,60 @@ def complete(txn: Txn, cmd: CompleteJob) -> dict[str, object]:
     )
     if work.status not in LIVE_WORK:
         # The item was cancelled under it: the job ends, nothing is published.
-        txn.jobs.put(row.job, replace(done, actual=Actual.STOPPED, reason="its item was ended before it"))
+        txn.jobs.change(row.job, actual=_STOPPED, reason="its item was ended before it")
         return {"published": False}
     results.check(txn, work, cmd)
-    txn.jobs.put(row.job, done)
-    txn.work.put(
+    txn.work.change(
         work.work,
-        replace(
-            work,
-            status=WorkStatus.COMPLETED,
-            finished_at_ms=now,
-            counts=cmd.counts,
-            metrics=cmd.metrics,
-            attempts=work.attempts + (work.status is WorkStatus.CLAIMED),
-            reason="stopped early, its part counts" if cmd.stopped else "",
-            error_class="",
-        ),
+        status=_COMPLETED,
+        finished_at_ms=now,
+        counts=cmd.counts,
+        metrics=cmd.metrics,
+        attempts=work.attempts + (work.status is _CLAIMED),
+        reason="stopped early, its part counts" if cmd.stopped else "",
+        error_class="",
     )
     for output in cmd.outputs:
         artifacts.made(txn, output, work, done)
     results.count(txn, work, cmd)
-    events.emit(txn, "WorkCompleted", row.work, job=row.job, peer=row.peer, type=row.work_type, config=row.config)
+    txn.emit("WorkCompleted", row.work, job=row.job, peer=row.peer, type=row.work_type, config=row.config)
     return {"published": True}
 
 
 def fail(txn: Txn, cmd: FailJob) -> str:
     """Take a failure; answers where its item went."""
     row = held(txn, cmd.job, cmd.fence)
-    to = Actual.STOPPED if cmd.error_class == "stopped" else Actual.FAILED
+    to = _STOPPED if cmd.error_class == "stopped" else Actual.FAILED
     if row.actual is to:
         return txn.work.require(row.work).status
     move(row, to)
-    txn.jobs.put(
+    txn.jobs.change(
         row.job,
-        replace(
-            row,
-            actual=to,
-            desired=Desired.STOP,
-            finished_at_ms=txn.now_ms,
-            exit_code=cmd.exit_code,
-            error_class=cmd.error_class,
-            error=cmd.error,
-        ),
+        actual=to,
+        desired=_STOP,
+        finished_at_ms=txn.now_ms,
+        exit_code=cmd.exit_code,
+        error_class=cmd.error_class,
+        error=cmd.error,
     )
     if to is Actual.FAILED:
         _blame(txn, row.peer)
-        events.emit(txn, "JobFailed", row.job, peer=row.peer, error_class=cmd.error_class, error=cmd.error[:200])
+        txn.emit("JobFailed", row.job, peer=row.peer, error_class=cmd.error_class, error=cmd.error[:200])
     return _give_back(txn, row, cmd.error_class, cmd.error)
 
 
 def release(txn: Txn, cmd: ReleaseJob) -> str:
     """Take a job back that never started."""
     row = held(txn, cmd.job, cmd.fence)
-    if row.actual is Actual.STOPPED:
+    if row.actual is _STOPPED:
         return txn.work.require(row.work).status
-    if row.actual is Actual.RUNNING:
+    if row.actual is _RUNNING:
         raise Refused(
             Code.ILLEGAL_TRANSITION, f"job {row.job!r} runs; stop it and report how it ended instead of a release"
         )
-    move(row, Actual.STOPPED)
-    txn.jobs.put(
-        row.job,
-        replace(row, actual=Actual.STOPPED, desired=Desired.STOP, finished_at_ms=txn.now_ms, reason=cmd.reason),
-    )
-    events.emit(txn, "JobReleased", row.job, peer=row.peer, reason=cmd.reason)
+    move(row, _STOPPED)
+    txn.jobs.change(row.job, actual=_STOPPED, desired=_STOP, finished_at_ms=txn.now_ms, reason=cmd.reason)
+    txn.emit("JobReleased", row.job, peer=row.peer, reason=cmd.reason)
     return _give_back(txn, row, "released", cmd.reason)
 
 
@@ -210,20 +204,17 @@ def stop(txn: Txn, cmd: StopJob) -> bool:
 
 def tell_to_stop(txn: Txn, row: Job, reason: str) -> bool:
     """Ask the executor of a live job to stop it, unless it was asked before."""
-    if row.desired is Desired.STOP:
+    if row.desired is _STOP:
         return False
-    txn.jobs.put(row.job, replace(row, desired=Desired.STOP, reason=reason))
-    events.emit(txn, "JobStopping", row.job, peer=row.peer, reason=reason)
+    txn.jobs.change(row.job, desired=_STOP, reason=reason)
+    txn.emit("JobStopping", row.job, peer=row.peer, reason=reason)
     return True
 
 
 def lose(txn: Txn, row: Job, reason: str) -> None:
     """End a job whose lease is over; its fence with it. No attempt is burnt."""
-    txn.jobs.put(
-        row.job,
-        replace(row, actual=Actual.LOST, desired=Desired.STOP, finished_at_ms=txn.now_ms, reason=reason),
-    )
-    events.emit(txn, "JobLost", row.job, peer=row.peer, reason=reason)
+    txn.jobs.change(row.job, actual=_LOST, desired=_STOP, finished_at_ms=txn.now_ms, reason=reason)
+    txn.emit("JobLost", row.job, peer=row.peer, reason=reason)
     _give_back(txn, row, "lost", reason)
 
 
@@ -231,7 +222,7 @@ def on_due(txn: Txn, row: Job) -> None:
     now = txn.now_ms
     if now >= deadlines.lease_end_ms(row, txn.state.peers):
         lose(txn, row, f"its lease of {row.lease_ms} ms lapsed on {row.peer}")
-    elif row.actual is Actual.RUNNING:
+    elif row.actual is _RUNNING:
         lose(txn, row, f"it ran {now - row.started_at_ms} ms, its limit is {row.timeout_ms} ms")
     else:
         lose(txn, row, f"{row.peer} did not start it within {now - row.granted_at_ms} ms")
@@ -244,10 +235,10 @@ def _give_back(txn: Txn, row: Job, error_class: str, reason: str) -> str:
         return work.status
     blameless = error_class in BLAMELESS or error_class in ("lost", "released")
     # A blameless end gives the attempt back; a process may also fail before anybody saw it run.
-    burnt = work.attempts - (work.status is WorkStatus.RUNNING) + (not blameless)
+    burnt = work.attempts - (work.status is _WORK_RUNS) + (not blameless)
     failed_on = work.failed_on if blameless else (*work.failed_on, row.peer)
     limits = txn.state.limits
-    back = replace(work, attempts=burnt, job="", reason=reason, error_class=error_class, failed_on=failed_on)
+    txn.work.change(work.work, attempts=burnt, job="", reason=reason, error_class=error_class, failed_on=failed_on)
     end = ""
     if burnt >= work.spec.max_attempts:
         end = f"all {work.spec.max_attempts} attempts failed; the last one said: {reason}"
@@ -256,24 +247,21 @@ def _give_back(txn: Txn, row: Job, error_class: str, reason: str) -> str:
     elif work.grants - work.grants_before >= GRANTS_PER_ATTEMPT * work.spec.max_attempts:
         end = f"it was given to nodes {work.grants} times and never got through; the last said: {reason}"
     if end:
-        _dead_letter(txn, back, end)
+        _dead_letter(txn, work, end)
         return WorkStatus.FAILED
     timing = txn.state.timing
     delay = 0
     if error_class not in ("stopped", "preempted", "lost"):
         rounds = min(max(len(failed_on), 1), 20)
         delay = min(timing.backoff_ms * 2 ** (rounds - 1), timing.backoff_cap_ms)
-    txn.work.put(work.work, replace(back, status=WorkStatus.PENDING, ready_at_ms=txn.now_ms + delay))
-    events.emit(txn, "WorkReturned", work.work, reason=reason[:200], error_class=error_class)
+    txn.work.change(work.work, status=WorkStatus.PENDING, ready_at_ms=txn.now_ms + delay)
+    txn.emit("WorkReturned", work.work, reason=reason[:200], error_class=error_class)
     return WorkStatus.PENDING
 
 
 def _dead_letter(txn: Txn, work: Work, reason: str) -> None:
-    txn.work.put(
-        work.work,
-        replace(work, status=WorkStatus.FAILED, finished_at_ms=txn.now_ms, reason=reason[:1024]),
-    )
-    events.emit(txn, "WorkFailed", work.work, reason=reason[:200])
+    txn.work.change(work.work, status=WorkStatus.FAILED, finished_at_ms=txn.now_ms, reason=reason[:1024])
+    txn.emit("WorkFailed", work.work, reason=reason[:200])
 
 
 def _blame(txn: Txn, peer: str) -> None:
@@ -283,4 +271,4 @@ def _blame(txn: Txn, peer: str) -> None:
         return
     now = txn.now_ms
     half_lives = (now - row.failures_at_ms) // txn.state.timing.failure_half_life_ms
-    txn.peers.put(peer, replace(row, failures=(row.failures >> min(half_lives, 62)) + 1, failures_at_ms=now))
+    txn.peers.change(peer, failures=(row.failures >> min(half_lives, 62)) + 1, failures_at_ms=now)

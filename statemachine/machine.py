@@ -31,7 +31,6 @@ from statemachine import commands as c
 from statemachine.cluster import SUPPORTED_FEATURE_LEVEL as SUPPORTED_FEATURE_LEVEL
 from statemachine.entries import ENTRY_FORMAT, decode_entry
 from statemachine.errors import Code, Done, Halt, Refused, Rejected, Result
-from statemachine.rows import Row
 from statemachine.state import State, Txn
 
 Handler = Callable[[Txn, Any], Any]
@@ -72,6 +71,33 @@ HANDLERS: dict[type[Struct], Handler] = {
     c.RecordAct: audit.record,
 }
 
+
+def once(txn: Txn, cmd: c.Once, by: str = "") -> Any:
+    """Run a command under a request id: its writes and its remembered result are one step."""
+    earlier = cluster.recall(txn, cmd)
+    if earlier is not None:
+        return earlier.value
+    cluster.refuse_expired(txn, cmd)
+    value = HANDLERS[type(cmd.command)](txn, cmd.command)
+    if by:
+        audit.acted(txn, by, cmd.command)
+    cluster.remember(txn, cmd, Done(value))
+    return value
+
+
+def signed(txn: Txn, cmd: c.Signed) -> Any:
+    """Run a command and leave an event that names its token; one that is refused or repeated leaves none."""
+    if isinstance(cmd.command, c.Once):
+        return once(txn, cmd.command, cmd.by)
+    value = HANDLERS[type(cmd.command)](txn, cmd.command)
+    if cmd.by:
+        audit.acted(txn, cmd.by, cmd.command)
+    return value
+
+
+HANDLERS[c.Signed] = signed
+HANDLERS[c.Once] = once
+
 ON_DUE: dict[str, Handler] = {
     "peers": peers.on_due,
     "work": work.on_due,
@@ -83,15 +109,15 @@ ON_DUE: dict[str, Handler] = {
 #: rows the clock moves in one entry; the rest waits for the next
 MAX_DUE = 1_000
 
-_encode = msgspec.msgpack.Encoder(order="deterministic").encode
-_Written = list[tuple[str, str, Row | None]]
+_encode = msgspec.msgpack.Encoder().encode
 
 
 class Machine:
     """A state, the position in the log it stands at, and the running digest of how it got there.
 
-    `chain` is blake2b over (the chain before, index, rows written in order, results); two replicas at one
-    index with different chains have diverged.
+    `chain` is sha256 over (the chain before, index, what was written in order, results); two replicas at one
+    index with different chains have diverged. A row that was made is taken in whole, a row that was changed by
+    the fields that changed: equal rows stay equal under equal changes.
     """
 
     def __init__(self) -> None:
@@ -116,76 +142,49 @@ class Machine:
             raise Halt(f"entry {index} of term {term} cannot be read by this release: {error}; upgrade it") from error
         if decoded.format != ENTRY_FORMAT:
             raise Halt(f"entry {index} has format {decoded.format}, this release reads {ENTRY_FORMAT}; upgrade it")
-        self._txn.begin(index)
-        written: _Written = []
-        self._advance(decoded.clock_term, decoded.elapsed_ms, written)
-        results = [self._command(command, written) for command in decoded.commands]
-        digest = hashlib.blake2b(self.chain, digest_size=32)
-        digest.update(_encode((index, written, results)))
-        self.chain = digest.digest()
+        self._advance(index, decoded.clock_term, decoded.elapsed_ms)
+        run = self._run
+        results = [run(HANDLERS[type(command)], command) for command in decoded.commands]
+        self.chain = hashlib.sha256(self.chain + _encode((index, self._txn.finish(), results))).digest()
         self.index = index
         self.term = term
         return results
 
-    def _advance(self, term: int, elapsed_ms: int, written: _Written) -> None:
+    def _advance(self, index: int, term: int, elapsed_ms: int) -> None:
         """Move the clock, then every row whose time has come."""
-        txn = self._txn
-        before = self.state.cluster
+        state = self.state
+        before = state.cluster
         after = cluster.advance(before, term, elapsed_ms)
-        if after is before:
-            return
-        txn.cluster = after
-        written += txn.commit()
+        self._txn.begin(index, after)
         if after.clock_ms == before.clock_ms:
             return
-        state = self.state
-        queue = state.index.deadlines
+        queue = state.index
         moved = 0
         stuck: list[tuple[int, str, str]] = []
-        while moved < MAX_DUE and (head := queue.first()) is not None and head[0] <= after.clock_ms:
+        while moved < MAX_DUE and (head := queue.take_due(after.clock_ms)) is not None:
             due, table, key = head
-            row = state.tables[table][key]
-            really = deadlines.effective_due(table, row, state.peers, state.timing, state.retention)
-            if really != due:
-                # Heartbeats carried a lease on: it has its turn at its true time, in its true order.
-                state.index.schedule(table, key, really)
-                continue
-            moved += 1
-            if isinstance(self._run(ON_DUE[table], row, written), Rejected):
+            if self._due(table, key) == due:
+                moved += 1
+                self._run(ON_DUE[table], state.tables[table][key])
+            really = self._due(table, key)
+            if really == due:
                 # The rows behind it do not wait for it; its turn comes again with the next step.
                 stuck.append(head)
-                state.index.schedule(table, key, 0)
+            else:
+                # Nothing was due yet, or its next time has come about.
+                queue.schedule(table, key, really)
         for due, table, key in stuck:
-            state.index.schedule(table, key, due)
+            queue.schedule(table, key, due)
 
-    def _command(self, command: c.Command, written: _Written) -> Result:
-        by = ""
-        if isinstance(command, c.Signed):
-            by, command = command.by, command.command
-        if isinstance(command, c.Once):
-            return self._once(command, by, written)
-        if not by:
-            return self._run(HANDLERS[type(command)], command, written)
-        return self._run(audit.signed(HANDLERS[type(command)], by), command, written)
+    def _due(self, table: str, key: str) -> int:
+        """When a row's turn truly is; 0 is never, also for one that is gone."""
+        state = self.state
+        row = state.tables[table].get(key)
+        if row is None:
+            return 0
+        return deadlines.effective_due(table, row, state.peers, state.timing, state.retention)
 
-    def _once(self, command: c.Once, by: str, written: _Written) -> Result:
-        """Run a command under a request id: its writes and its remembered result are one step."""
-        earlier = cluster.recall(self._txn, command)
-        if earlier is not None:
-            return earlier
-        inner = HANDLERS[type(command.command)]
-        if by:
-            inner = audit.signed(inner, by)
-
-        def once(txn: Txn, cmd: c.Once) -> Any:
-            cluster.refuse_expired(txn, cmd)
-            value = inner(txn, cmd.command)
-            cluster.remember(txn, cmd, Done(value))
-            return value
-
-        return self._run(once, command, written)
-
-    def _run(self, handler: Handler, argument: object, written: _Written) -> Result:
+    def _run(self, handler: Handler, argument: object) -> Result:
         txn = self._txn
         try:
             value = handler(txn, argument)
@@ -199,12 +198,5 @@ class Machine:
             self.internal_errors += 1
             kind = type(argument).__name__
             return Rejected(Code.INTERNAL, f"{kind} failed with {type(error).__name__}; nothing was changed")
-        written += txn.commit()
+        txn.commit()
         return Done(value)
-
-    def restore(self, tables: dict[str, list[tuple[str, Row]]]) -> None:
-        """Fill an empty machine with a snapshot's rows, settings first (deadlines depend on them)."""
-        order = sorted(tables, key=lambda name: name != "settings")
-        for name in order:
-            for key, row in tables[name]:
-                self.state.write(name, key, row)

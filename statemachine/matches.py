@@ -6,9 +6,6 @@ Standings are the sums of all matches that are not void, so voiding subtracts ex
 
 from __future__ import annotations
 
-from msgspec.structs import replace
-
-from statemachine import events
 from statemachine.commands import RecordMatch
 from statemachine.errors import Code, Refused
 from statemachine.rows import Match, Standing
@@ -70,8 +67,8 @@ def check(txn: Txn, config: str, result: MatchResult) -> None:
 def void(txn: Txn, row: Match, reason: str) -> None:
     """Take a match that is not void out of the sums of its pair."""
     _shift(txn, row.config, row.result, -1)
-    txn.matches.put(row.match, replace(row, voided=reason or "void"))
-    events.emit(txn, "MatchVoided", row.match, config=row.config, reason=reason)
+    txn.matches.change(row.match, voided=reason or "void")
+    txn.emit("MatchVoided", row.match, config=row.config, reason=reason)
 
 
 def flipped(result: MatchResult) -> MatchResult:
@@ -107,16 +104,13 @@ def summed(old: tuple[int, ...], more: tuple[int, ...], sign: int = 1) -> tuple[
 def _shift(txn: Txn, config: str, result: MatchResult, sign: int) -> None:
     side = result if result.a < result.b else flipped(result)
     key = f"{config} {side.a} {side.b}"
-    row = txn.standings.get(key) or Standing(config, side.a, side.b)
+    row = txn.standings.get(key) or txn.standings.put(key, Standing(config, side.a, side.b))
     if row.matches + sign == 0:
         txn.standings.delete(key)
         return
-    txn.standings.put(
+    txn.standings.change(
         key,
-        replace(
-            row,
-            tally=added(row.tally, side.tally, sign),
-            histogram=summed(row.histogram, side.histogram, sign),
-            matches=row.matches + sign,
-        ),
+        tally=added(row.tally, side.tally, sign),
+        histogram=summed(row.histogram, side.histogram, sign),
+        matches=row.matches + sign,
     )

@@ -11,8 +11,6 @@ from __future__ import annotations
 
 from msgspec.structs import replace
 
-from statemachine import events
-from statemachine.cluster import next_seq
 from statemachine.commands import PromoteModel, RollbackModel
 from statemachine.errors import Code, Refused
 from statemachine.matches import model_of
@@ -49,14 +47,14 @@ def register(txn: Txn, digest: str, work: Work, parent: str) -> None:
             config=config,
             generation=generation,
             status=ModelStatus.CANDIDATE,
-            seq=next_seq(txn),
+            seq=txn.next_seq(),
             created_at_ms=txn.now_ms,
             parent=parent,
             work=work.work,
             games_seen=totals.games,
         ),
     )
-    events.emit(txn, "ModelTrained", digest, config=config, generation=str(generation))
+    txn.emit("ModelTrained", digest, config=config, generation=str(generation))
 
 
 def promote(txn: Txn, cmd: PromoteModel) -> dict[str, object]:
@@ -74,15 +72,11 @@ def promote(txn: Txn, cmd: PromoteModel) -> dict[str, object]:
         raise Refused(Code.ILLEGAL_TRANSITION, f"model {cmd.model[:12]} is {row.status}; only a candidate is promoted")
     _check_evidence(txn, cmd, champion)
     _crown(txn, row, champion)
-    txn.models.put(
-        cmd.model,
-        replace(row, status=ModelStatus.CHAMPION, promoted_at_ms=txn.now_ms, evidence=cmd.evidence),
-    )
+    txn.models.change(cmd.model, status=ModelStatus.CHAMPION, promoted_at_ms=txn.now_ms, evidence=cmd.evidence)
     totals = totals_of(txn, cmd.config)
     if champion:
         txn.totals.put(cmd.config, replace(totals, promotions=totals.promotions + 1))
-    events.emit(
-        txn,
+    txn.emit(
         "ModelPromoted",
         cmd.model,
         config=cmd.config,
@@ -141,22 +135,21 @@ def rollback(txn: Txn, cmd: RollbackModel) -> dict[str, object]:
             Code.ILLEGAL_TRANSITION, f"model {cmd.model[:12]} is {row.status}; only a former champion returns"
         )
     _crown(txn, row, champion)
-    txn.models.put(cmd.model, replace(row, status=ModelStatus.CHAMPION, promoted_at_ms=txn.now_ms))
-    events.emit(txn, "PromotionRolledBack", cmd.model, config=cmd.config, previous=champion, reason=cmd.reason)
+    txn.models.change(cmd.model, status=ModelStatus.CHAMPION, promoted_at_ms=txn.now_ms)
+    txn.emit("PromotionRolledBack", cmd.model, config=cmd.config, previous=champion, reason=cmd.reason)
     return {"model": cmd.model, "previous": champion}
 
 
 def reject(txn: Txn, digest: str) -> None:
     row = txn.models.require(digest)
     if row.status is ModelStatus.CANDIDATE:
-        txn.models.put(digest, replace(row, status=ModelStatus.REJECTED))
-        events.emit(txn, "CandidateRejected", digest, config=row.config, generation=str(row.generation))
+        txn.models.change(digest, status=ModelStatus.REJECTED)
+        txn.emit("CandidateRejected", digest, config=row.config, generation=str(row.generation))
 
 
 def _crown(txn: Txn, row: Model, champion: str) -> None:
     if champion:
-        old = txn.models.require(champion)
-        txn.models.put(champion, replace(old, status=ModelStatus.FORMER))
+        txn.models.change(champion, status=ModelStatus.FORMER)
 
 
 def _of_config(txn: Txn, digest: str, config: str) -> Model:

@@ -42,10 +42,16 @@ class Ordered(Generic[K]):
             self._blocks.append([key])
             self._firsts.append(key)
             return
-        at = max(bisect_right(self._firsts, key) - 1, 0)
-        block = self._blocks[at]
-        insort(block, key)
-        self._firsts[at] = block[0]
+        block = self._blocks[-1]
+        if key > block[-1]:
+            # Most keys are the newest.
+            at = len(self._blocks) - 1
+            block.append(key)
+        else:
+            at = max(bisect_right(self._firsts, key) - 1, 0)
+            block = self._blocks[at]
+            insort(block, key)
+            self._firsts[at] = block[0]
         if len(block) > _SPLIT:
             half = block[_SPLIT // 2 :]
             del block[_SPLIT // 2 :]

@@ -9,9 +9,7 @@ leader to move the clock.
 
 from __future__ import annotations
 
-from msgspec.structs import replace
-
-from statemachine import events, jobs, tokens
+from statemachine import jobs, tokens
 from statemachine.commands import DrainPeer, JoinPeer, RecordHeartbeats, RemovePeer, VouchForPeer
 from statemachine.errors import Code, Refused
 from statemachine.rows import Peer, PeerStatus
@@ -36,34 +34,33 @@ def join(txn: Txn, cmd: JoinPeer) -> dict[str, int]:
         if cmd.boot_id != old.boot_id:
             for job in txn.state.index.live_jobs_of(cmd.peer):
                 jobs.lose(txn, txn.jobs.require(job), "the machine was started anew, no process survived")
-    base = old or Peer(
-        peer=cmd.peer,
-        incarnation=cmd.incarnation,
-        boot_id=cmd.boot_id,
-        role=cmd.role,
-        address=cmd.address,
-        facts=cmd.facts,
-        status=PeerStatus.ALIVE,
-        joined_at_ms=now,
-        heard_at_ms=now,
-    )
-    txn.peers.put(
-        cmd.peer,
-        replace(
-            base,
+    if old is None:
+        row = Peer(
+            peer=cmd.peer,
             incarnation=cmd.incarnation,
             boot_id=cmd.boot_id,
             role=cmd.role,
             address=cmd.address,
             facts=cmd.facts,
             status=PeerStatus.ALIVE,
-            joined_at_ms=now if old is None or old.incarnation != cmd.incarnation else old.joined_at_ms,
+            joined_at_ms=now,
             heard_at_ms=now,
-            wall_joined_at_ms=cmd.at_ms,
-        ),
+        )
+        txn.peers.put(cmd.peer, row)
+    txn.peers.change(
+        cmd.peer,
+        incarnation=cmd.incarnation,
+        boot_id=cmd.boot_id,
+        role=cmd.role,
+        address=cmd.address,
+        facts=cmd.facts,
+        status=PeerStatus.ALIVE,
+        joined_at_ms=now if old is None or old.incarnation != cmd.incarnation else old.joined_at_ms,
+        heard_at_ms=now,
+        wall_joined_at_ms=cmd.at_ms,
     )
     if old is None or old.incarnation != cmd.incarnation:
-        events.emit(txn, "PeerJoined", cmd.peer, role=cmd.role, address=cmd.address)
+        txn.emit("PeerJoined", cmd.peer, role=cmd.role, address=cmd.address)
     return {"incarnation": cmd.incarnation, "clock_ms": now}
 
 
@@ -89,11 +86,8 @@ def heartbeats(txn: Txn, cmd: RecordHeartbeats) -> dict[str, str]:
             refused[beat.peer] = Code.STALE_INCARNATION
             continue
         if row.status is not PeerStatus.ALIVE:
-            events.emit(txn, "PeerRecovered", beat.peer, was=row.status)
-        txn.peers.put(
-            beat.peer,
-            replace(row, heard_at_ms=now, status=PeerStatus.ALIVE, facts=beat.facts or row.facts),
-        )
+            txn.emit("PeerRecovered", beat.peer, was=row.status)
+        txn.peers.change(beat.peer, heard_at_ms=now, status=PeerStatus.ALIVE, facts=beat.facts or row.facts)
         for progress in beat.progress:
             jobs.progress(txn, progress, peer=beat.peer)
     return refused
@@ -108,24 +102,21 @@ def vouch(txn: Txn, cmd: VouchForPeer) -> bool:
         )
     if row.status is not PeerStatus.SUSPECT:
         return False
-    txn.peers.put(cmd.peer, replace(row, vouched_at_ms=txn.now_ms))
+    txn.peers.change(cmd.peer, vouched_at_ms=txn.now_ms)
     return True
 
 
 def drain(txn: Txn, cmd: DrainPeer) -> bool:
     row = txn.peers.require(cmd.peer)
     deadline = txn.now_ms + cmd.deadline_ms if cmd.drain and cmd.deadline_ms else 0
-    txn.peers.put(
+    txn.peers.change(
         cmd.peer,
-        replace(
-            row,
-            draining=cmd.drain,
-            drain_reason=cmd.reason if cmd.drain else "",
-            drain_deadline_ms=deadline,
-        ),
+        draining=cmd.drain,
+        drain_reason=cmd.reason if cmd.drain else "",
+        drain_deadline_ms=deadline,
     )
     if row.draining != cmd.drain:
-        events.emit(txn, "PeerDrained" if cmd.drain else "PeerUndrained", cmd.peer, reason=cmd.reason)
+        txn.emit("PeerDrained" if cmd.drain else "PeerUndrained", cmd.peer, reason=cmd.reason)
     return cmd.drain
 
 
@@ -150,14 +141,14 @@ def on_due(txn: Txn, row: Peer) -> None:
         for job in txn.state.index.live_jobs_of(row.peer):
             held = txn.jobs.require(job)
             jobs.tell_to_stop(txn, held, "the node is being drained")
-        txn.peers.put(row.peer, replace(row, drain_deadline_ms=0))
+        txn.peers.change(row.peer, drain_deadline_ms=0)
         return
     if row.status is PeerStatus.ALIVE:
-        txn.peers.put(row.peer, replace(row, status=PeerStatus.SUSPECT))
-        events.emit(txn, "PeerSuspected", row.peer, silent_ms=str(now - row.heard_at_ms))
+        txn.peers.change(row.peer, status=PeerStatus.SUSPECT)
+        txn.emit("PeerSuspected", row.peer, silent_ms=str(now - row.heard_at_ms))
     elif row.status is PeerStatus.SUSPECT:
-        txn.peers.put(row.peer, replace(row, status=PeerStatus.DEAD))
-        events.emit(txn, "PeerDied", row.peer, silent_ms=str(now - row.heard_at_ms), limit=str(timing.dead_after_ms))
+        txn.peers.change(row.peer, status=PeerStatus.DEAD)
+        txn.emit("PeerDied", row.peer, silent_ms=str(now - row.heard_at_ms), limit=str(timing.dead_after_ms))
     else:
         _forget(txn, row, "dead for longer than the retention")
 
@@ -167,6 +158,6 @@ def _forget(txn: Txn, row: Peer, reason: str) -> None:
         jobs.lose(txn, txn.jobs.require(job), f"its node was removed: {reason}")
     for digest, held in txn.state.artifacts.items():
         if row.peer in held.holders:
-            txn.artifacts.put(digest, replace(held, holders=tuple(h for h in held.holders if h != row.peer)))
+            txn.artifacts.change(digest, holders=tuple(h for h in held.holders if h != row.peer))
     txn.peers.delete(row.peer)
-    events.emit(txn, "PeerRemoved", row.peer, reason=reason)
+    txn.emit("PeerRemoved", row.peer, reason=reason)

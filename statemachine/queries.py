@@ -118,7 +118,7 @@ def _why_pending(state: State, row: Work) -> Why:
     if cluster.paused:
         text = f"the cluster is paused: {cluster.pause_reason or 'by an operator'}"
         return Why(row.status, text, (Reason("paused", 1, text),))
-    obstacle = item_obstacle(row, state.now_ms, state.work.get, state.index.live_by_class)
+    obstacle = item_obstacle(row, state.now_ms, state.work.get, state.index.live)
     if obstacle is not None:
         return Why(row.status, obstacle.detail, (Reason(obstacle.code, 1, obstacle.detail),))
     if not row.spec.template:
@@ -164,15 +164,18 @@ class Overview(Struct, frozen=True):
 def overview(state: State) -> Overview:
     """O(types + configs)."""
     by_type: dict[str, dict[str, int]] = {}
-    for (work_type, status), count in state.index.work_by_type.items():
-        by_type.setdefault(work_type, {})[status] = count
+    for work_type, _, group in state.index.groups():
+        for status, count in group.counts.items():
+            if count:
+                counts = by_type.setdefault(work_type, {})
+                counts[str(status)] = counts.get(str(status), 0) + count
     return Overview(
         cluster=state.cluster,
         peers_total=len(state.peers),
         peers_by_status={str(k): v for k, v in state.index.peers_by_status.items()},
         work_by_status={str(k): v for k, v in state.index.work_by_status.items()},
         work_by_type=by_type,
-        live_jobs_by_type=dict(state.index.live_by_type),
+        live_jobs_by_type=state.index.live_by_type(),
         totals=dict(state.totals),
         champions=dict(state.index.champions),
         artifacts=len(state.artifacts),
@@ -183,7 +186,7 @@ def overview(state: State) -> Overview:
 
 def pending(state: State, work_type: str = "", limit: int = 100) -> list[Work]:
     """Pending items, best first."""
-    queues = [queue for (kind, _), queue in state.index.queue.items() if kind == work_type or not work_type]
+    queues = [group.queue for kind, _, group in state.index.groups() if work_type in ("", kind)]
     return [state.work[name] for _, _, name in islice(merge(*queues), limit)]
 
 
@@ -227,7 +230,7 @@ def newest_model(state: State, config: str) -> str:
 
 def stalled(state: State) -> Why | None:
     """When items wait and nothing runs: the best pending item's own explanation, else None."""
-    if sum(state.index.live_by_type.values()) or not state.index.work_by_status[WorkStatus.PENDING]:
+    if state.index.live_total or not state.index.work_by_status[WorkStatus.PENDING]:
         return None
     return why(state, pending(state, limit=1)[0].work)
 

@@ -169,7 +169,7 @@ def _load(head: Header, sections: list[bytes], end: bytes) -> Machine:
     if _decode(_end, end, "its end") != ("end", count):
         raise SnapshotDamaged(f"it holds {count} rows and says otherwise")
     machine = Machine()
-    machine.restore(tables)
+    machine.state.load(tables)
     machine.index, machine.term, machine.chain = head.index, head.term, head.chain
     return machine
 

@@ -1,17 +1,19 @@
 """The tables, the transaction that changes them, and what is derived from them.
 
     State      tables of frozen rows + Indexes (derived, never replicated) + decoded settings
-    Txn        overlay on a State: reads fall through, writes are kept apart until `commit`
-    Indexes    queues, counters and the deadline queue; rebuilt from the rows after a snapshot
+    Txn        writes into a State; remembers what was there, so that a refused command is taken back whole
+    Indexes    queues, counters and the deadline queue; in step at each commit, rebuilt after a snapshot
 
 Only `Machine` holds a Txn. Everybody else reads.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Generic, TypeVar, cast
 
 from msgspec import Struct
+from msgspec.structs import replace
 
 from statemachine import deadlines
 from statemachine import settings as st
@@ -39,8 +41,6 @@ from statemachine.rows import (
 R = TypeVar("R", bound=Struct)
 
 CLUSTER_KEY = "cluster"
-#: tables from which nothing is derived
-PLAIN = frozenset({"events", "matches", "standings", "gauntlets", "totals"})
 
 
 class State:
@@ -91,35 +91,31 @@ class State:
     def controller(self, name: str) -> st.Controller:
         return cast("st.Controller | None", self._keyed.get(f"controller/{name}")) or st.Controller()
 
-    def write(self, table: str, key: str, row: Row | None) -> None:
-        """Put or delete one row and keep what is derived from it in step. For Txn and the snapshot only."""
-        rows = self.tables[table]
-        old = rows.get(key)
-        if row is None:
-            del rows[key]
-        else:
-            rows[key] = row
-        if table in PLAIN:
-            return
-        if table == "cluster":
-            self.cluster = cast(Cluster, row)
-        elif table == "settings":
-            self._decode_setting(key, cast(Setting, row))
-        else:
-            self.index.changed(table, key, old, row)
-            if table in deadlines.TABLES:
-                due = deadlines.own_due(table, row, self.timing, self.retention) if row is not None else 0
-                self.index.schedule(table, key, due)
+    def load(self, tables: Mapping[str, Iterable[tuple[str, Row]]]) -> None:
+        """Fill an empty state with rows, settings first (deadlines depend on them)."""
+        for name in sorted(tables, key=lambda name: name != "settings"):
+            rows = self.tables[name]
+            rows.update(tables[name])
+            keep = self.index.keepers.get(name)
+            if keep is not None:
+                for key, row in rows.items():
+                    keep(key, None, row)
+            if name == "settings":
+                for key, setting in self.settings.items():
+                    self.take_setting(key, setting.value)
+        self.cluster = cast(Cluster, self.tables["cluster"][CLUSTER_KEY])
+        self.reschedule()
 
     def reschedule(self) -> None:
-        """Put every row at its place in the deadline queue again, since the spans have changed."""
-        for table in deadlines.TABLES:
-            for key, row in self.tables[table].items():
-                self.index.schedule(table, key, deadlines.own_due(table, row, self.timing, self.retention))
+        """Put every row at its place in the deadline queue, since the spans or all the rows have changed."""
+        for name, due in deadlines.TABLES.items():
+            dues = ((key, due(row, self.timing, self.retention)) for key, row in self.tables[name].items())
+            self.index.queued[name] = {key: at for key, at in dues if at}
+        self.index.requeue()
 
-    def _decode_setting(self, name: str, row: Setting) -> None:
+    def take_setting(self, name: str, text: str) -> None:
         """Take a setting's value into use; settings are never deleted."""
-        value = st.decode(name, row.value)
+        value = st.decode(name, text)
         if isinstance(value, st.Timing):
             self.timing = value
             self.reschedule()
@@ -132,100 +128,156 @@ class State:
             self._keyed[name] = value
 
 
-class TableTxn(Generic[R]):
-    """One table as a transaction sees it."""
+class Table(Generic[R]):
+    """One table as commands see it: they write into it, and the transaction remembers what was there."""
 
-    __slots__ = ("_base", "_noun", "_order", "name", "overlay")
+    __slots__ = ("_noun", "_txn", "due", "get", "keep", "name", "rows")
 
-    def __init__(self, name: str, noun: str, base: dict[str, R], order: list[tuple[TableTxn[Any], str]]) -> None:
+    def __init__(self, txn: Txn, name: str, noun: str) -> None:
+        state = txn.state
         self.name = name
+        self.rows = cast(dict[str, R], state.tables[name])
+        #: the row, or None
+        self.get: Callable[[str], R | None] = self.rows.get
+        #: brings the indexes in step, where anything is derived from the table
+        self.keep = state.index.keepers.get(name)
+        self.due = deadlines.TABLES.get(name)
+        self._txn = txn
         self._noun = noun
-        self._base = base
-        self._order = order
-        self.overlay: dict[str, R | None] = {}
-
-    def get(self, key: str) -> R | None:
-        if key in self.overlay:
-            return self.overlay[key]
-        return self._base.get(key)
 
     def require(self, key: str) -> R:
         """The row, or a refusal that names it."""
-        row = self.get(key)
+        row = self.rows.get(key)
         if row is None:
             raise Refused(Code.NOT_FOUND, f"no {self._noun} {key!r} is known")
         return row
 
     def put(self, key: str, row: R) -> R:
-        if key not in self.overlay:
-            self._order.append((self, key))
-        self.overlay[key] = row
+        """Write a whole row."""
+        rows, txn = self.rows, self._txn
+        txn.undo.append((self, key, rows.get(key), row))
+        txn.written.append((self.name, key, row))
+        rows[key] = row
+        return row
+
+    def change(self, key: str, **fields: Any) -> R:
+        """Write some fields of a row that is there. The digest chain takes in these fields, not the whole row again."""
+        rows, txn = self.rows, self._txn
+        old = rows[key]
+        row = rows[key] = replace(old, **fields)
+        txn.undo.append((self, key, old, row))
+        txn.written.append((self.name, key, fields))
         return row
 
     def delete(self, key: str) -> None:
-        if key not in self.overlay:
-            self._order.append((self, key))
-        self.overlay[key] = None
+        """Remove a row that is there."""
+        old = self.rows.pop(key)
+        self._txn.undo.append((self, key, old, None))
+        self._txn.written.append((self.name, key, None))
 
     def __len__(self) -> int:
-        fresh = sum(1 for k, v in self.overlay.items() if v is not None and k not in self._base)
-        gone = sum(1 for k, v in self.overlay.items() if v is None and k in self._base)
-        return len(self._base) + fresh - gone
+        return len(self.rows)
 
 
 class Txn:
-    """The writes of one command, dropped whole by `rollback`.
+    """The writes of one command: made in place, taken back whole by `rollback`.
 
-    One object serves a machine for its life: `commit` and `rollback` leave it empty. The cluster's row is an
-    attribute: almost every command writes it, most of them several times.
+    One object serves a machine for its life. The counters of the cluster's row are plain numbers here, since almost
+    every command counts one of them on; the row itself is written once an entry, by `finish`.
     """
 
     def __init__(self, state: State) -> None:
         self.state = state
         self.index = 0
+        self.now_ms = 0
         self.cluster = state.cluster
-        order: list[tuple[TableTxn[Any], str]] = []
-        self._order = order
-        self.peers: TableTxn[Peer] = TableTxn("peers", "peer", state.peers, order)
-        self.work: TableTxn[Work] = TableTxn("work", "work item", state.work, order)
-        self.jobs: TableTxn[Job] = TableTxn("jobs", "job", state.jobs, order)
-        self.artifacts: TableTxn[Artifact] = TableTxn("artifacts", "artifact", state.artifacts, order)
-        self.models: TableTxn[Model] = TableTxn("models", "model", state.models, order)
-        self.matches: TableTxn[Match] = TableTxn("matches", "match", state.matches, order)
-        self.standings: TableTxn[Standing] = TableTxn("standings", "standing", state.standings, order)
-        self.gauntlets: TableTxn[Gauntlet] = TableTxn("gauntlets", "gauntlet", state.gauntlets, order)
-        self.totals: TableTxn[Totals] = TableTxn("totals", "totals", state.totals, order)
-        self.settings: TableTxn[Setting] = TableTxn("settings", "setting", state.settings, order)
-        self.requests: TableTxn[Request] = TableTxn("requests", "request", state.requests, order)
-        self.events: TableTxn[Event] = TableTxn("events", "event", state.events, order)
-        self.tokens: TableTxn[Token] = TableTxn("tokens", "token", state.tokens, order)
+        self.fence = 0
+        self.seq = 0
+        self.event_seq = 0
+        #: what the entry wrote so far, in order: (table, key, row | changed fields | None) and events
+        self.written: list[tuple[str, str, Any]] = []
+        #: what the command wrote, in order: (table, key, row before, row)
+        self.undo: list[tuple[Table[Any], str, Any, Any]] = []
+        self._mark = (self.cluster, 0, 0, 0, 0)
+        self.peers: Table[Peer] = Table(self, "peers", "peer")
+        self.work: Table[Work] = Table(self, "work", "work item")
+        self.jobs: Table[Job] = Table(self, "jobs", "job")
+        self.artifacts: Table[Artifact] = Table(self, "artifacts", "artifact")
+        self.models: Table[Model] = Table(self, "models", "model")
+        self.matches: Table[Match] = Table(self, "matches", "match")
+        self.standings: Table[Standing] = Table(self, "standings", "standing")
+        self.gauntlets: Table[Gauntlet] = Table(self, "gauntlets", "gauntlet")
+        self.totals: Table[Totals] = Table(self, "totals", "totals")
+        self.settings: Table[Setting] = Table(self, "settings", "setting")
+        self.requests: Table[Request] = Table(self, "requests", "request")
+        self.tokens: Table[Token] = Table(self, "tokens", "token")
 
-    @property
-    def now_ms(self) -> int:
-        return self.cluster.clock_ms
-
-    def begin(self, index: int) -> None:
-        """The commands that follow are those of the entry at `index`."""
+    def begin(self, index: int, cluster: Cluster) -> None:
+        """The commands that follow are those of the entry at `index`; its stamp made `cluster` of the cluster's row."""
         self.index = index
-        self.cluster = self.state.cluster
+        self.now_ms = cluster.clock_ms
+        self.cluster = cluster
+        self.fence = cluster.fence
+        self.seq = cluster.seq
+        self.event_seq = cluster.event_seq
+        self.written = []
+        self._mark = (cluster, self.fence, self.seq, self.event_seq, 0)
 
-    def commit(self) -> list[tuple[str, str, Row | None]]:
-        """Write everything to the state; returns the rows written, in order, the cluster's last."""
+    def next_seq(self) -> int:
+        """The next sequence number: the order in which rows came to be."""
+        self.seq += 1
+        return self.seq
+
+    def next_fence(self) -> int:
+        """A fence that nobody held before."""
+        self.fence += 1
+        return self.fence
+
+    def emit(self, kind: str, key: str, **detail: str) -> None:
+        """Append an event to the ring: what happened, in the past tense. Empty details are left out."""
+        if "" in detail.values():
+            detail = {k: v for k, v in detail.items() if v}
+        self.event_seq = seq = self.event_seq + 1
+        self.state.events[str(seq)] = Event(seq, self.index, self.now_ms, kind, key, detail)
+        self.written.append((kind, key, detail))
+
+    def commit(self) -> None:
+        """Let the command's writes stand, and bring in step what is derived from them."""
         state = self.state
-        written: list[tuple[str, str, Row | None]] = []
-        for table, key in self._order:
-            row = table.overlay.pop(key)
-            if row is not None or key in state.tables[table.name]:
-                state.write(table.name, key, row)
-                written.append((table.name, key, row))
-        self._order.clear()
-        if self.cluster is not state.cluster:
-            state.write("cluster", CLUSTER_KEY, self.cluster)
-            written.append(("cluster", CLUSTER_KEY, self.cluster))
-        return written
+        for table, key, old, row in self.undo:
+            keep, due = table.keep, table.due
+            moved = keep(key, old, row) if keep is not None else old is None
+            if moved and due is not None and row is not None:
+                at = due(row, state.timing, state.retention)
+                if at:
+                    state.index.schedule(table.name, key, at)
+            if table is self.settings:
+                state.take_setting(key, self.settings.rows[key].value)
+        self.undo.clear()
+        self._mark = (self.cluster, self.fence, self.seq, self.event_seq, len(self.written))
 
     def rollback(self) -> None:
-        for table, _ in self._order:
-            table.overlay.clear()
-        self._order.clear()
-        self.cluster = self.state.cluster
+        """Put back everything that was there before the command."""
+        while self.undo:
+            table, key, old, _ = self.undo.pop()
+            if old is None:
+                del table.rows[key]
+            else:
+                table.rows[key] = old
+        last = self.event_seq
+        self.cluster, self.fence, self.seq, self.event_seq, written = self._mark
+        for seq in range(self.event_seq + 1, last + 1):
+            del self.state.events[str(seq)]
+        del self.written[written:]
+
+    def finish(self) -> list[tuple[str, str, Any]]:
+        """Write the cluster's row and let old events go; returns what the entry wrote, in order."""
+        state = self.state
+        cluster = replace(self.cluster, fence=self.fence, seq=self.seq, event_seq=self.event_seq)
+        if cluster != state.cluster:
+            state.cluster = state.tables["cluster"][CLUSTER_KEY] = cluster
+            self.written.append(("cluster", CLUSTER_KEY, cluster))
+        # Numbers are consecutive, so the ones that fall out are known.
+        for seq in range(self.event_seq - len(state.events) + 1, self.event_seq - state.limits.events + 1):
+            del state.events[str(seq)]
+        return self.written

@@ -8,9 +8,6 @@ A secret is 256 random bits, so the plain hash tells nothing that could be guess
 
 from __future__ import annotations
 
-from msgspec.structs import replace
-
-from statemachine import events
 from statemachine.commands import CreateToken, RedeemToken, RevokeToken
 from statemachine.errors import Code, Refused
 from statemachine.rows import Token
@@ -60,7 +57,7 @@ def _put(txn: Txn, row: Token) -> dict[str, str | int]:
     if len(txn.tokens) >= txn.state.limits.tokens:
         raise Refused(Code.LIMIT, f"{len(txn.tokens)} tokens are kept; revoke some, or raise limits.tokens")
     txn.tokens.put(row.name, row)
-    events.emit(txn, "TokenCreated", row.name, scope=row.scope, peer=row.peer, bought_with=row.bought_with)
+    txn.emit("TokenCreated", row.name, scope=row.scope, peer=row.peer, bought_with=row.bought_with)
     return {"name": row.name, "expires_at_ms": row.expires_at_ms}
 
 
@@ -96,7 +93,7 @@ def redeem(txn: Txn, cmd: RedeemToken) -> dict[str, str | int]:
         raise Refused(
             Code.ILLEGAL_TRANSITION, f"join token {cmd.join!r} has let in {join.used} nodes, as many as it may"
         )
-    txn.tokens.put(join.name, replace(join, used=join.used + 1))
+    txn.tokens.change(join.name, used=join.used + 1)
     return _put(txn, Token(name, Scope.NODE, cmd.sha256, txn.now_ms, 0, cmd.peer, bought_with=cmd.join))
 
 
@@ -108,8 +105,8 @@ def end_of(txn: Txn, peer: str, reason: str) -> None:
 
 
 def _end(txn: Txn, row: Token, reason: str) -> None:
-    txn.tokens.put(row.name, replace(row, ended=reason, ended_at_ms=txn.now_ms))
-    events.emit(txn, "TokenEnded", row.name, scope=row.scope, peer=row.peer, reason=reason)
+    txn.tokens.change(row.name, ended=reason, ended_at_ms=txn.now_ms)
+    txn.emit("TokenEnded", row.name, scope=row.scope, peer=row.peer, reason=reason)
 
 
 def on_due(txn: Txn, row: Token) -> None:

@@ -10,6 +10,8 @@ from msgspec import Meta, Struct
 #: `$` alone would let a trailing newline through
 _NAME = r"^[A-Za-z0-9][A-Za-z0-9._:@/+-]*$(?!\n)"
 Id = Annotated[str, Meta(min_length=1, max_length=128, pattern=_NAME)]
+#: an Id that names something which is there already: it needs no form of its own, one that nothing has is refused
+Ref = Annotated[str, Meta(min_length=1, max_length=128)]
 #: shorter than an Id, because the names of its jobs and matches are made from it
 WorkId = Annotated[str, Meta(min_length=1, max_length=96, pattern=_NAME)]
 #: short enough that names of items and participants can be made from several
@@ -47,7 +49,7 @@ class Scope(StrEnum):
     JOIN = "join"
 
 
-class Value(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+class Value(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True, gc=False):
     """Base of the small values that commands and rows share."""
 
 
@@ -146,7 +148,7 @@ class Evidence(Value, frozen=True):
 class JobProgress(Value, frozen=True):
     """Cumulative counts of a running job, and what it aims at."""
 
-    job: Id
+    job: Ref
     fence: Natural
     counts: Counts = {}
     total: Counts = {}
@@ -155,7 +157,7 @@ class JobProgress(Value, frozen=True):
 class Beat(Value, frozen=True):
     """One peer's sign of life. `progress` holds cumulative totals per job, at most every 30 s."""
 
-    peer: Id
+    peer: Ref
     incarnation: Natural
     facts: PeerFacts | None = None
     progress: Annotated[tuple[JobProgress, ...], Meta(max_length=256)] = ()

@@ -15,10 +15,8 @@ from itertools import islice
 
 from msgspec.structs import replace
 
-from statemachine import events
-from statemachine.cluster import next_fence, next_seq
 from statemachine.commands import AddWork, CancelWork, ClaimWork, PlaceWork, RetryWork
-from statemachine.eligibility import free_gpus, item_obstacle, peer_obstacle
+from statemachine.eligibility import EXCLUSIVE_TYPES, free_gpus, item_obstacle, peer_obstacle
 from statemachine.errors import Code, Refused
 from statemachine.rows import (
     LIVE_JOB,
@@ -36,6 +34,11 @@ from statemachine.state import Txn
 CLAIM_SCAN = 512
 
 
+#: looking a member up on its class costs a Python call
+_PENDING, _CLAIMED = WorkStatus.PENDING, WorkStatus.CLAIMED
+_RUN, _GRANTED = Desired.RUN, Actual.PENDING
+
+
 def move(row: Work, to: WorkStatus) -> None:
     if (row.status, to) not in WORK_TRANSITIONS:
         raise Refused(Code.ILLEGAL_TRANSITION, f"work {row.work!r} is {row.status} and cannot become {to}")
@@ -49,7 +52,7 @@ def add(txn: Txn, cmd: AddWork) -> dict[str, object]:
             return {"work": cmd.work, "status": old.status, "repeat": True}
         raise Refused(Code.CONFLICT, f"work {cmd.work!r} exists with other content; choose another id")
     state = txn.state
-    pending = state.index.work_by_class.get((cmd.work_type, cmd.config, WorkStatus.PENDING), 0)
+    pending = state.index.open_items(cmd.work_type, cmd.config, _PENDING)
     if pending >= state.limits.pending_per_class:
         raise Refused(
             Code.LIMIT,
@@ -67,14 +70,14 @@ def add(txn: Txn, cmd: AddWork) -> dict[str, object]:
         cmd.work,
         Work(
             spec=cmd,
-            status=WorkStatus.PENDING,
-            seq=next_seq(txn),
+            status=_PENDING,
+            seq=txn.next_seq(),
             created_at_ms=now,
             ready_at_ms=now,
             expires_at_ms=now + cmd.ttl_ms if cmd.ttl_ms else 0,
         ),
     )
-    events.emit(txn, "WorkQueued", cmd.work, type=cmd.work_type, config=cmd.config)
+    txn.emit("WorkQueued", cmd.work, type=cmd.work_type, config=cmd.config)
     return {"work": cmd.work, "status": "pending"}
 
 
@@ -95,7 +98,16 @@ def claim(txn: Txn, cmd: ClaimWork) -> list[dict[str, object]]:
     if peer is not None and peer.draining:
         raise Refused(Code.INELIGIBLE, f"peer {cmd.peer!r} is being drained and takes no work")
     answer: list[dict[str, object]] = []
-    for row in _claimable(txn, cmd):
+    exclusive: set[tuple[str, str]] = set()
+    for _, _, name in _queued(txn, cmd):
+        row = txn.work.rows[name]
+        if item_obstacle(row, txn.now_ms, txn.work.get, txn.state.index.live) is not None:
+            continue
+        spec = row.spec
+        if spec.work_type in EXCLUSIVE_TYPES:
+            if (spec.work_type, spec.config) in exclusive:
+                continue
+            exclusive.add((spec.work_type, spec.config))
         job = grant(txn, row, peer=cmd.peer, incarnation=0, claim=cmd.claim, gpus=(), placed="claimed")
         answer.append(granted(job, row))
         if len(answer) >= cmd.limit:
@@ -103,20 +115,17 @@ def claim(txn: Txn, cmd: ClaimWork) -> list[dict[str, object]]:
     return answer
 
 
-def _claimable(txn: Txn, cmd: ClaimWork) -> Iterator[Work]:
-    """Pending items that fit the claim, best first over all asked types and configs."""
-    asked = [
-        islice(queue, CLAIM_SCAN)
-        for (work_type, config), queue in txn.state.index.queue.items()
-        if (not cmd.work_types or work_type in cmd.work_types) and (not cmd.configs or config in cmd.configs)
+def _queued(txn: Txn, cmd: ClaimWork) -> Iterator[tuple[int, int, str]]:
+    """Places of the pending items that fit the claim, best first over all asked types and configs."""
+    classes = txn.state.index.classes
+    queues = [
+        islice(configs[config].queue, CLAIM_SCAN)
+        for work_type in dict.fromkeys(cmd.work_types) or classes
+        if (configs := classes.get(work_type)) is not None
+        for config in dict.fromkeys(cmd.configs) or configs
+        if config in configs
     ]
-    live = dict(txn.state.index.live_by_class)
-    for _, _, name in merge(*asked):
-        row = txn.work.require(name)
-        if item_obstacle(row, txn.now_ms, txn.work.get, live) is None:
-            kind = (row.spec.work_type, row.spec.config)
-            live[kind] = live.get(kind, 0) + 1
-            yield row
+    return queues[0] if len(queues) == 1 else merge(*queues)
 
 
 def granted(job: Job, row: Work) -> dict[str, object]:
@@ -128,8 +137,8 @@ def granted(job: Job, row: Work) -> dict[str, object]:
         "work": row.work,
         "work_type": spec.work_type,
         "config": spec.config,
-        "params": dict(spec.params),
-        "inputs": {i.name: i.digest for i in spec.inputs},
+        "params": spec.params,
+        "inputs": {i.name: i.digest for i in spec.inputs} if spec.inputs else {},
         "attempt": row.attempts + 1,
         "lease_ms": job.lease_ms,
         "timeout_ms": job.timeout_ms,
@@ -150,7 +159,7 @@ def place(txn: Txn, cmd: PlaceWork) -> dict[str, object]:
         )
     state = txn.state
     held = [txn.jobs.require(j) for j in state.index.live_jobs_of(cmd.peer)]
-    obstacle = item_obstacle(row, txn.now_ms, txn.work.get, state.index.live_by_class) or peer_obstacle(
+    obstacle = item_obstacle(row, txn.now_ms, txn.work.get, state.index.live) or peer_obstacle(
         peer, row.spec.needs, held, state.limits
     )
     if obstacle is not None:
@@ -180,9 +189,9 @@ def grant(txn: Txn, row: Work, *, peer: str, incarnation: int, claim: str, gpus:
         config=spec.config,
         peer=peer,
         incarnation=incarnation,
-        fence=next_fence(txn),
-        desired=Desired.RUN,
-        actual=Actual.PENDING,
+        fence=txn.next_fence(),
+        desired=_RUN,
+        actual=_GRANTED,
         granted_at_ms=now,
         lease_ms=timing.lease(spec.work_type),
         renewed_at_ms=now,
@@ -193,8 +202,8 @@ def grant(txn: Txn, row: Work, *, peer: str, incarnation: int, claim: str, gpus:
         placed=placed,
     )
     txn.jobs.put(name, job)
-    txn.work.put(row.work, replace(row, status=WorkStatus.CLAIMED, job=name, grants=row.grants + 1))
-    events.emit(txn, "WorkClaimed", row.work, job=name, peer=peer)
+    txn.work.change(row.work, status=_CLAIMED, job=name, grants=row.grants + 1)
+    txn.emit("WorkClaimed", row.work, job=name, peer=peer)
     return job
 
 
@@ -208,9 +217,9 @@ def cancel(txn: Txn, cmd: CancelWork) -> str:
     reason = cmd.reason or "cancelled"
     if live:
         job = txn.jobs.require(row.job)
-        txn.jobs.put(job.job, replace(job, desired=Desired.STOP, reason=reason))
-    txn.work.put(row.work, replace(row, status=WorkStatus.CANCELLED, finished_at_ms=txn.now_ms, reason=reason))
-    events.emit(txn, "WorkCancelled", row.work, reason=reason)
+        txn.jobs.change(job.job, desired=Desired.STOP, reason=reason)
+    txn.work.change(row.work, status=WorkStatus.CANCELLED, finished_at_ms=txn.now_ms, reason=reason)
+    txn.emit("WorkCancelled", row.work, reason=reason)
     return WorkStatus.CANCELLED
 
 
@@ -227,23 +236,20 @@ def retry(txn: Txn, cmd: RetryWork) -> str:
     if spec.unique and (holder := txn.state.index.unique.get(spec.unique)):
         raise Refused(Code.CONFLICT, f"work {holder!r} holds the unique name {spec.unique!r} now")
     now = txn.now_ms
-    txn.work.put(
+    txn.work.change(
         row.work,
-        replace(
-            row,
-            status=WorkStatus.PENDING,
-            attempts=0,
-            grants_before=row.grants,
-            job="",
-            ready_at_ms=now,
-            expires_at_ms=now + spec.ttl_ms if spec.ttl_ms else 0,
-            finished_at_ms=0,
-            failed_on=(),
-            reason=cmd.reason,
-            error_class="",
-        ),
+        status=WorkStatus.PENDING,
+        attempts=0,
+        grants_before=row.grants,
+        job="",
+        ready_at_ms=now,
+        expires_at_ms=now + spec.ttl_ms if spec.ttl_ms else 0,
+        finished_at_ms=0,
+        failed_on=(),
+        reason=cmd.reason,
+        error_class="",
     )
-    events.emit(txn, "WorkRetried", row.work, reason=cmd.reason)
+    txn.emit("WorkRetried", row.work, reason=cmd.reason)
     return WorkStatus.PENDING
 
 
@@ -251,16 +257,13 @@ def on_due(txn: Txn, row: Work) -> None:
     """Expire an item that waited too long, or drop one whose retention is over, with its jobs."""
     if row.status is WorkStatus.PENDING:
         waited = txn.now_ms - row.created_at_ms
-        txn.work.put(
+        txn.work.change(
             row.work,
-            replace(
-                row,
-                status=WorkStatus.EXPIRED,
-                finished_at_ms=txn.now_ms,
-                reason=f"it waited {waited} ms, its time to live was {row.spec.ttl_ms} ms",
-            ),
+            status=WorkStatus.EXPIRED,
+            finished_at_ms=txn.now_ms,
+            reason=f"it waited {waited} ms, its time to live was {row.spec.ttl_ms} ms",
         )
-        events.emit(txn, "WorkExpired", row.work)
+        txn.emit("WorkExpired", row.work)
         return
     for number in range(1, row.grants + 1):
         txn.jobs.delete(f"{row.work}.{number}")

@@ -60,7 +60,7 @@ async def listing(call: Call, query: JobFilter) -> JobList:
                 active.append(row)
             if len(active) >= query.limit:
                 break
-        total = sum(state.index.live_by_type.values())
+        total = state.index.live_total
         if not query.ended:
             return JobList(active, total, [], "")
         ended, after = scan(state.jobs, query, lambda row: row.actual not in LIVE_JOB and keep(row))

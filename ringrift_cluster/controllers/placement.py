@@ -8,7 +8,8 @@ strongest, have the most room, and failed least. The law checks every placement 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
 
 from statemachine.commands import Command, PlaceWork
 from statemachine.eligibility import free_gpus, item_obstacle, peer_obstacle
@@ -67,16 +68,20 @@ def place(state: State) -> list[Command]:
         return []
     peers = [p for p in state.peers.values() if p.status is PeerStatus.ALIVE and not p.draining]
     held = {p.peer: [state.jobs[j] for j in state.index.live_jobs_of(p.peer)] for p in peers}
-    live = dict(state.index.live_by_class)
+    live = Counter({(kind, config): group.live for kind, config, group in state.index.groups()})
+
+    def running(work_type: str, config: str) -> int:
+        return live[work_type, config]
+
     unmet: set[Needs] = set()
     budget = iter(range(MAX_LOOKED))
-    classes = [_runnable(state, queue, live, unmet, budget) for queue in state.index.queue.values()]
+    classes = [_runnable(state, group.queue, running, unmet, budget) for _, _, group in state.index.groups()]
     heads = {n: row for n, rows in enumerate(classes) if (row := next(rows, None)) is not None}
     commands: list[Command] = []
     while heads and len(commands) < MAX_PLACEMENTS:
         n, row = min(heads.items(), key=lambda head: _urgency(state, head[1], live))
         choice = None
-        if item_obstacle(row, state.now_ms, state.work.get, live) is None:
+        if item_obstacle(row, state.now_ms, state.work.get, running) is None:
             choice = _best_peer(state, row, peers, held)
             if choice is None:
                 unmet.add(row.spec.needs)
@@ -93,7 +98,7 @@ def place(state: State) -> list[Command]:
 def _runnable(
     state: State,
     queue: Iterable[tuple[int, int, str]],
-    live: dict[tuple[str, str], int],
+    running: Callable[[str, str], int],
     unmet: set[Needs],
     budget: Iterator[int],
 ) -> Iterator[Work]:
@@ -102,7 +107,7 @@ def _runnable(
         row = state.work[place[2]]
         if not row.spec.template or row.spec.needs in unmet:
             continue
-        if item_obstacle(row, state.now_ms, state.work.get, live) is None:
+        if item_obstacle(row, state.now_ms, state.work.get, running) is None:
             yield row
 
 
@@ -111,22 +116,21 @@ def _bind(
     peer: Peer,
     reason: str,
     held: dict[str, list[Job]],
-    live: dict[tuple[str, str], int],
+    live: Counter[tuple[str, str]],
 ) -> PlaceWork:
     gpus = tuple(free_gpus(peer, row.spec.needs, held[peer.peer])[: row.spec.needs.gpus])
     held[peer.peer].append(_stand_in(row, peer.peer, gpus))
-    kind = (row.spec.work_type, row.spec.config)
-    live[kind] = live.get(kind, 0) + 1
+    live[row.spec.work_type, row.spec.config] += 1
     return PlaceWork(work=row.work, peer=peer.peer, incarnation=peer.incarnation, gpus=gpus, reason=reason)
 
 
-def _urgency(state: State, row: Work, live: dict[tuple[str, str], int]) -> tuple[float, float, int]:
+def _urgency(state: State, row: Work, live: Counter[tuple[str, str]]) -> tuple[float, float, int]:
     spec = row.spec
     ageing = min((state.now_ms - row.created_at_ms) // 60_000, MAX_AGEING)
     config = state.config(spec.config)
     totals = state.totals.get(spec.config)
     done = totals.selfplay_jobs if totals and spec.work_type == "selfplay" else 0
-    share = (done + live.get((spec.work_type, spec.config), 0)) / max(config.weight if config else 1, 1)
+    share = (done + live[spec.work_type, spec.config]) / max(config.weight if config else 1, 1)
     return -(spec.priority + ageing), share, row.seq
 
 

@@ -34,8 +34,8 @@ def _initial(state: State, key: str, config: GameConfig) -> list[Command]:
 
 def _selfplay(state: State, key: str, config: GameConfig, champion: str) -> list[Command]:
     selfplay = config.selfplay
-    stock = sum(state.index.work_by_class.get(("selfplay", key, s), 0) for s in OPEN_WORK)
-    pending = state.index.work_by_class.get(("selfplay", key, WorkStatus.PENDING), 0)
+    stock = sum(state.index.open_items("selfplay", key, status) for status in OPEN_WORK)
+    pending = state.index.open_items("selfplay", key, WorkStatus.PENDING)
     missing = selfplay.stock - stock
     if selfplay.ahead_games:
         totals = state.totals.get(key)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import os
 import platform
+import statistics
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -35,19 +36,32 @@ class Bench:
         for start in range(0, self.items, self.batch):
             commands = [encode_command(make(n)) for n in range(start, min(start + self.batch, self.items))]
             entries.append(encode_entry(1, self.index + len(entries), commands))
-        began = time.thread_time()
-        slowest = 0.0
-        results = []
+        times = []
         for entry in entries:
             self.index += 1
             at = time.thread_time()
-            results += self.machine.apply(self.index, 1, entry)
-            slowest = max(slowest, time.thread_time() - at)
-        took = time.thread_time() - began
-        assert all(isinstance(r, Done) for r in results), next(r for r in results if not isinstance(r, Done))
+            results = self.machine.apply(self.index, 1, entry)
+            times.append(time.thread_time() - at)
+            assert all(isinstance(r, Done) for r in results), next(r for r in results if not isinstance(r, Done))
         size = sum(map(len, entries)) / self.items
-        rate, each = self.items / took, 1e6 * took / self.items
-        print(f"{name:<14} {rate:>10,.0f}/s {each:>8.1f} us {1e3 * slowest:>8.2f} ms {size:>6.0f} B")
+        rate, middle = self.items / sum(times), self.batch / statistics.median(times)
+        best = self.batch / sorted(times)[len(times) // 20]
+        print(
+            f"{name:<14} {rate:>10,.0f}/s {middle:>10,.0f}/s {best:>10,.0f}/s {1e3 * max(times):>8.2f} ms "
+            f"{size:>6.0f} B {yardstick():>6.0f} ns"
+        )
+
+
+def yardstick() -> float:
+    """Nanoseconds of one call of an empty Python function: how fast this machine is just now."""
+    began = time.thread_time()
+    for _ in range(100_000):
+        _nothing()
+    return 1e4 * (time.thread_time() - began)
+
+
+def _nothing() -> None:
+    return
 
 
 def processor() -> str:
@@ -64,7 +78,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=100)
     chosen = parser.parse_args()
     print(f"{processor()}, {os.cpu_count()} CPUs, Python {platform.python_version()}, batches of {chosen.batch}")
-    print(f"{'command':<14} {'rate':>12} {'each':>11} {'slowest':>11} {'size':>8}")
+    print(f"{'command':<14} {'mean':>12} {'median':>12} {'best 5 %':>12} {'slowest':>11} {'size':>8} {'yard':>9}")
     bench = Bench(chosen.items, chosen.batch)
     jobs = bench.machine.state.jobs
 

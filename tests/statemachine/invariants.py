@@ -146,29 +146,29 @@ def _check_models(state: State) -> None:
 
 
 def _check_deadlines(state: State, table: str) -> None:
-    queued = state.index._queued
+    queued = state.index.queued[table]
     for key, row in state.tables[table].items():
-        own = deadlines.own_due(table, row, state.timing, state.retention)
         effective = deadlines.effective_due(table, row, state.peers, state.timing, state.retention)
-        assert own <= queued.get((table, key), 0) <= effective, "a row would get its turn too late"
+        assert not effective or 0 < queued.get(key, 0) <= effective, "a row would get its turn too late"
+    heap = set(state.index.deadlines)
+    assert all((due, table, key) in heap for key, due in queued.items()), "a row is in no queue"
 
 
 def plain_indexes(index: Indexes) -> dict[str, Any]:
     """The derived structures as plain data, without the deadlines (heartbeats carry those on)."""
     plain: dict[str, Any] = {}
     for name, value in vars(index).items():
-        if name in ("deadlines", "_queued", "_keepers"):
+        if name in ("deadlines", "queued", "keepers", "classes"):
             continue
         plain[name] = {k: list(v) if isinstance(v, Ordered | dict) else v for k, v in value.items()}
+    plain["classes"] = {(t, c): (g.counts, list(g.queue), g.live) for t, c, g in index.groups()}
     return plain
 
 
 def rebuilt(state: State) -> State:
     """A state made of the same rows, settings first."""
     fresh = State()
-    for name in sorted(state.tables, key=lambda name: name != "settings"):
-        for key, row in state.tables[name].items():
-            fresh.write(name, key, row)
+    fresh.load({name: rows.items() for name, rows in state.tables.items()})
     return fresh
 
 
@@ -176,20 +176,22 @@ def check_indexes(state: State) -> None:
     """The kept indexes are the ones that the rows alone give, and count what a scan counts."""
     fresh = rebuilt(state)
     assert plain_indexes(state.index) == plain_indexes(fresh.index)
-    assert set(state.index._queued) == set(fresh.index._queued)
-    assert sorted((due, *place) for place, due in state.index._queued.items()) == list(state.index.deadlines)
     index = state.index
     assert {s: n for s, n in index.work_by_status.items() if n} == Counter(w.status for w in state.work.values())
     assert {s: n for s, n in index.peers_by_status.items() if n} == Counter(p.status for p in state.peers.values())
     live = [j for j in state.jobs.values() if j.actual in LIVE_JOB]
-    assert index.live_by_type == Counter(j.work_type for j in live)
-    assert index.live_by_class == Counter((j.work_type, j.config) for j in live)
+    assert index.live_by_type() == Counter(j.work_type for j in live)
+    assert index.live_total == len(live)
+    assert Counter({(t, c): g.live for t, c, g in index.groups()}) == Counter((j.work_type, j.config) for j in live)
     open_work = [w for w in state.work.values() if w.status in OPEN_WORK]
     assert index.readers == Counter(i.digest for w in open_work for i in w.spec.inputs)
     assert index.gauntlet_work == Counter(w.spec.gauntlet for w in open_work if w.spec.gauntlet)
     assert index.tokens == {row.sha256: row for row in state.tokens.values()}
     pending = [w for w in open_work if w.status is WorkStatus.PENDING]
-    assert sum(len(q) for q in index.queue.values()) == len(pending)
-    for (work_type, config), queue in index.queue.items():
+    assert sum(len(group.queue) for _, _, group in index.groups()) == len(pending)
+    for work_type, config, group in index.groups():
+        assert group.live or any(group.counts.values()), "a class of which nothing is open is kept"
         here = [w for w in pending if (w.spec.work_type, w.spec.config) == (work_type, config)]
-        assert [name for _, _, name in queue] == [w.work for w in sorted(here, key=lambda w: (-w.spec.priority, w.seq))]
+        assert [name for _, _, name in group.queue] == [
+            w.work for w in sorted(here, key=lambda w: (-w.spec.priority, w.seq))
+        ]

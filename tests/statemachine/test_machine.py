@@ -6,11 +6,12 @@ import msgspec
 import pytest
 
 from statemachine import machine as law
-from statemachine.commands import CancelWork, Once
+from statemachine.commands import AddWork, CancelWork, Once
 from statemachine.entries import encode_entry
-from statemachine.errors import Code, Done, Halt, Rejected
+from statemachine.errors import Code, Done, Halt, Refused, Rejected
 from statemachine.machine import Machine
 from statemachine.rows import WorkStatus
+from tests.statemachine.invariants import check_indexes
 from tests.support.law import Cluster, claimed, completed, given, item, node, rows_digest
 
 
@@ -56,7 +57,8 @@ def test_the_index_may_skip_entries_that_are_not_the_machines():
         (b"", "cannot be read"),
         (msgspec.msgpack.encode([2, 1, 0, []]), "format 2"),
         (msgspec.msgpack.encode([1, 1, 0, [{"kind": "moon.land"}]]), "moon.land"),
-        (msgspec.msgpack.encode([1, 1, 0, [{"kind": "work.cancel", "work": "\n"}]]), "work"),
+        (msgspec.msgpack.encode([1, 1, 0, [{"kind": "work.add", "work": "\n", "work_type": "a"}]]), "work"),
+        (msgspec.msgpack.encode([1, 1, 0, [{"kind": "work.cancel", "work": ""}]]), "work"),
     ],
 )
 def test_an_entry_of_another_release_stops_the_node_rather_than_diverge(entry, words):
@@ -81,6 +83,25 @@ def test_a_transition_that_fails_unforeseen_is_dropped_whole_and_the_log_goes_on
     cluster.refuses(Once("r1", 10_000, CancelWork("w1")), Code.INTERNAL)
     monkeypatch.undo()
     assert cluster.do(CancelWork("w1")) == "cancelled"
+
+
+def test_a_command_that_is_refused_late_leaves_no_row_no_event_and_no_number_behind(monkeypatch):
+    def late(txn, cmd):
+        law.HANDLERS[AddWork](txn, item("w3"))
+        txn.work.change("w1", reason="once")
+        txn.work.change("w1", reason="twice")
+        txn.work.delete("w2")
+        raise Refused(Code.CONFLICT, "too late")
+
+    cluster = given(item("w1"), item("w2"))
+    before, events = rows_digest(cluster.state), list(cluster.state.events)
+    monkeypatch.setitem(law.HANDLERS, CancelWork, late)
+    cluster.refuses(CancelWork("w1"), Code.CONFLICT, "too late")
+    monkeypatch.undo()
+    assert (rows_digest(cluster.state), list(cluster.state.events)) == (before, events)
+    check_indexes(cluster.state)
+    assert cluster.do(item("w3")) == {"work": "w3", "status": "pending"}
+    assert cluster.state.work["w3"].seq == cluster.state.work["w2"].seq + 1
 
 
 @pytest.mark.parametrize("error", [MemoryError, OSError])

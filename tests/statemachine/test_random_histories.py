@@ -112,14 +112,18 @@ class Histories(RuleBasedStateMachine):
         self.send(ClaimWork("c0", "worker"))
 
     def _watch(self, cluster: Cluster) -> None:
-        state = cluster.state
-        write = state.write
+        txn = cluster.machine._txn
+        commit = txn.commit
 
-        def watched(table: str, key: str, row: Any) -> None:
-            check_step(state.tables[table].get(key), row)
-            write(table, key, row)
+        def watched() -> None:
+            first: dict[tuple[str, str], Any] = {}
+            for table, key, old, _ in txn.undo:
+                first.setdefault((table.name, key), old)
+            for (name, key), old in first.items():
+                check_step(old, txn.state.tables[name].get(key))
+            commit()
 
-        state.write = watched  # type: ignore[method-assign]
+        txn.commit = watched  # type: ignore[method-assign]
 
     # --- sending ------------------------------------------------------------------------------------
 
