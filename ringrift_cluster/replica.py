@@ -15,8 +15,8 @@ committed entries a voter feeds it). Whoever uses one cannot tell which, except 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Generic, Protocol, TypeVar
 
@@ -106,6 +106,8 @@ class ReplicaStatus:
     clock_ms: int
     halted: str | None = None
     read_only: str | None = None
+    #: voters that were turned away, or excluded because their disk lost data, and why (as this voter knows it)
+    refused: Mapping[str, str] = field(default_factory=dict)
 
 
 class Replica(Protocol):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from msgspec import Struct
 
 from ringrift_cluster.api.endpoint import Call, Routes
@@ -119,6 +121,8 @@ class Status(Struct, frozen=True):
     pause_reason: str
     halted: str | None
     read_only: str | None
+    #: voters that were turned away, or excluded because their disk lost data, and why
+    refused: Mapping[str, str]
     totals: dict[str, Totals]
     champions: dict[str, str]
     #: why nothing runs although items wait
@@ -193,6 +197,7 @@ def compose(services: Services, view: Overview, stalled: Why | None, index: int)
         pause_reason=view.cluster.pause_reason,
         halted=now.halted,
         read_only=now.read_only,
+        refused=now.refused,
         totals=view.totals,
         champions=view.champions,
         stalled=stalled,
@@ -241,6 +246,7 @@ EXAMPLE = Status(
     pause_reason="",
     halted=None,
     read_only=None,
+    refused={},
     totals={"hex8_2p": Totals("hex8_2p", games=1_000)},
     champions={},
     stalled=None,

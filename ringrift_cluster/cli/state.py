@@ -9,12 +9,11 @@ from typing import Annotated, Any
 import msgspec
 import typer
 from rich.console import RenderableType
-from typer import Argument, Option
+from typer import Option
 
 from ringrift_cluster.cli.options import (
     DEFAULT_API,
     EXIT_NOT_FOUND,
-    EXIT_REFUSED,
     EXIT_USAGE,
     Api,
     Json,
@@ -30,7 +29,6 @@ from statemachine.queries import dump as rows_of
 from statemachine.rows import TABLES
 
 app = typer.Typer(no_args_is_help=True, help="The replicated rows.")
-raft_app = typer.Typer(no_args_is_help=True, help="The files of a voter.")
 
 #: columns of a table on the screen; the rest is in the JSON
 _COLUMNS = 10
@@ -40,11 +38,6 @@ _CELL = 48
 @app.callback()
 def _state() -> None:
     """Keeps `state dump` two words."""
-
-
-@raft_app.callback()
-def _raft() -> None:
-    """Keeps `raft verify` two words."""
 
 
 @app.command("dump")
@@ -79,15 +72,15 @@ def offline(data_dir: Path, index: int | None, name: str) -> Dump:
     """Read the state from a voter's journal and snapshots, or from a follower's snapshot."""
     from ringrift_cluster.feed.stored import load
     from ringrift_cluster.raft.errors import RaftError
-    from ringrift_cluster.raft.offline import read_offline, verify
+    from ringrift_cluster.raft.offline import facts_of, read_offline
     from statemachine.snapshot import SnapshotDamaged
 
     snapshot = data_dir / "feed" / "follower.snap"
     try:
         if (data_dir / "raft" / "journal.db").exists() or not snapshot.exists():
             machine = read_offline(data_dir, index)
-            report = verify(data_dir)
-            return _dumped(machine, report.cluster_id, report.node_id, name)
+            facts = facts_of(data_dir)
+            return _dumped(machine, facts.get("cluster_id", ""), facts.get("node_id", ""), name)
         found = load(snapshot)
     except (RaftError, SnapshotDamaged) as error:
         raise fail(f"{error}.", EXIT_USAGE) from error
@@ -122,28 +115,3 @@ def _flat(prefix: str, row: dict[str, Any]) -> Iterator[tuple[str, str]]:
         elif value not in ("", None, [], {}):
             text = value if isinstance(value, str) else msgspec.json.encode(value).decode()
             yield prefix + name, text if len(text) <= _CELL else f"{text[: _CELL - 3]}..."
-
-
-@raft_app.command("verify")
-def verify_files(
-    data_dir: Annotated[Path, Argument(help="The data directory of a stopped voter.")],
-    as_json: Json = False,
-) -> None:
-    """Check every entry, the order of the log and every snapshot. Nothing is written.
-
-    Exit code 0: sound. 1: damaged, and the sentences say where.
-    """
-    from ringrift_cluster.raft.offline import Report, verify
-
-    def lines(value: Report) -> Iterable[RenderableType]:
-        yield f"node {value.node_id} of cluster {value.cluster_id}, term {value.term}"
-        yield f"entries {value.first_index} to {value.last_index} ({value.entries}), committed up to {value.commit}"
-        yield f"snapshots {' '.join(value.snapshots) or 'none'}"
-        for damage in value.damages:
-            yield f"! {damage}"
-        yield "damaged" if value.damages else "sound"
-
-    report = verify(data_dir)
-    emit(report, as_json, lines)
-    if report.damages:
-        raise typer.Exit(EXIT_REFUSED)

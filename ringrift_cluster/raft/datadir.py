@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -36,6 +38,20 @@ class DataDir:
     def create(self) -> None:
         """Make the directories, readable by their owner alone."""
         self.snapshots.mkdir(parents=True, exist_ok=True, mode=0o700)
+
+    @contextlib.contextmanager
+    def look(self) -> Iterator[None]:
+        """Keep a node from starting here meanwhile; writes nothing. Raises DataDirLocked while one runs."""
+        with contextlib.ExitStack() as held:
+            for path in (self.root / "lock", self.lock_file):
+                if not path.exists():
+                    continue
+                lock = held.enter_context(path.open("rb"))
+                try:
+                    fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+                except BlockingIOError as error:
+                    raise DataDirLocked(f"a node runs on the data directory {self.root}; stop it first") from error
+            yield
 
     def lock(self) -> BinaryIO:
         """Take the directory for this process until the returned file is closed. Raises DataDirLocked."""

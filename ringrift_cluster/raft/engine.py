@@ -146,11 +146,6 @@ class RaftReplica:
         return self._node.counters
 
     @property
-    def refused_voters(self) -> dict[str, str]:
-        """Why a voter was turned away last, or excluded for lost data, by node id."""
-        return {**self._node.membership.refused, **self._node.guard.excluded}
-
-    @property
     def window(self) -> Window:
         """The applied entries kept for followers."""
         return self._node.window

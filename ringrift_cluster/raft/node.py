@@ -452,6 +452,7 @@ class RaftNode:
             contact_age_ms=min(int(self.contact_age_s(now) * 1000), 10**9),
             clock_ms=self.machine.state.now_ms,
             halted=self.halted,
+            refused={**self.membership.refused, **self.guard.excluded},
         )
 
     def close_door(self, sentence: str | None) -> None:

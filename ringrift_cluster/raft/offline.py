@@ -1,8 +1,7 @@
-"""Read a stopped voter's data directory: check it, or replay it to an index. Nothing is written."""
+"""Replay a stopped voter's data directory to an index. Nothing is written."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from pathlib import Path
 
 from ringrift_cluster.raft.datadir import DataDir
@@ -14,57 +13,13 @@ from statemachine.errors import Halt
 from statemachine.machine import Machine
 
 
-@dataclass(slots=True)
-class Report:
-    """What a data directory holds, and each damage as a sentence (none means it is sound)."""
-
-    node_id: str = ""
-    cluster_id: str = ""
-    term: int = 0
-    commit: int = 0
-    first_index: int = 0
-    last_index: int = 0
-    entries: int = 0
-    snapshots: list[str] = field(default_factory=list)
-    damages: list[str] = field(default_factory=list)
-
-
-def verify(data_dir: Path) -> Report:
-    """Check every entry's checksum, the order of the log, and every snapshot's digest."""
-    paths = DataDir(data_dir)
-    report = Report()
-    positions = SnapshotDir(paths.snapshots).positions() if paths.snapshots.is_dir() else []
-    for index, term in positions:
-        report.snapshots.append(f"{index}-{term}")
-        try:
-            load(paths.snapshots / f"{index}-{term}.snap")
-        except JournalDamaged as damage:
-            report.damages.append(str(damage))
+def facts_of(data_dir: Path) -> dict[str, str]:
+    """What the journal knows beside its entries. Raises JournalDamaged."""
+    store = _store(DataDir(data_dir))
     try:
-        store = _store(paths)
-    except JournalDamaged as damage:
-        report.damages.append(str(damage))
-        return report
-    try:
-        facts = store.facts()
-        report.node_id, report.cluster_id = facts.get("node_id", ""), facts.get("cluster_id", "")
-        report.term, report.commit = int(facts.get("term", 0)), int(facts.get("commit", 1))
-        before = 0
-        for _, index, term in store.entries():
-            report.first_index = report.first_index or index
-            report.last_index = index
-            report.entries += 1
-            if term < before:
-                report.damages.append(f"entry {index} has term {term}, the one before it {before}")
-            before = term
-        newest = positions[-1][0] if positions else 0
-        if report.first_index > max(newest, 1):
-            report.damages.append(f"the journal begins at entry {report.first_index} and no snapshot reaches that far")
-    except JournalDamaged as damage:
-        report.damages.append(str(damage))
+        return store.facts()
     finally:
         store.close()
-    return report
 
 
 def read_offline(data_dir: Path, index: int | None = None) -> Machine:

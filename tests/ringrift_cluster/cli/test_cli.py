@@ -303,7 +303,7 @@ def test_serve_runs_a_node_until_it_is_told_to_leave_and_refuses_what_is_taken(t
     offline = ["state", "dump", "--json", "--data-dir", str(tmp_path / "a"), "--index", str(index)]
     stored = runner.invoke(app, offline)
     assert json.loads(stored.stdout)["digest"] == json.loads(live.stdout)["digest"]
-    verified = runner.invoke(app, ["raft", "verify", str(tmp_path / "a"), "--json"])
+    verified = runner.invoke(app, ["raft", "verify", "--data-dir", str(tmp_path / "a"), "--json"])
     assert (verified.exit_code, json.loads(verified.stdout)["damages"]) == (0, [])
 
 

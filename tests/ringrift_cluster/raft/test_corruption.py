@@ -22,6 +22,7 @@ from ringrift_cluster.raft.journal import REGULAR
 from ringrift_cluster.raft.mark import Mark, encode_mark, mark_path
 from ringrift_cluster.raft.messages import AppendEntries, LogEntry
 from ringrift_cluster.raft.store import SqliteStore
+from ringrift_cluster.raft.verify import verify
 from statemachine.commands import AddWork, encode_command
 from statemachine.entries import encode_entry
 from tests.ringrift_cluster.raft.alone import VOTERS, Guarded
@@ -348,6 +349,10 @@ CASES: dict[str, tuple[str, Damage, str]] = {
 }
 
 
+#: only the node that starts there knows that these files are not its own
+ELSEWHERE = {"journal of another voter", "directory of another voter"}
+
+
 @pytest.mark.parametrize("name", CASES)
 def test_damage_is_named_or_changes_nothing(name: str, samples: Samples, tmp_path: Path) -> None:
     sample, damage, said = CASES[name]
@@ -361,6 +366,22 @@ def test_damage_is_named_or_changes_nothing(name: str, samples: Samples, tmp_pat
         assert "\n" not in str(refused.value)
     else:
         assert content(root) == samples.sound
+
+
+@pytest.mark.parametrize("name", sorted(CASES.keys() - ELSEWHERE))
+def test_verify_names_what_a_start_refuses(name: str, samples: Samples, tmp_path: Path) -> None:
+    sample, damage, said = CASES[name]
+    root = tmp_path / "a"
+    shutil.copytree(getattr(samples, sample), root)
+    damage(root, samples)
+    report = verify(root)
+    assert not any("\n" in sentence for sentence in report.damages)
+    if said or name == "older snapshot damaged, newest sound":
+        assert report.damages
+        assert all(str(root) in sentence for sentence in report.damages), report.damages
+    else:
+        assert not report.damages
+        assert bool(report.notes) == (name in ("mark empty", "mark of garbage"))
 
 
 @pytest.mark.parametrize(

@@ -11,8 +11,9 @@ import pytest
 from ringrift_cluster.raft.conf import Limits, VoterConfig
 from ringrift_cluster.raft.engine import RaftReplica
 from ringrift_cluster.raft.errors import DataDirLocked, MembersContradict, PortTaken
-from ringrift_cluster.raft.offline import read_offline, verify
+from ringrift_cluster.raft.offline import read_offline
 from ringrift_cluster.raft.snapshots import digest, load
+from ringrift_cluster.raft.verify import verify
 from ringrift_cluster.replica import Consistency, Halted, NoLeader, Stale
 from statemachine.errors import Done
 from statemachine.machine import Machine
@@ -250,7 +251,7 @@ def test_a_wiped_voter_is_told_and_stops(tmp_path):
             assert halted.status().halted == cluster.halted[wiped]
             with pytest.raises(Halted):
                 await halted.propose([add("x")])
-            assert any(wiped in r.refused_voters for r in cluster.running.values() if r is not halted)
+            assert any(wiped in r.status().refused for r in cluster.running.values() if r is not halted)
             await leader.propose([add("y")])
 
     run(story())

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from ringrift_cluster.raft.conf import Limits, VoterConfig
 from ringrift_cluster.raft.engine import RaftReplica
-from ringrift_cluster.raft.offline import verify
+from ringrift_cluster.raft.verify import verify
 from ringrift_cluster.replica import Consistency
 from tests.ringrift_cluster.raft.loopback import FAST, add, free_ports
 

@@ -174,6 +174,8 @@ class TestARejectionLeadsStraightToWhatIsCertain:
         assert voter.inside.commit == 6
         voter.get("b", AppendReply(term, 2, False, 1))
         assert "its disk lost data" in voter.node.guard.excluded["b"]
+        voter.wait(0.1)
+        assert "its disk lost data" in voter.node.status.refused["b"]
         voter.get("b", AppendReply(term, 9, True, 8))
         assert voter.inside.commit == 6
 

@@ -10,9 +10,10 @@ import pytest
 from ringrift_cluster.raft.datadir import DataDir
 from ringrift_cluster.raft.errors import DataDirLocked, DiskFailed, JournalDamaged
 from ringrift_cluster.raft.journal import Batch, Journal
-from ringrift_cluster.raft.offline import read_offline, verify
+from ringrift_cluster.raft.offline import read_offline
 from ringrift_cluster.raft.snapshots import SnapshotDir
 from ringrift_cluster.raft.store import SqliteStore
+from ringrift_cluster.raft.verify import verify
 from statemachine.commands import AddWork, encode_command
 from statemachine.entries import encode_entry
 from statemachine.machine import Machine
