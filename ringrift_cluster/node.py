@@ -37,6 +37,7 @@ from executors.options import Options
 from ringrift_cluster import __version__, observability
 from ringrift_cluster.agreement import Agreement
 from ringrift_cluster.api.app import create_app
+from ringrift_cluster.api.connections import ConnectionLimits, Connections, with_room_for_files
 from ringrift_cluster.api.services import LoopStatus, Services, ShutdownOrder
 from ringrift_cluster.controllers.runner import Controllers
 from ringrift_cluster.feed.follower import FeedReplica, FollowerConfig
@@ -244,6 +245,7 @@ class _Node:
         executor = Executor(replica, hired)
         controllers = Controllers(replica, http=http) if isinstance(replica, RaftReplica) else None
         feed = FeedRouter(replica)
+        connections = Connections(with_room_for_files(ConnectionLimits()))
         services = Services(
             replica=replica,
             heartbeats=heartbeats or replica,  # type: ignore[arg-type]
@@ -256,7 +258,7 @@ class _Node:
             feed=feed,
             pulse=lambda: self._pulse(replica),
             loops=self._loops(controllers),
-            counters=lambda: counters(replica, executor, controllers, self._stall_max_s),
+            counters=lambda: {**counters(replica, executor, controllers, self._stall_max_s), **connections.numbers()},
             closing=self._leaving.is_set,
             token=token,
             version=__version__,
@@ -264,7 +266,8 @@ class _Node:
         server = _Server(
             uvicorn.Config(
                 create_app(services),
-                http="httptools",
+                http=connections.protocol(),
+                ws="none",
                 loop="asyncio",
                 lifespan="off",
                 access_log=False,

@@ -268,19 +268,31 @@ async def read_body(call: Call, limit_bytes: int) -> bytes:
     body: bytes = message.get("body", b"")
     if not message.get("more_body", False) and len(body) <= limit_bytes:
         return body
-    parts = [body]
-    size = len(body)
-    while message.get("more_body", False):
-        if size > limit_bytes:
-            break
-        message = await call.receive()
-        if message["type"] == "http.disconnect":
-            raise Disconnected
-        parts.append(message.get("body", b""))
-        size += len(parts[-1])
-    if size > limit_bytes:
-        raise Problem("too_large", f"the body is over {limit_bytes} bytes; send it in smaller parts")
-    return b"".join(parts)
+    return await _gathered(call, message, limit_bytes)
+
+
+async def _gathered(call: Call, message: Any, limit_bytes: int) -> bytes:
+    """A body that comes in parts. All of them together are bounded, however slowly each one comes."""
+    services = call.services
+    parts: list[bytes] = []
+    size = 0
+    try:
+        while True:
+            part = message.get("body", b"")
+            parts.append(part)
+            size += len(part)
+            services.gathered_bytes += len(part)
+            if size > limit_bytes:
+                raise Problem("too_large", f"the body is over {limit_bytes} bytes; send it in smaller parts")
+            if services.gathered_bytes > services.limits.bodies_bytes:
+                raise Problem("busy", "too many large bodies are being received here; come back or ask another node")
+            if not message.get("more_body", False):
+                return b"".join(parts)
+            message = await call.receive()
+            if message["type"] == "http.disconnect":
+                raise Disconnected
+    finally:
+        services.gathered_bytes -= size
 
 
 def position(services: Services, index: int | None = None) -> list[Header]:

@@ -67,6 +67,8 @@ class ApiLimits:
     """Bounds on what one request, or all of them together, may take."""
 
     body_bytes: int = 8 * 1024 * 1024
+    #: bodies that are being received in parts, together
+    bodies_bytes: int = 128 * 1024 * 1024
     upload_bytes: int = 4 * 1024 * 1024 * 1024
     header_bytes: int = 32 * 1024
     items: int = 1000
@@ -119,6 +121,8 @@ class Services:
     version: str = "0.1.0"
     started_s: float = field(default_factory=time.monotonic)
     limits: ApiLimits = ApiLimits()
+    #: bytes of bodies that are being received in parts
+    gathered_bytes: int = field(default=0, init=False)
     #: streams that are open now
     streams: int = field(default=0, init=False)
     #: blocking reads that wait now
