@@ -10,9 +10,12 @@ export OMP_NUM_THREADS ?= 1
 SEEDS ?= 40
 FIRST_SEED ?= 0
 JOBS ?= 2
+SCENARIO ?=
+SECONDS ?= 20
+SEED ?= 1
 ARGS ?=
 
-.PHONY: demo test lint coverage simulate bench clean help
+.PHONY: demo test lint coverage simulate nemesis bench clean help
 
 help: ## say what there is
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /	/'
@@ -43,6 +46,9 @@ lint: $(STAMP) ## style, types and the import law
 
 simulate: $(STAMP) ## the consensus under virtual time and faults: SEEDS=1000 FIRST_SEED=0 JOBS=2
 	$(BIN)/python -m tests.simulation --seeds $(SEEDS) --first-seed $(FIRST_SEED) --jobs $(JOBS) $(ARGS)
+
+nemesis: $(STAMP) ## real processes under kills, partitions, full disks (root): SCENARIO="kill-leader" SECONDS=20 SEED=1
+	$(BIN)/python -m tests.nemesis $(SCENARIO) --seconds $(SECONDS) --seed $(SEED) $(ARGS)
 
 bench: $(STAMP) ## measure: tables with the machine's name on them
 	$(BIN)/python -m tests.bench $(ARGS)

@@ -6,10 +6,11 @@ import contextlib
 import os
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -22,6 +23,8 @@ from statemachine.commands import ChangeSetting, Command, encode_command
 
 T = TypeVar("T")
 WORKLOAD = Path(__file__).with_name("workload.py")
+#: reading the bundle of authorities takes longer than a request
+_NO_AUTHORITIES = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
 #: a slow or busy machine may stretch every wait
 PATIENCE = float(os.environ.get("RINGRIFT_TEST_PATIENCE", "1"))
 
@@ -63,18 +66,33 @@ class NodeProcess:
     cpu_slots: int
     flags: tuple[str, ...] = ()
     process: subprocess.Popen[bytes] | None = None
+    host: str = "127.0.0.1"
+    #: a command that starts the node's, such as one that moves it into a network namespace
+    launcher: tuple[str, ...] = ()
+    environment: Mapping[str, str] = field(default_factory=dict)
+    #: where what it prints goes; None: into its data directory
+    log_file: Path | None = None
 
     @property
     def url(self) -> str:
-        return f"http://127.0.0.1:{self.port}"
+        return f"http://{self.host}:{self.port}"
+
+    @property
+    def alive(self) -> bool:
+        return self.process is not None and self.process.poll() is None
+
+    @property
+    def log_path(self) -> Path:
+        return self.log_file or self.folder / "node.log"
 
     @property
     def log(self) -> str:
-        path = self.folder / "node.log"
+        path = self.log_path
         return path.read_text(errors="replace") if path.exists() else ""
 
     def command(self) -> list[str]:
         return [
+            *self.launcher,
             *(sys.executable, "-m", "ringrift_cluster", "serve", "--node-id", self.name, "--role", self.role),
             *("--cluster", self.cluster, "--port", str(self.port), "--data-dir", str(self.folder)),
             *("--cpu-slots", str(self.cpu_slots), "--progress-every-s", "0.5", *self.flags),
@@ -82,9 +100,14 @@ class NodeProcess:
 
     def start(self) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
-        with (self.folder / "node.log").open("ab") as log:
+        with self.log_path.open("ab") as log:
             self.process = subprocess.Popen(
-                self.command(), stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
+                self.command(),
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+                env={**os.environ, **self.environment},
             )
 
     def kill(self) -> None:
@@ -99,7 +122,7 @@ class NodeProcess:
         return self.process.wait(timeout_s * PATIENCE)
 
     def get(self, path: str) -> Any:
-        answer = httpx.get(f"{self.url}{path}", timeout=5.0)
+        answer = httpx.get(f"{self.url}{path}", timeout=5.0, verify=_NO_AUTHORITIES)
         answer.raise_for_status()
         return answer.json()
 
@@ -126,7 +149,8 @@ class TestCluster:
     cpu_slots: int = 2
     nodes: dict[str, NodeProcess] = field(default_factory=dict)
 
-    def start(self) -> None:
+    def lay_out(self) -> None:
+        """Decide which nodes there are and where; nothing runs yet."""
         ports = free_ports(2 * self.voters + self.followers)
         names = [f"v{n + 1}" for n in range(self.voters)]
         http = dict(zip(names, ports[: self.voters], strict=True))
@@ -137,6 +161,9 @@ class TestCluster:
         for n, port in enumerate(ports[2 * self.voters :]):
             name = f"f{n + 1}"
             self.nodes[name] = NodeProcess(name, members, port, self.folder / name, "follower", self.cpu_slots)
+
+    def start(self) -> None:
+        self.lay_out()
         for node in self.nodes.values():
             node.start()
         self.leader()
@@ -145,9 +172,8 @@ class TestCluster:
 
     def stop(self) -> None:
         for node in self.nodes.values():
-            if node.process is not None and node.process.poll() is None:
-                node.process.kill()
-                node.process.wait()
+            if node.alive:
+                node.kill()
         for path in self.folder.glob("*/jobs/*/"):
             _end_job(path)
 
@@ -156,7 +182,7 @@ class TestCluster:
 
         def look() -> NodeProcess | None:
             for node in self.nodes.values():
-                if node.name == besides or node.process is None or node.process.poll() is not None:
+                if node.name == besides or not node.alive:
                     continue
                 with contextlib.suppress(httpx.HTTPError):
                     status = node.get("/status")
@@ -167,15 +193,23 @@ class TestCluster:
         return eventually(look, "a leader", timeout_s)
 
     def living(self) -> list[NodeProcess]:
-        return [n for n in self.nodes.values() if n.process is not None and n.process.poll() is None]
+        return [n for n in self.nodes.values() if n.alive]
 
     def same_digest(self, timeout_s: float = 30.0) -> dict[int, str]:
-        """Wait until all living nodes show one digest at one index; returns it by index."""
+        """Wait until all living nodes have shown one digest at one index; returns it by index.
+
+        The log of an idle cluster goes on, so what each node showed at each index is collected.
+        """
+        shown: dict[int, dict[str, str]] = {}
 
         def look() -> dict[int, str] | None:
-            seen = [n.get("/raft/state") for n in self.living()]
-            places = {(s["applied"], s["chain"]) for s in seen}
-            return dict(places) if len(places) == 1 else None
+            living = self.living()
+            for node in living:
+                place = node.get("/raft/state")
+                shown.setdefault(place["applied"], {})[node.name] = place["chain"]
+            for index, chains in shown.items():
+                assert len(set(chains.values())) == 1, f"nodes differ at index {index}: {chains}"
+            return next(({i: min(c.values())} for i, c in shown.items() if len(c) == len(living)), None)
 
         return eventually(look, "all nodes to show the same digest", timeout_s)
 

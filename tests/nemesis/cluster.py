@@ -1,0 +1,129 @@
+"""The cluster under test: each node a real process at its own place in the network."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+import signal
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from statemachine import settings as st
+from statemachine.commands import ChangeSetting
+from tests.nemesis.network import Network, mounted, unmount
+from tests.support.cluster import NodeProcess, TestCluster
+
+HTTP_PORT, RAFT_PORT = 8770, 8771
+#: a lease is over this long after its last renewal; claims that are abandoned come back while a scenario lasts
+LEASE_S = 4.0
+#: a voter hands its leadership over with less than 64 MiB left, so the mount holds a little more than that
+DISK_BYTES = 128 << 20
+LIBRARIES = ("/usr/lib/*/faketime/libfaketime.so.1", "/usr/lib/faketime/libfaketime.so.1")
+
+
+def faketime_library() -> Path | None:
+    """libfaketime, where Debian and others put it."""
+    found = (path for pattern in LIBRARIES for path in Path("/").glob(pattern.lstrip("/")))
+    return next(found, None)
+
+
+@dataclass
+class Places:
+    """What a scenario asks of its nodes' surroundings."""
+
+    small_disks: bool = False
+    own_clocks: bool = False
+    snapshot_every_entries: int = 300
+    flags: tuple[str, ...] = ()
+
+
+@dataclass
+class NemesisCluster(TestCluster):
+    """Voters and followers in the namespaces of a network; names are known before anything runs."""
+
+    __test__ = False
+
+    followers: int = 4
+    cpu_slots: int = 0
+    network: Network | None = None
+    places: Places = field(default_factory=Places)
+
+    @staticmethod
+    def names(voters: int, followers: int) -> list[str]:
+        return [*(f"v{n + 1}" for n in range(voters)), *(f"f{n + 1}" for n in range(followers))]
+
+    def lay_out(self) -> None:
+        network = self.network
+        assert network is not None
+        secret = self.folder / "secret"
+        secret.write_text(secrets.token_hex(16))
+        voters = self.names(self.voters, 0)
+        members = ",".join(f"{v}={network.address(v)}:{HTTP_PORT}/{RAFT_PORT}" for v in voters)
+        for name in self.names(self.voters, self.followers):
+            folder = self.folder / name
+            voter = name in voters
+            if voter and self.places.small_disks:
+                mounted(folder, DISK_BYTES)
+            host = network.address(name)
+            flags = ("--bind", host, "--insecure", "--cluster-secret-file", str(secret))
+            every = ("--snapshot-every-entries", str(self.places.snapshot_every_entries))
+            self.nodes[name] = NodeProcess(
+                name,
+                members,
+                HTTP_PORT,
+                folder,
+                "voter" if voter else "follower",
+                self.cpu_slots,
+                (*flags, *every, *self.places.flags),
+                host=host,
+                launcher=network.launcher(name),
+                environment=self._clock(name),
+                log_file=self.folder / f"{name}.log",
+            )
+
+    def _clock(self, name: str) -> Mapping[str, str]:
+        library = faketime_library()
+        if not self.places.own_clocks or library is None:
+            return {}
+        self.set_clock(name, 0)
+        return {
+            "LD_PRELOAD": str(library),
+            "FAKETIME_TIMESTAMP_FILE": str(self._clock_file(name)),
+            "FAKETIME_NO_CACHE": "1",
+            # Only what the wall shows jumps; a machine's monotonic clock never does.
+            "FAKETIME_DONT_FAKE_MONOTONIC": "1",
+            "DONT_FAKE_MONOTONIC": "1",
+        }
+
+    def _clock_file(self, name: str) -> Path:
+        return self.folder / f"{name}.clock"
+
+    def set_clock(self, name: str, ahead_s: float) -> None:
+        """Let a node's wall clock show that much more than the machine's."""
+        draft = self._clock_file(name).with_suffix(".draft")
+        draft.write_text(f"{ahead_s:+.1f}\n")
+        draft.replace(self._clock_file(name))
+
+    @property
+    def voter_nodes(self) -> list[NodeProcess]:
+        return [n for n in self.nodes.values() if n.role == "voter"]
+
+    def signal(self, node: NodeProcess, number: signal.Signals) -> None:
+        if node.alive:
+            assert node.process is not None
+            os.kill(node.process.pid, number)
+
+    def seed(self) -> None:
+        timing = st.Timing(lease_ms={"default": round(LEASE_S * 1000)})
+        self.leader().propose(ChangeSetting("timing", st.encode(timing)))
+
+    def stop(self) -> None:
+        for node in self.nodes.values():
+            with contextlib.suppress(ProcessLookupError):
+                self.signal(node, signal.SIGCONT)
+        super().stop()
+        if self.places.small_disks:
+            for node in self.voter_nodes:
+                unmount(node.folder)
