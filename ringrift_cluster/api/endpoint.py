@@ -14,6 +14,8 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from functools import reduce
+from operator import or_
 from types import UnionType
 from typing import Any, Union, get_args, get_origin, get_type_hints
 from urllib.parse import parse_qsl
@@ -186,7 +188,7 @@ class Bound:
         self._takes_body = bool(endpoint.bodies)
         self._guarded = endpoint.method not in ("GET", "HEAD") and services.token is not None
         self._header_bytes = services.limits.header_bytes
-        kind = endpoint.bodies[0] if len(endpoint.bodies) == 1 else Any
+        kind = reduce(or_, endpoint.bodies) if endpoint.bodies and not endpoint.decode else Any
         self._decode_json = endpoint.decode or msgspec.json.Decoder(kind).decode
         self._decode_msgpack = msgspec.msgpack.Decoder(kind).decode
 

@@ -6,7 +6,7 @@ from msgspec import Struct
 
 from ringrift_cluster.api import examples
 from ringrift_cluster.api.endpoint import Call, Routes
-from ringrift_cluster.api.writes import Outcome, carry_out
+from ringrift_cluster.api.writes import Outcome, Outcomes, carry_out, carry_out_all
 from statemachine.commands import CompleteJob, FailJob, ReleaseJob, RenewJobs, ReportJob, StopJob
 from statemachine.errors import Code
 from statemachine.rows import Actual
@@ -59,9 +59,12 @@ async def renew(call: Call, body: RenewJobs) -> Outcome:
     answer=Outcome({"published": True}, 1204),
     errors=(*FENCED, Code.INVALID),
 )
-async def complete(call: Call, body: CompleteJob) -> Outcome:
-    """Totals, files and match results count together and once; a repeat is answered like the first."""
-    return await carry_out(call, body)
+async def complete(call: Call, body: CompleteJob | list[CompleteJob]) -> Outcome | Outcomes:
+    """Totals, files and match results count together and once; a repeat is answered like the first.
+
+    The body is one completion or a list of up to 1000, which are answered with one result each.
+    """
+    return await (carry_out_all(call, body) if isinstance(body, list) else carry_out(call, body))
 
 
 @route(

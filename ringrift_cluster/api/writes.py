@@ -101,6 +101,32 @@ async def carry_out_once(call: Call, command: Effect, request_id: str) -> Outcom
     return await _settle(call, Once(request=request, expires_at_ms=expires, command=command))
 
 
+class Settled(Struct, frozen=True, omit_defaults=True):
+    """What one of several commands came to: a result, or the code and sentence of its refusal."""
+
+    result: Any = None
+    code: str = ""
+    detail: str = ""
+
+
+class Outcomes(Struct, frozen=True):
+    """One result for each command, in their order."""
+
+    results: list[Settled]
+    rejected: int
+    index: int
+
+
+async def carry_out_all(call: Call, commands: Sequence[Effect]) -> Outcomes:
+    """Commit many commands, each idempotent by its own id; a refusal is that command's result."""
+    most = call.services.limits.items
+    if not 0 < len(commands) <= most:
+        raise Problem(Code.INVALID, f"{len(commands)} commands were sent; a call takes 1 to {most}")
+    results = await propose(call, [sealed(command) for command in commands])
+    settled = [Settled(None, r.code, r.detail) if isinstance(r, Rejected) else Settled(r.value) for r in results]
+    return Outcomes(settled, sum(1 for s in settled if s.code), call.index or 0)
+
+
 async def _settle(call: Call, command: Command) -> Outcome:
     (result,) = await propose(call, [sealed(command)])
     if isinstance(result, Rejected):

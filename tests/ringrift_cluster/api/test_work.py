@@ -158,6 +158,23 @@ async def test_what_reaches_the_log_is_what_the_law_can_decode(
     assert only.work == "wire"
 
 
+async def test_many_completions_in_one_call_are_answered_one_by_one(client: httpx.AsyncClient) -> None:
+    await client.post("/work/add", json=[{"work_type": "bulk", "work_id": f"bulk-{n}"} for n in range(3)])
+    claim = {"node_id": "w-1", "work_types": ["bulk"], "max_items": 3}
+    granted = (await client.post("/work/claim", json=claim)).json()["items"]
+    assert len(granted) == 3
+    for grant in granted:
+        await client.post("/work/start", json={"job": grant["job"], "fence": grant["fence"]})
+    done = [{"job": grant["job"], "fence": grant["fence"], "counts": {"games": 1}} for grant in granted]
+    done[1]["fence"] -= 1
+    answer = await client.post("/work/complete", json=done)
+    assert answer.status_code == 200
+    made = answer.json()
+    assert [r.get("code", "") for r in made["results"]] == ["", "stale_fence", ""]
+    assert made["rejected"] == 1
+    assert (await client.post("/work/complete", json=[])).status_code == 400
+
+
 async def test_a_worker_claims_starts_renews_and_completes(client: httpx.AsyncClient, replica: MemoryReplica) -> None:
     await client.post("/work/add", json={"work_type": "selfplay", "work_id": "job-1", "params": {"games": 5}})
     claim = {"node_id": "w-1", "claim_id": "c-1", "capabilities": ["selfplay"], "max_items": 4}
