@@ -35,7 +35,7 @@ from executors.heartbeat import AgentRefused
 from executors.ledger import LedgerError
 from executors.logs import Logs
 from executors.options import Options
-from ringrift_cluster import __version__, observability
+from ringrift_cluster import __version__, badge, observability
 from ringrift_cluster.agreement import Agreement
 from ringrift_cluster.api.app import create_app
 from ringrift_cluster.api.connections import ConnectionLimits, Connections, with_room_for_files
@@ -160,18 +160,36 @@ class _Node:
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._obey_signal, number)
         token = config.auth_token.get_secret_value() if config.auth_token else None
-        headers = {"authorization": f"Bearer {token}"} if token else {}
         limits = httpx.Limits(max_connections=256, max_keepalive_connections=64)
         timeout = httpx.Timeout(30.0, connect=3.0)
-        async with (
-            httpx.AsyncClient(timeout=timeout, headers=headers, limits=limits) as http,
-            self._replica(http) as replica,
-        ):
-            await self._live(replica, http, token)
+        try:
+            kept = None if token else badge.stored(config.data_dir)
+        except (OSError, UnicodeDecodeError) as error:
+            raise SetupError(f"this node's own token cannot be read: {error}") from error
+        self._badge = badge.Badge(config.node_id, token, kept, [m.url for m in config.voters])
+        async with httpx.AsyncClient(timeout=timeout, auth=self._badge, limits=limits) as http:
+            if await self._join(http):
+                async with self._replica(http) as replica:
+                    await self._live(replica, http, token)
         log.info("event=node_left reason=%s exit=%d", self._order.reason or "-", self._exit)
         if self._stuck:
             os._exit(self._exit)
         return self._exit
+
+    async def _join(self, http: httpx.AsyncClient) -> bool:
+        """Buy this node's own token where it has a join token and needs one; false when it was told to leave."""
+        config = self.config
+        if config.join_token is None or config.auth_token is not None or self._badge.joined:
+            return True
+        voters = {m.id: m.url for m in config.voters}
+        given = config.join_token.get_secret_value()
+        try:
+            own = await badge.join(http, voters, config.node_id, given, config.data_dir, self._leaving.is_set)
+        except (badge.JoinRefused, OSError) as error:
+            raise SetupError(str(error)) from error
+        if own is not None:
+            self._badge.take(own)
+        return own is not None
 
     @contextlib.asynccontextmanager
     async def _replica(self, http: httpx.AsyncClient) -> AsyncIterator[RaftReplica | FeedReplica]:
@@ -218,7 +236,6 @@ class _Node:
                 node_id=config.node_id,
                 voters={m.id: m.url for m in config.voters},
                 data_dir=config.data_dir,
-                token=config.auth_token.get_secret_value() if config.auth_token else None,
                 fresh_s=config.fresh_within_s,
                 snapshot_every_entries=config.snapshot_every_entries,
             ),
@@ -269,6 +286,7 @@ class _Node:
             counters=lambda: {**counters(replica, executor, controllers, self._stall_max_s), **connections.numbers()},
             closing=self._leaving.is_set,
             token=token,
+            guarded=self._badge.joined,
             version=__version__,
         )
         server = _Server(
@@ -308,6 +326,8 @@ class _Node:
                 others = {m.id: m.url for m in config.voters if m.id != config.node_id}
                 agreement = Agreement(replica, others, http, self._halted)
                 tasks.append(group.create_task(self._supervised("agreement", agreement.run)))
+            if token is not None:
+                tasks.append(group.create_task(self._supervised("badge", lambda: self._badge.keep(replica))))
             serving = group.create_task(server.serve(sockets=[self._listener]), name="http")
             tasks.append(group.create_task(self._supervised("agent", lambda: self._obey(executor)), name="agent"))
             await self._leaving.wait()

@@ -16,6 +16,7 @@ committed entries a voter feeds it). Whoever uses one cannot tell which, except 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Generic, Protocol, TypeVar
@@ -24,6 +25,11 @@ from statemachine.errors import Result
 from statemachine.state import State
 
 T = TypeVar("T")
+
+
+#: the authorization of the request that a task serves: a follower passes it on with what it proposes, so that its
+#: own token lends nobody anything
+on_behalf: ContextVar[str] = ContextVar("on_behalf", default="")
 
 
 class ReplicaError(Exception):
@@ -133,6 +139,10 @@ class Replica(Protocol):
         ...
 
     def status(self) -> ReplicaStatus: ...
+
+    def live_state(self) -> State | None:
+        """The state itself, for single look-ups by key from any thread: it changes under the caller's eyes."""
+        ...
 
     async def transfer_leadership(self, target: str | None = None) -> str:
         """Hand leadership to a voter; returns who leads then. Raises NoLeader when none could take it."""

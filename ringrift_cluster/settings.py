@@ -65,6 +65,8 @@ class NodeConfig:
     cpu_slots: int | None
     labels: tuple[str, ...]
     auth_token: SecretStr | None
+    #: what a follower without the auth token buys its own token with
+    join_token: SecretStr | None
     cluster_secret: SecretStr | None
     insecure: bool
     election_min_s: float
@@ -100,11 +102,12 @@ def resolve(
     environ: Mapping[str, str] | None = None,
     auth_token: SecretStr | None = None,
     cluster_secret: SecretStr | None = None,
+    join_token: SecretStr | None = None,
 ) -> NodeConfig:
     """Decide what the node is. Pure.
 
     `stored_id` is the identity its data directory already has, `fresh_id` the one to use when nothing
-    else names it; the two secrets are the ones read from files. Raises SettingsError.
+    else names it; the three secrets are the ones read from files. Raises SettingsError.
     """
     if not settings.cluster:
         raise SettingsError(
@@ -144,6 +147,12 @@ def resolve(
         )
     secret = settings.cluster_secret or cluster_secret
     token = settings.auth_token or auth_token
+    join_with = settings.join_token or join_token
+    if role is Role.VOTER and join_with is not None:
+        raise SettingsError(
+            "A join token makes followers, and this node is a voter; give --auth-token-file the cluster's own token"
+            " in place of --join-token-file."
+        )
     _check_exposure(settings, role, secret)
     low, high, period = TIMING[settings.network]
     return NodeConfig(
@@ -160,6 +169,7 @@ def resolve(
         cpu_slots=settings.cpu_slots,
         labels=settings.labels,
         auth_token=token,
+        join_token=join_with,
         cluster_secret=secret,
         insecure=settings.insecure,
         election_min_s=low,
@@ -325,6 +335,7 @@ def node_config(flags: Mapping[str, Any], config: Path | None = None) -> NodeCon
         environ=os.environ,
         auth_token=_secret_from(settings.auth_token_file, "auth_token_file"),
         cluster_secret=_secret_from(settings.cluster_secret_file, "cluster_secret_file"),
+        join_token=_secret_from(settings.join_token_file, "join_token_file"),
     )
     _store_id(data_dir, decided.node_id)
     return decided

@@ -67,6 +67,8 @@ class Settings(BaseSettings):
     labels: Annotated[tuple[str, ...], NoDecode] = _setting("labels", ())
     auth_token: SecretStr | None = _setting("auth_token", None, "RINGRIFT_CLUSTER_AUTH_TOKEN")
     auth_token_file: Path | None = _setting("auth_token_file", None, "RINGRIFT_CLUSTER_AUTH_TOKEN_FILE")
+    join_token: SecretStr | None = _setting("join_token", None)
+    join_token_file: Path | None = _setting("join_token_file", None)
     cluster_secret: SecretStr | None = _setting("cluster_secret", None)
     cluster_secret_file: Path | None = _setting("cluster_secret_file", None)
     insecure: bool = _setting("insecure", False)

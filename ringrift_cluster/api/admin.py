@@ -11,14 +11,14 @@ from ringrift_cluster.api.endpoint import Call, Reply, Routes, reply
 from ringrift_cluster.api.problems import Problem
 from ringrift_cluster.api.services import AgentStatus, LoopStatus, ShutdownOrder
 from ringrift_cluster.api.views import View, look
-from ringrift_cluster.api.writes import Outcome, Requested, carry_out, carry_out_once
+from ringrift_cluster.api.writes import Outcome, Requested, carry_out, carry_out_once, noted
 from statemachine.cluster import SUPPORTED_FEATURE_LEVEL
 from statemachine.commands import DrainPeer, PauseCluster, RaiseFeatureLevel, RemovePeer
 from statemachine.deadlines import lease_end_ms
 from statemachine.errors import Code
 from statemachine.rows import PeerStatus
 from statemachine.state import State
-from statemachine.values import Id, Short
+from statemachine.values import Id, Scope, Short
 
 route = Routes("admin", "For operators.")
 
@@ -26,6 +26,7 @@ route(
     "GET",
     "/admin/health",
     "This node's parts, one by one",
+    scope=Scope.READ,
     answer=probes.AdminHealth(
         probes.EXAMPLE,
         probes.Readiness(True, ""),
@@ -52,12 +53,14 @@ class ShuttingDown(Struct, frozen=True):
     "POST",
     "/admin/shutdown",
     "Stop this node",
+    scope=Scope.ADMIN,
     example=Shutdown("kernel update"),
     answer=ShuttingDown("a", "this node hands leadership over and leaves; its jobs go on and are adopted"),
     statuses=(202,),
 )
 async def shutdown(call: Call, body: Shutdown) -> Reply | ShuttingDown:
     """Leadership is handed over first. Jobs are left running for adoption unless `stop_jobs` is set."""
+    await noted(call, "shutdown", call.services.replica.status().node_id)
     call.services.shutdown(ShutdownOrder(body.reason or "asked for over HTTP", body.stop_jobs))
     jobs = "its jobs are stopped with their grace" if body.stop_jobs else "its jobs go on and are adopted"
     node = call.services.replica.status().node_id
@@ -77,12 +80,14 @@ class Transferred(Struct, frozen=True):
     "POST",
     "/admin/election/start",
     "Hand leadership over",
+    scope=Scope.ADMIN,
     example=Transfer("b"),
     answer=Transferred("b"),
     errors=("no_leader",),
 )
 async def transfer(call: Call, body: Transfer) -> Transferred:
     """A leadership transfer: the leader stops proposing, brings a voter up to date and lets it take over."""
+    await noted(call, "leadership", body.target or "")
     return Transferred(await call.services.replica.transfer_leadership(body.target))
 
 
@@ -98,6 +103,7 @@ class Drain(Requested, frozen=True, kw_only=True):
     "POST",
     "/admin/drain",
     "Take a node out of placement",
+    scope=Scope.ADMIN,
     example=Drain(node_id="gpu-1", reason="new disk", deadline_seconds=600.0),
     answer=Outcome(True, 1204),
     errors=(Code.NOT_FOUND,),
@@ -119,6 +125,7 @@ class Undrain(Requested, frozen=True, kw_only=True):
     "POST",
     "/admin/undrain",
     "Put a node back into placement",
+    scope=Scope.ADMIN,
     example=Undrain(node_id="gpu-1"),
     answer=Outcome(False, 1204),
     errors=(Code.NOT_FOUND,),
@@ -137,6 +144,7 @@ class Removal(Requested, frozen=True, kw_only=True):
     "POST",
     "/admin/peers/remove",
     "Forget a node",
+    scope=Scope.ADMIN,
     example=Removal(node_id="gpu-1", reason="sold"),
     answer=Outcome(True, 1204),
     errors=(Code.NOT_FOUND, Code.ILLEGAL_TRANSITION),
@@ -155,6 +163,7 @@ class Pause(Struct, frozen=True, forbid_unknown_fields=True):
     "POST",
     "/admin/pause",
     "Pause or resume the cluster",
+    scope=Scope.ADMIN,
     example=Pause(True, "power work"),
     answer=Outcome(True, 1204),
 )
@@ -172,6 +181,7 @@ class Raise(Struct, frozen=True, forbid_unknown_fields=True):
     "POST",
     "/admin/feature-level",
     "Let newer commands be used",
+    scope=Scope.ADMIN,
     example=Raise(2),
     answer=Outcome(2, 1204),
     errors=(Code.INVALID, Code.ILLEGAL_TRANSITION),
@@ -216,6 +226,7 @@ LEASES_DO_IT = (
     "POST",
     "/admin/jobs/reset-stale",
     "What is stuck",
+    scope=Scope.READ,
     answer=StaleJobs([StaleJob(examples.JOB.job, examples.JOB.work, "gpu-1", "suspect", 120_000)], LEASES_DO_IT),
 )
 async def reset_stale(call: Call, query: View) -> StaleJobs:

@@ -35,11 +35,13 @@ from ringrift_cluster.api import (
     reports,
     settings,
     status,
+    tokens,
     work,
 )
-from ringrift_cluster.api.endpoint import Bound, Reply, position, problem_reply, send_reply
+from ringrift_cluster.api.endpoint import Bound, Call, Reply, position, problem_reply, send_reply
 from ringrift_cluster.api.problems import Problem
 from ringrift_cluster.api.services import Services
+from statemachine import values
 from statemachine.errors import Code
 
 TITLE = "ringrift-cluster"
@@ -69,6 +71,7 @@ GROUPS = (
     artifacts.route,
     dump.route,
     admin.route,
+    tokens.route,
 )
 
 
@@ -118,7 +121,7 @@ def create_app(services: Services) -> FastAPI:
     for one in bound:
         add(Route(one.endpoint.path, one, methods=[one.endpoint.method]))
     encoded = Reply(msgspec.json.encode(document))
-    add(Route("/openapi.json", _Fixed(services, lambda _: encoded), methods=["GET"]))
+    add(Route("/openapi.json", _Fixed(services, lambda _: encoded, guarded=True), methods=["GET"]))
     for path in gone.GONE:
         add(Route(path, _Fixed(services, partial(problem_reply, gone.problem(path), services))))
     return app
@@ -127,12 +130,19 @@ def create_app(services: Services) -> FastAPI:
 class _Fixed:
     """Answers everything with what `make` gives for the path."""
 
-    def __init__(self, services: Services, make: Callable[[str], Reply]) -> None:
+    def __init__(self, services: Services, make: Callable[[str], Reply], *, guarded: bool = False) -> None:
         self._services = services
         self._make = make
+        self._locks = services.locks if guarded else None
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        await send_reply(self._make(scope["path"]), scope, send, position(self._services))
+        try:
+            if self._locks is not None:
+                self._locks.admit(Call(self._services, scope, receive), values.Scope.READ, scope["path"])
+            made = self._make(scope["path"])
+        except Problem as problem:
+            made = problem_reply(problem, self._services, scope["path"])
+        await send_reply(made, scope, send, position(self._services))
 
 
 def _answer(services: Services, problem: Problem, request: Request) -> Response:

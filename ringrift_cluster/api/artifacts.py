@@ -12,14 +12,17 @@ from starlette.responses import FileResponse
 from executors.blobs import TooLarge, WrongDigest
 from ringrift_cluster.api import examples
 from ringrift_cluster.api.endpoint import Call, Disconnected, Reply, Routes, reply
+from ringrift_cluster.api.locks import ANYBODY
 from ringrift_cluster.api.problems import Problem
 from ringrift_cluster.api.views import Cursor, View, look, scan
 from ringrift_cluster.api.writes import carry_out
+from ringrift_cluster.replica import on_behalf
 from statemachine import queries
 from statemachine.commands import RegisterArtifact
 from statemachine.errors import Code
 from statemachine.rows import Artifact
 from statemachine.state import State
+from statemachine.values import Scope
 
 route = Routes("artifacts", "Files named by their content.")
 
@@ -40,7 +43,7 @@ class ArtifactList(Struct, frozen=True):
     next: str
 
 
-@route("GET", "/artifacts", "Files, newest first", answer=ArtifactList([examples.ARTIFACT], 1, ""))
+@route("GET", "/artifacts", "Files, newest first", scope=Scope.READ, answer=ArtifactList([examples.ARTIFACT], 1, ""))
 async def listing(call: Call, query: ArtifactFilter) -> ArtifactList:
     def keep(row: Artifact) -> bool:
         return (
@@ -73,6 +76,7 @@ class ArtifactView(Struct, frozen=True):
     "GET",
     "/artifacts/{digest}/info",
     "What is known of a file",
+    scope=Scope.READ,
     answer=ArtifactView(examples.ARTIFACT, (("gpu-1", "http://10.0.0.4:8770"),)),
     errors=(Code.NOT_FOUND, Code.INVALID),
 )
@@ -92,6 +96,7 @@ async def info(call: Call, digest: str, query: View) -> ArtifactView:
     "GET",
     "/artifacts/{digest}",
     "The bytes of a file that this node holds",
+    scope=Scope.READ,
     produces={"application/octet-stream": "The file; `Range` and `If-Range` are honoured."},
     errors=(Code.NOT_FOUND, Code.INVALID),
     statuses=(200, 206),
@@ -128,6 +133,7 @@ class Stored(Struct, frozen=True):
     "PUT",
     "/artifacts/{digest}",
     "Store a file on this node",
+    scope=Scope.NODE,
     consumes="application/octet-stream",
     answer=Stored(examples.DIGEST, 81_920, True, 1204),
     errors=("digest_mismatch", "too_large", Code.INVALID),
@@ -144,6 +150,9 @@ async def store(call: Call, digest: str, query: Upload) -> Reply | Stored:
         raise Problem("unexpected", f"the store took {digest} and does not show it")
     size = path.stat().st_size
     node = services.replica.status().node_id
+    # This node holds the file now and says so itself, whoever brought it.
+    call.caller = ANYBODY
+    on_behalf.set("")
     outcome = await carry_out(
         call,
         RegisterArtifact(digest=digest, size_bytes=size, artifact_kind=query.kind, config=query.config, peer=node),

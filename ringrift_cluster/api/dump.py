@@ -18,6 +18,7 @@ from ringrift_cluster.replica import ReplicaStatus
 from statemachine.errors import Code
 from statemachine.rows import TABLES, Row
 from statemachine.state import State
+from statemachine.values import Scope
 
 route = Routes("state", "The replicated rows themselves.")
 
@@ -37,6 +38,7 @@ class DumpQuery(Struct, frozen=True, forbid_unknown_fields=True):
     "GET",
     "/state/dump",
     "All rows, or those of one table",
+    scope=Scope.READ,
     produces={
         "application/json": "`index`, `term`, `digest`, and `tables`: name to key to row. Two nodes at one index "
         "show the same digest."

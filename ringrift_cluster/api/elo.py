@@ -17,7 +17,7 @@ from statemachine.commands import RecordMatch, VoidMatch
 from statemachine.elo import Ranking, Table, rankings, table_of
 from statemachine.errors import Code
 from statemachine.state import State
-from statemachine.values import Id, Short
+from statemachine.values import Id, Scope, Short
 
 route = Routes("elo", "Ratings of models and baselines, from integer results.")
 
@@ -77,14 +77,17 @@ async def table(call: Call, query: RankingQuery) -> RankingTable:
     return RankingTable({one.config: await rated(call.services, one) for one in tables})
 
 
-route("GET", "/elo/rankings", "Ratings, best first", answer=EXAMPLE, errors=(Code.NOT_FOUND,))(table)
-route("GET", "/elo/table", "Another name for `/elo/rankings`", answer=EXAMPLE, errors=(Code.NOT_FOUND,))(table)
+route("GET", "/elo/rankings", "Ratings, best first", scope=Scope.READ, answer=EXAMPLE, errors=(Code.NOT_FOUND,))(table)
+route(
+    "GET", "/elo/table", "Another name for `/elo/rankings`", scope=Scope.READ, answer=EXAMPLE, errors=(Code.NOT_FOUND,)
+)(table)
 
 
 @route(
     "POST",
     "/elo/match",
     "Count a match",
+    scope=Scope.SUBMIT,
     example=RecordMatch(match="m-1", config="hex8_2p", result=examples.RESULT, peer="arena-1"),
     answer=Outcome({"match": "m-1"}, 1204),
     errors=(Code.INVALID, Code.CONFLICT, Code.NOT_FOUND),
@@ -103,6 +106,7 @@ class Voiding(Struct, frozen=True, forbid_unknown_fields=True):
     "POST",
     "/elo/void",
     "Take a match out of the ratings",
+    scope=Scope.ADMIN,
     example=Voiding("m-1", "its engine was broken"),
     answer=Outcome(True, 1204),
     errors=(Code.NOT_FOUND,),

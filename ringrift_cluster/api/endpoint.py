@@ -2,12 +2,13 @@
 
     route = Routes("work", "The queue of work items")
 
-    @route("POST", "/work/cancel", "End an item", example=Cancel(work_id="a"), answer=Outcome(True, 7))
+    @route("POST", "/work/cancel", "End an item", scope=Scope.SUBMIT, answer=Outcome(True, 7))
     async def cancel(call: Call, body: Cancel) -> Outcome: ...
 
 Parameters after `call`: `query` (a Struct of query parameters), `body` (what the JSON or msgpack body is
-decoded to), and any other name is a path parameter. Bodies go from the raw bytes straight into msgspec
-Structs, answers straight back into bytes; nothing between them validates a second time.
+decoded to), and any other name is a path parameter. `scope` is what a token must be good for, None on probes
+alone. Bodies go from the raw bytes straight into msgspec Structs, answers straight back into bytes; nothing
+between them validates a second time.
 """
 
 from __future__ import annotations
@@ -25,12 +26,13 @@ from msgspec import Struct
 from starlette.responses import Response
 
 from ringrift_cluster.api import problems
+from ringrift_cluster.api.locks import ANYBODY, Caller
 from ringrift_cluster.api.meter import Meter
 from ringrift_cluster.api.problems import LeaderHint, Problem
 from ringrift_cluster.api.services import Services
-from ringrift_cluster.api.token import carries_token
-from ringrift_cluster.replica import ReplicaError
+from ringrift_cluster.replica import ReplicaError, on_behalf
 from statemachine.errors import UNDECODABLE, Code, Refused
+from statemachine.values import Scope
 
 Handler = Callable[..., Awaitable[object]]
 Header = tuple[bytes, bytes]
@@ -47,7 +49,7 @@ class Disconnected(Exception):  # noqa: N818 - nobody is left to be told
 class Call:
     """One request, as its handler sees it."""
 
-    __slots__ = ("headers", "index", "receive", "scope", "services")
+    __slots__ = ("caller", "headers", "index", "receive", "scope", "services")
 
     def __init__(self, services: Services, scope: dict[str, Any], receive: Any) -> None:
         self.services = services
@@ -56,6 +58,8 @@ class Call:
         self.headers: dict[bytes, bytes] = dict(scope["headers"])
         #: the applied index the answer was computed at; None is this replica's present one
         self.index: int | None = None
+        #: whose token the request carries
+        self.caller: Caller = ANYBODY
 
     def header(self, name: bytes) -> str:
         """One request header (lower-case name), or an empty text."""
@@ -85,6 +89,8 @@ class Endpoint:
     path: str
     tag: str
     summary: str
+    #: what a token must be good for; None: none is asked for
+    scope: Scope | None
     handler: Handler
     description: str
     path_arguments: tuple[str, ...]
@@ -124,6 +130,7 @@ class Routes:
         path: str,
         summary: str,
         *,
+        scope: Scope | None,
         example: object = None,
         answer: object = None,
         errors: tuple[str, ...] = (),
@@ -145,6 +152,7 @@ class Routes:
                     path=path,
                     tag=self.tag,
                     summary=summary,
+                    scope=scope,
                     handler=handler,
                     description=(handler.__doc__ or "").strip(),
                     path_arguments=tuple(hints),
@@ -186,7 +194,9 @@ class Bound:
         self._paths = endpoint.path_arguments
         self._query = endpoint.query
         self._takes_body = bool(endpoint.bodies)
-        self._guarded = endpoint.method not in ("GET", "HEAD") and services.token is not None
+        self._locks = services.locks if endpoint.scope is not None else None
+        self._needs = endpoint.scope or Scope.READ
+        self._name = f"{endpoint.method} {endpoint.template}"
         self._header_bytes = services.limits.header_bytes
         kind = reduce(or_, endpoint.bodies) if endpoint.bodies and not endpoint.decode else Any
         self._decode_json = endpoint.decode or msgspec.json.Decoder(kind).decode
@@ -218,8 +228,9 @@ class Bound:
         scope = call.scope
         if sum([len(k) + len(v) for k, v in scope["headers"]]) > self._header_bytes:
             raise Problem("headers_too_large", f"the headers are over {self._header_bytes} bytes together")
-        if self._guarded and not carries_token(call, self._services.token or ""):
-            raise Problem("unauthorized", "send the cluster's token as `Authorization: Bearer TOKEN`")
+        if self._locks is not None:
+            call.caller = self._locks.admit(call, self._needs, self._name)
+            on_behalf.set(call.header(b"authorization"))
         arguments: dict[str, Any] = {name: scope["path_params"][name] for name in self._paths}
         if self._query is not None:
             arguments["query"] = parse_query(scope["query_string"], self._query)

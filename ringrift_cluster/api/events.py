@@ -24,6 +24,7 @@ from statemachine import queries
 from statemachine.errors import Code
 from statemachine.rows import Event
 from statemachine.state import State
+from statemachine.values import Scope
 
 route = Routes("events", "What happened, in the past tense.")
 
@@ -83,6 +84,7 @@ def as_message(event: Event) -> bytes:
     "GET",
     "/events",
     "What happened",
+    scope=Scope.READ,
     produces={
         NDJSON: "One event a line, oldest first.",
         SSE: "The same as server-sent events (`Accept: text/event-stream`), resumed by `Last-Event-ID`.",

@@ -10,6 +10,7 @@ from ringrift_cluster.api.endpoint import Call, Routes
 from ringrift_cluster.api.problems import Problem
 from ringrift_cluster.api.services import Asgi
 from statemachine.errors import Code
+from statemachine.values import Scope
 
 route = Routes("feed", "The committed log, for nodes that follow it without voting.")
 
@@ -38,6 +39,7 @@ route(
     "GET",
     "/feed/snapshot",
     "The newest snapshot",
+    scope=Scope.NODE,
     produces={"application/octet-stream": "A snapshot file, verified by its own digest."},
     errors=(Code.NOT_FOUND, "busy"),
 )(passed)
@@ -45,6 +47,7 @@ route(
     "GET",
     "/feed/entries",
     "Committed entries after a position",
+    scope=Scope.NODE,
     produces={MSGPACK: "Frames of entries with the digest chain after each."},
     errors=(Code.NOT_FOUND, Code.CONFLICT, "busy"),
 )(passed)

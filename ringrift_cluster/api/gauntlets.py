@@ -18,7 +18,7 @@ from statemachine.errors import Code
 from statemachine.rows import Gauntlet, GauntletStatus
 from statemachine.settings import Gate
 from statemachine.state import State
-from statemachine.values import Digest, Id
+from statemachine.values import Digest, Id, Scope
 
 route = Routes("gauntlets", "Sequential tests that decide promotions.")
 
@@ -84,6 +84,7 @@ def to_command(state: State, body: GauntletRun, name: str) -> StartGauntlet:
     "POST",
     "/gauntlet/run",
     "Test a candidate",
+    scope=Scope.SUBMIT,
     example=GauntletRun(config="hex8_2p", mode=Thoroughness.STANDARD, gauntlet_id="g-2"),
     answer=Outcome({"gauntlet": "g-2", "status": "running"}, 1204),
     errors=(Code.NOT_FOUND, Code.CONFLICT, Code.INVALID),
@@ -113,6 +114,7 @@ class GauntletList(Struct, frozen=True):
     "GET",
     "/gauntlet/results",
     "Gauntlets, newest first",
+    scope=Scope.READ,
     answer=GauntletList([examples.GAUNTLET], ""),
     errors=(Code.INVALID,),
 )

@@ -20,6 +20,7 @@ from ringrift_cluster.api.views import Cursor, View, look, scan
 from statemachine.errors import Code
 from statemachine.rows import LIVE_JOB, Job, Work
 from statemachine.state import State
+from statemachine.values import Scope
 
 route = Routes("jobs", "Attempts of work items: one node, one fence, one end.")
 
@@ -43,7 +44,7 @@ class JobList(Struct, frozen=True):
     next: str
 
 
-@route("GET", "/jobs", "What runs", answer=JobList([examples.JOB], 1, [], ""))
+@route("GET", "/jobs", "What runs", scope=Scope.READ, answer=JobList([examples.JOB], 1, [], ""))
 async def listing(call: Call, query: JobFilter) -> JobList:
     def keep(row: Job) -> bool:
         return (
@@ -81,6 +82,7 @@ class LogQuery(Struct, frozen=True, forbid_unknown_fields=True):
     "GET",
     "/jobs/{job_id:path}/log",
     "A job's log",
+    scope=Scope.READ,
     produces={"text/plain": "Lines of the log, oldest first."},
     errors=(Code.NOT_FOUND, "unreachable", "too_many_streams"),
     stream=True,
@@ -116,14 +118,12 @@ async def _relayed(call: Call, job_id: str, query: LogQuery) -> AsyncIterator[by
     client = call.services.http
     if client is None or not address:
         raise Problem("unreachable", f"job {job_id!r} ran on {peer!r}, which this node cannot ask; ask it directly")
-    headers = {RELAYED.decode(): "1"}
-    if authorization := call.header(b"authorization"):
-        headers["authorization"] = authorization
+    # Asked with this node's own token: the caller's is nothing for another node to see.
     request = client.build_request(
         "GET",
         f"{address}/jobs/{quote(job_id, safe='')}/log",
         params={"tail": query.tail, "follow": "true" if query.follow else "false", "stream": query.stream},
-        headers=headers,
+        headers={RELAYED.decode(): "1"},
         timeout=httpx.Timeout(5.0, read=None if query.follow else 30.0),
     )
     try:
@@ -161,6 +161,7 @@ class JobView(Struct, frozen=True):
     "GET",
     "/jobs/{job_id:path}",
     "One attempt",
+    scope=Scope.READ,
     answer=JobView(examples.JOB, examples.WORK),
     errors=(Code.NOT_FOUND,),
 )

@@ -26,6 +26,7 @@ from statemachine.elo import Ranking, Table, table_of
 from statemachine.queries import Overview
 from statemachine.rows import ModelStatus, PeerStatus, WorkStatus
 from statemachine.state import State
+from statemachine.values import Scope
 
 route = Routes("metrics", "Numbers for Prometheus.")
 
@@ -160,6 +161,10 @@ def of_routes(services: Services) -> Iterator[Metric]:
         times.add_metric(labels, buckets, meter.seconds)
     yield requests
     yield times
+    refusals = CounterMetricFamily("ringrift_auth_refused", "Requests refused for their token", labels=["reason"])
+    for reason in ("missing", "unknown", "over", "scope", "forbidden"):
+        refusals.add_metric([reason], services.locks.refused[reason] if services.locks else 0)
+    yield refusals
     yield gauge("api_streams_open", "Streams open now", services.streams)
 
 
@@ -167,6 +172,7 @@ def of_routes(services: Services) -> Iterator[Metric]:
     "GET",
     "/metrics",
     "Numbers for Prometheus",
+    scope=Scope.READ,
     produces={"text/plain": "The Prometheus text format."},
 )
 async def metrics(call: Call) -> Reply:

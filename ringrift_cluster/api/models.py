@@ -15,7 +15,7 @@ from statemachine.commands import RollbackModel
 from statemachine.errors import Code
 from statemachine.rows import Gauntlet, Model, ModelStatus
 from statemachine.state import State
-from statemachine.values import Digest, Id, Short
+from statemachine.values import Digest, Id, Scope, Short
 
 route = Routes("models", "Trained networks: candidates, champions, former champions.")
 
@@ -36,6 +36,7 @@ class ModelList(Struct, frozen=True):
     "GET",
     "/models",
     "Models, newest first",
+    scope=Scope.READ,
     answer=ModelList([examples.MODEL], {"hex8_2p": examples.CHAMPION}, ""),
     errors=(Code.INVALID,),
 )
@@ -65,6 +66,7 @@ class ModelView(Struct, frozen=True):
     "GET",
     "/models/{digest}",
     "One model and its gauntlets",
+    scope=Scope.READ,
     answer=ModelView(examples.MODEL, []),
     errors=(Code.NOT_FOUND,),
 )
@@ -92,6 +94,7 @@ class Rollback(Requested, frozen=True, kw_only=True):
     "POST",
     "/models/rollback",
     "Put a former champion back",
+    scope=Scope.ADMIN,
     example=Rollback(config="hex8_2p", model=examples.DIGEST, reason="loses to random", previous=examples.CHAMPION),
     answer=Outcome({"model": examples.DIGEST, "previous": examples.CHAMPION}, 1204),
     errors=(Code.NOT_FOUND, Code.CONFLICT, Code.ILLEGAL_TRANSITION),

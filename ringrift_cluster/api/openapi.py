@@ -18,7 +18,8 @@ _REF = "#/components/schemas/{name}"
 _PATH_ARGUMENT = re.compile(r"\{([a-z_]+)(:path)?\}")
 #: what any route may answer
 _EVERYWHERE = ("headers_too_large", "stale", "halted", "unexpected")
-_WRITES = ("unauthorized", "too_large", "no_leader", "busy", "outcome_unknown", "read_only", "invalid")
+_GUARDED = ("unauthorized", "token_over", "forbidden", "not_ready")
+_WRITES = ("too_large", "no_leader", "busy", "outcome_unknown", "read_only", "invalid")
 
 
 def document(groups: Sequence[Routes], *, title: str, version: str, description: str) -> dict[str, Any]:
@@ -82,8 +83,10 @@ def _operation(endpoint: Endpoint, schemas: dict[Any, Any], components: dict[str
     elif endpoint.consumes:
         schema = {"type": "string", "format": "binary"}
         operation["requestBody"] = {"required": True, "content": {endpoint.consumes: {"schema": schema}}}
-    if endpoint.method not in ("GET", "HEAD"):
+    if endpoint.scope is not None:
         operation["security"] = [{}, {"token": []}]
+        operation["x-scope"] = endpoint.scope
+        operation["description"] += f"\n\nWhere tokens are asked for: scope `{endpoint.scope}`."
     return operation
 
 
@@ -142,7 +145,7 @@ def _responses(endpoint: Endpoint, schemas: dict[Any, Any]) -> dict[str, Any]:
         for media, text in endpoint.produces.items():
             content[media] = {"schema": {"type": "string", "description": text}}
         responses[str(status)] = {"description": endpoint.summary, "headers": _HEADERS, "content": content}
-    codes = [*endpoint.errors, *_EVERYWHERE]
+    codes = [*endpoint.errors, *_EVERYWHERE, *(_GUARDED if endpoint.scope is not None else ())]
     if endpoint.method not in ("GET", "HEAD"):
         codes += _WRITES
     if endpoint.query is not None:

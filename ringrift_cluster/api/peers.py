@@ -10,10 +10,11 @@ from ringrift_cluster.api import examples
 from ringrift_cluster.api.endpoint import Call, Routes
 from ringrift_cluster.api.problems import Problem
 from ringrift_cluster.api.views import Cursor, View, look, scan
+from statemachine.commands import RecordHeartbeats
 from statemachine.errors import Code
 from statemachine.rows import Job, Peer, PeerStatus
 from statemachine.state import State
-from statemachine.values import Beat
+from statemachine.values import Beat, Scope
 
 route = Routes("peers", "Who is in the cluster, heard when, offering what.")
 
@@ -29,7 +30,14 @@ class PeerList(Struct, frozen=True):
     next: str
 
 
-@route("GET", "/peers", "All known nodes", answer=PeerList([examples.PEER], 1, 1, ""), errors=(Code.INVALID,))
+@route(
+    "GET",
+    "/peers",
+    "All known nodes",
+    scope=Scope.READ,
+    answer=PeerList([examples.PEER], 1, 1, ""),
+    errors=(Code.INVALID,),
+)
 async def listing(call: Call, query: PeerFilter) -> PeerList:
     if query.status and query.status not in set(PeerStatus):
         raise Problem(Code.INVALID, f"no status is called {query.status!r}; they are {', '.join(PeerStatus)}")
@@ -53,6 +61,7 @@ class PeerView(Struct, frozen=True):
     "GET",
     "/peers/{peer_id:path}",
     "One node and its jobs",
+    scope=Scope.READ,
     answer=PeerView(examples.PEER, [examples.JOB]),
     errors=(Code.NOT_FOUND,),
 )
@@ -77,6 +86,7 @@ class Taken(Struct, frozen=True):
     "POST",
     "/heartbeat",
     "A node's sign of life",
+    scope=Scope.NODE,
     example=examples.BEAT,
     answer=Taken("gpu-1", 1204),
     errors=(Code.NOT_FOUND, Code.STALE_INCARNATION, "no_leader", "busy", "outcome_unknown"),
@@ -86,6 +96,8 @@ async def heartbeat(call: Call, body: Beat) -> Taken:
 
     `not_found` asks the node to join again; `stale_incarnation` tells it that a newer process has replaced it.
     """
+    if (locks := call.services.locks) is not None:
+        locks.cleared(call.caller, RecordHeartbeats((body,)))
     index = await call.services.heartbeats.record(body)
     call.index = index
     return Taken(body.peer, index)

@@ -51,7 +51,7 @@ def liveness(services: Services) -> Health:
 EXAMPLE = Health("ok", True, "a", "leader", "a", 3600.0, {"consensus": 0.02}, [], 1.7e9)
 
 
-@route("GET", "/health", "Is the process alive?", answer=EXAMPLE, statuses=(200, 503))
+@route("GET", "/health", "Is the process alive?", scope=None, answer=EXAMPLE, statuses=(200, 503))
 async def health(call: Call) -> Reply | Health:
     """200 or 503. Never depends on a quorum, so a supervisor does not restart nodes for want of a leader."""
     found = liveness(call.services)
@@ -76,7 +76,7 @@ def readiness(now: ReplicaStatus, closing: bool) -> Readiness:
     return Readiness(True, now.read_only or "")
 
 
-@route("GET", "/ready", "May it get traffic?", answer=Readiness(True, ""), statuses=(200, 503))
+@route("GET", "/ready", "May it get traffic?", scope=None, answer=Readiness(True, ""), statuses=(200, 503))
 async def ready(call: Call) -> Reply | Readiness:
     """200, or 503 with the reason."""
     found = readiness(call.services.replica.status(), call.services.closing())

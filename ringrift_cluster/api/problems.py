@@ -49,6 +49,8 @@ TABLE: dict[str, Kind] = {
     "halted": Kind(503, "This node has stopped"),
     # this face's own
     "unauthorized": Kind(401, "A token is needed"),
+    "token_over": Kind(401, "The token is revoked or expired"),
+    "forbidden": Kind(403, "The token is not good for this"),
     "method_not_allowed": Kind(405, "The path has no such method"),
     "gone": Kind(410, "This path is no longer part of the protocol"),
     "digest_mismatch": Kind(422, "The bytes are not those of the digest"),

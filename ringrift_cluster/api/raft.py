@@ -6,6 +6,7 @@ from msgspec import Struct
 
 from ringrift_cluster.api.endpoint import Call, Routes
 from ringrift_cluster.replica import ReplicaStatus
+from statemachine.values import Scope
 
 route = Routes("raft", "The log: who leads, what is committed, what is applied here.")
 
@@ -43,11 +44,11 @@ async def leader(call: Call) -> Leader:
 
 
 EXAMPLE_LEADER = Leader("a", "http://10.0.0.1:8770", 4, "a", True)
-route("GET", "/election/leader", "Who leads", answer=EXAMPLE_LEADER)(leader)
-route("GET", "/election/status", "Another name for `/election/leader`", answer=EXAMPLE_LEADER)(leader)
+route("GET", "/election/leader", "Who leads", scope=Scope.READ, answer=EXAMPLE_LEADER)(leader)
+route("GET", "/election/status", "Another name for `/election/leader`", scope=Scope.READ, answer=EXAMPLE_LEADER)(leader)
 
 
-@route("GET", "/raft/state", "Where this replica stands", answer=EXAMPLE_STATUS)
+@route("GET", "/raft/state", "Where this replica stands", scope=Scope.READ, answer=EXAMPLE_STATUS)
 async def state(call: Call) -> ReplicaStatus:
     """The last published values; costs nothing and waits for nobody."""
     return call.services.replica.status()
@@ -91,6 +92,7 @@ def health(status: ReplicaStatus) -> str:
     "GET",
     "/raft/status",
     "Consensus at a glance",
+    scope=Scope.READ,
     answer=RaftStatus(
         "a",
         True,

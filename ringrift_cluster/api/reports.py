@@ -10,7 +10,7 @@ from ringrift_cluster.api.writes import Outcome, Outcomes, carry_out, carry_out_
 from statemachine.commands import CompleteJob, FailJob, ReleaseJob, RenewJobs, ReportJob, StopJob
 from statemachine.errors import Code
 from statemachine.rows import Actual
-from statemachine.values import Id, Natural, Short
+from statemachine.values import Id, Natural, Scope, Short
 
 route = Routes("work", "")
 
@@ -30,6 +30,7 @@ class Start(Struct, frozen=True, forbid_unknown_fields=True):
     "POST",
     "/work/start",
     "The attempt starts",
+    scope=Scope.NODE,
     example=Start("sp-1.1", 12),
     answer=Outcome("run", 1204),
     errors=(*FENCED, Code.INVALID),
@@ -43,6 +44,7 @@ async def start(call: Call, body: Start) -> Outcome:
     "POST",
     "/work/renew",
     "Extend the leases of claimed jobs",
+    scope=Scope.NODE,
     example=RenewJobs(jobs=(examples.PROGRESS,)),
     answer=Outcome({"over": [], "stop": []}, 1204),
 )
@@ -55,6 +57,7 @@ async def renew(call: Call, body: RenewJobs) -> Outcome:
     "POST",
     "/work/complete",
     "The attempt succeeded",
+    scope=Scope.NODE,
     example=examples.COMPLETION,
     answer=Outcome({"published": True}, 1204),
     errors=(*FENCED, Code.INVALID),
@@ -71,6 +74,7 @@ async def complete(call: Call, body: CompleteJob | list[CompleteJob]) -> Outcome
     "POST",
     "/work/fail",
     "The attempt failed",
+    scope=Scope.NODE,
     example=FailJob(job="sp-1.1", fence=12, error_class="user", error="exit code 1: no such option"),
     answer=Outcome("pending", 1204),
     errors=FENCED,
@@ -84,6 +88,7 @@ async def fail(call: Call, body: FailJob) -> Outcome:
     "POST",
     "/work/release",
     "Hand an attempt back that never started",
+    scope=Scope.NODE,
     example=ReleaseJob(job="sp-1.1", fence=12, reason="no room"),
     answer=Outcome("pending", 1204),
     errors=FENCED,
@@ -96,6 +101,7 @@ async def release(call: Call, body: ReleaseJob) -> Outcome:
     "POST",
     "/work/stop",
     "Ask for an attempt to be stopped",
+    scope=Scope.SUBMIT,
     example=StopJob(job="sp-1.1", fence=12, reason="the node is needed elsewhere"),
     answer=Outcome(True, 1204),
     errors=(Code.NOT_FOUND, Code.STALE_FENCE),

@@ -17,6 +17,7 @@ from msgspec import Struct
 
 from executors.blobs import Blobs
 from executors.logs import Logs
+from ringrift_cluster.api.locks import Locks
 from ringrift_cluster.api.meter import Meter
 from ringrift_cluster.replica import Replica
 from statemachine.elo import Ranking, Table
@@ -116,11 +117,15 @@ class Services:
     monotonic_s: Callable[[], float] = time.monotonic
     wall_ms: Callable[[], int] = lambda: time.time_ns() // 1_000_000
     new_id: Callable[[], str] = lambda: uuid.uuid4().hex
-    #: required on everything but GET and HEAD when set
+    #: the configured token, which is good for everything
     token: str | None = None
+    #: ask for tokens although none is configured here: the node joined a cluster that does
+    guarded: bool = False
     version: str = "0.1.0"
     started_s: float = field(default_factory=time.monotonic)
     limits: ApiLimits = ApiLimits()
+    #: None: everything is open to everybody
+    locks: Locks | None = field(default=None, init=False)
     #: bytes of bodies that are being received in parts
     gathered_bytes: int = field(default=0, init=False)
     #: streams that are open now
@@ -131,6 +136,10 @@ class Services:
     meters: list[Meter] = field(default_factory=list, init=False)
     #: the last fit of each config, by the sums it was made from
     ratings: dict[str, tuple[Table, list[Ranking]]] = field(default_factory=dict, init=False)
+
+    def __post_init__(self) -> None:
+        if self.token or self.guarded:
+            self.locks = Locks(self.token, self.replica.live_state, self.monotonic_s)
 
     def leader_address(self) -> str | None:
         """The HTTP address of the present leader, where it is known."""

@@ -17,6 +17,7 @@ from statemachine.commands import ChangeSetting
 from statemachine.errors import Code
 from statemachine.rows import Setting
 from statemachine.state import State
+from statemachine.values import Scope
 
 route = Routes("settings", "What all nodes agree on; changed through the log, with a version.")
 
@@ -50,7 +51,7 @@ def default_of(name: str) -> SettingView | None:
     return SettingView(name, Raw(msgspec.json.encode(kind())), 0, "", 0)
 
 
-@route("GET", "/settings", "All settings", answer=SettingList([EXAMPLE]))
+@route("GET", "/settings", "All settings", scope=Scope.READ, answer=SettingList([EXAMPLE]))
 async def listing(call: Call, query: Page) -> SettingList:
     def ask(state: State) -> list[Setting]:
         return [row for _, row in sorted(state.settings.items())]
@@ -61,7 +62,7 @@ async def listing(call: Call, query: Page) -> SettingList:
     return SettingList([*defaults, *map(view_of, rows)])
 
 
-@route("GET", "/settings/{name:path}", "One setting", answer=EXAMPLE, errors=(Code.NOT_FOUND,))
+@route("GET", "/settings/{name:path}", "One setting", scope=Scope.READ, answer=EXAMPLE, errors=(Code.NOT_FOUND,))
 async def show(call: Call, name: str, query: View) -> SettingView:
     row = await look(call, lambda state: state.settings.get(name), query)
     found = view_of(row) if row else default_of(name)
@@ -83,6 +84,7 @@ class Change(Requested, frozen=True, kw_only=True):
     "PUT",
     "/settings/{name:path}",
     "Change a setting",
+    scope=Scope.ADMIN,
     example=Change(value=Raw(b'{"enabled":false}'), expected_version=1, by="cli"),
     answer=Outcome({"version": 2}, 1204),
     errors=(Code.INVALID, Code.CONFLICT),

@@ -16,6 +16,7 @@ from statemachine.errors import Code
 from statemachine.queries import Overview, Why
 from statemachine.rows import PeerStatus, Totals, WorkStatus
 from statemachine.state import State
+from statemachine.values import Scope
 
 route = Routes("status", "What this node is, and what the cluster is doing.")
 
@@ -29,7 +30,7 @@ class Banner(Struct, frozen=True):
     documentation: str = "/openapi.json"
 
 
-@route("GET", "/", "Who answers here", answer=Banner("ringrift-cluster", "0.1.0", "a", "leader", "a"))
+@route("GET", "/", "Who answers here", scope=Scope.READ, answer=Banner("ringrift-cluster", "0.1.0", "a", "leader", "a"))
 async def banner(call: Call) -> Banner:
     now = call.services.replica.status()
     return Banner("ringrift-cluster", call.services.version, now.node_id, now.role, now.leader_id)
@@ -251,7 +252,7 @@ EXAMPLE = Status(
     champions={},
     stalled=None,
 )
-route("GET", "/status", "The whole cluster on one page", answer=EXAMPLE)(page)
+route("GET", "/status", "The whole cluster on one page", scope=Scope.READ, answer=EXAMPLE)(page)
 
 
 class Progress(Struct, frozen=True):
@@ -268,6 +269,7 @@ class Progress(Struct, frozen=True):
     "GET",
     "/progress",
     "How far the improvement loop is",
+    scope=Scope.READ,
     answer=Progress({"hex8_2p": Totals("hex8_2p", games=1_000)}, {}, 8, 13, 61_000),
 )
 async def progress(call: Call, query: View) -> Progress:
@@ -294,13 +296,22 @@ def _kind(code: str) -> ProblemKind:
     return ProblemKind(str(code), kind.status, kind.title, kind.retry_after_s)
 
 
-@route("GET", "/problems", "Everything that can go wrong", answer=ProblemKinds([_kind(Code.STALE_FENCE)]))
+@route(
+    "GET", "/problems", "Everything that can go wrong", scope=Scope.READ, answer=ProblemKinds([_kind(Code.STALE_FENCE)])
+)
 async def problem_kinds(call: Call) -> ProblemKinds:
     """The table from error code to status; `type` in a problem document points into it."""
     return ProblemKinds([_kind(code) for code in TABLE])
 
 
-@route("GET", "/problems/{code}", "One error code", answer=_kind(Code.STALE_FENCE), errors=(Code.NOT_FOUND,))
+@route(
+    "GET",
+    "/problems/{code}",
+    "One error code",
+    scope=Scope.READ,
+    answer=_kind(Code.STALE_FENCE),
+    errors=(Code.NOT_FOUND,),
+)
 async def problem_kind(call: Call, code: str) -> ProblemKind:
     if code not in TABLE:
         raise Problem(Code.NOT_FOUND, f"no error code is called {code!r}; see /problems")

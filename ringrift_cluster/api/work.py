@@ -27,7 +27,7 @@ from statemachine.errors import Code, Rejected
 from statemachine.queries import Why
 from statemachine.rows import LIVE_WORK, Job, Work, WorkStatus
 from statemachine.state import State
-from statemachine.values import Id, Short
+from statemachine.values import Id, Scope, Short
 
 route = Routes("work", "The queue of work items: what should be done, in which order, and why it is not done yet.")
 
@@ -60,6 +60,7 @@ class AddedItems(Struct, frozen=True):
     "POST",
     "/work/add",
     "Queue one item or many",
+    scope=Scope.SUBMIT,
     example=NewWork(
         work_type="selfplay",
         work_id="sp-1",
@@ -89,7 +90,7 @@ async def add(call: Call, body: NewWork | list[NewWork] | NewItems) -> Added | A
         to_command(item, item.work_id or f"{item.work_type}-{_made_up(call, request, n)}", at_ms)
         for n, item in enumerate(items)
     ]
-    results = await propose(call, [sealed(command) for command in commands])
+    results = await propose(call, [sealed(call, command) for command in commands])
     if isinstance(body, NewWork):
         (first,) = results
         if isinstance(first, Rejected):
@@ -168,6 +169,7 @@ EXAMPLE_GRANT = Grant("sp-1.1", 12, "sp-1", "selfplay", "hex8_2p", {"games": "50
     "POST",
     "/work/claim",
     "Take the best pending items",
+    scope=Scope.NODE,
     example=Claim(node_id="worker-1", claim_id="c-1", work_types=("selfplay",), max_items=2),
     answer=Claimed("claimed", "c-1", EXAMPLE_GRANT, [EXAMPLE_GRANT], 1204),
     errors=(Code.INELIGIBLE, Code.PAUSED),
@@ -182,7 +184,7 @@ async def claim(call: Call, body: Claim) -> Claimed:
         configs=body.configs,
         limit=body.max_items,
     )
-    (result,) = await propose(call, [sealed(command)])
+    (result,) = await propose(call, [sealed(call, command)])
     if isinstance(result, Rejected):
         raise of_rejection(result)
     items = msgspec.convert(result.value, list[Grant])
@@ -204,6 +206,7 @@ class Retry(Requested, frozen=True, kw_only=True):
     "POST",
     "/work/cancel",
     "End an item",
+    scope=Scope.SUBMIT,
     example=Cancel("sp-1", "superseded"),
     answer=Outcome("cancelled", 1204),
     errors=(Code.NOT_FOUND, Code.ILLEGAL_TRANSITION),
@@ -217,6 +220,7 @@ async def cancel(call: Call, body: Cancel) -> Outcome:
     "POST",
     "/work/retry",
     "Give an ended item its attempts back",
+    scope=Scope.SUBMIT,
     example=Retry(work_id="sp-1", reason="the disk was replaced", request_id="r-1"),
     answer=Outcome("pending", 1204),
     errors=(Code.NOT_FOUND, Code.ILLEGAL_TRANSITION, Code.CONFLICT),
@@ -236,7 +240,7 @@ class PendingItems(Struct, frozen=True):
     total: int
 
 
-@route("GET", "/work/pending", "What waits, best first", answer=PendingItems([examples.WORK], 1))
+@route("GET", "/work/pending", "What waits, best first", scope=Scope.READ, answer=PendingItems([examples.WORK], 1))
 async def pending(call: Call, query: PendingPage) -> PendingItems:
     def ask(state: State) -> PendingItems:
         total = state.index.work_by_status[WorkStatus.PENDING]
@@ -303,8 +307,10 @@ async def queue_status(call: Call, query: View) -> QueueStatus:
     return await look(call, ask, query)
 
 
-route("GET", "/work/status", "The queue at a glance", answer=EXAMPLE_QUEUE)(queue_status)
-route("GET", "/work_queue_status", "Another name for `/work/status`", answer=EXAMPLE_QUEUE)(queue_status)
+route("GET", "/work/status", "The queue at a glance", scope=Scope.READ, answer=EXAMPLE_QUEUE)(queue_status)
+route("GET", "/work_queue_status", "Another name for `/work/status`", scope=Scope.READ, answer=EXAMPLE_QUEUE)(
+    queue_status
+)
 
 
 class WorkFilter(Cursor, frozen=True, kw_only=True):
@@ -321,7 +327,12 @@ class WorkItems(Struct, frozen=True):
 
 
 @route(
-    "GET", "/work", "Items, newest first", answer=WorkItems([examples.WORK], ""), errors=(Code.INVALID, Code.EXPIRED)
+    "GET",
+    "/work",
+    "Items, newest first",
+    scope=Scope.READ,
+    answer=WorkItems([examples.WORK], ""),
+    errors=(Code.INVALID, Code.EXPIRED),
 )
 async def listing(call: Call, query: WorkFilter) -> WorkItems:
     unknown = set(csv(query.status)) - set(WorkStatus)
@@ -358,6 +369,7 @@ class WorkView(Struct, frozen=True):
     "GET",
     "/work/{work_id:path}",
     "One item, and why it is where it is",
+    scope=Scope.READ,
     answer=WorkView(
         examples.WORK,
         Why("running", "running as job sp-1.1 on gpu-1, which is running"),

@@ -6,6 +6,7 @@ from a request is decoded once more here: the same bytes, the same decoder, befo
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from typing import Annotated, Any
 
@@ -15,7 +16,7 @@ from msgspec import Meta, Struct
 from ringrift_cluster.api.endpoint import Call
 from ringrift_cluster.api.problems import Problem, of_rejection
 from ringrift_cluster.replica import OutcomeUnknown, ReplicaError
-from statemachine.commands import MAX_COMMAND_BYTES, Command, Effect, Once, decode_command, encode_command
+from statemachine.commands import MAX_COMMAND_BYTES, Command, Effect, Once, RecordAct, decode_command, encode_command
 from statemachine.errors import Code, Rejected, Result
 
 #: how long a request id is remembered, on the cluster clock
@@ -25,6 +26,10 @@ _BATCH_BYTES = 384 * 1024
 #: and below the commands that one entry holds
 _BATCH_COMMANDS = 500
 REQUEST_ID = b"request-id"
+#: an act that is no command waits this long for its event
+NOTE_S = 2.0
+
+log = logging.getLogger("ringrift.api")
 
 
 class Outcome(Struct, frozen=True):
@@ -34,8 +39,14 @@ class Outcome(Struct, frozen=True):
     index: int
 
 
-def sealed(command: Command) -> bytes:
-    """Encode a command; raises Problem naming the field when the law's decoder would not take it."""
+def sealed(call: Call, command: Command) -> bytes:
+    """Encode a command, an operator's with the name of the token on it.
+
+    Raises Problem when the token is not good for it, or naming the field that the law's decoder would not take.
+    """
+    locks = call.services.locks
+    if locks is not None:
+        command = locks.cleared(call.caller, command)
     try:
         data = encode_command(command)
         decode_command(data)
@@ -122,13 +133,26 @@ async def carry_out_all(call: Call, commands: Sequence[Effect]) -> Outcomes:
     most = call.services.limits.items
     if not 0 < len(commands) <= most:
         raise Problem(Code.INVALID, f"{len(commands)} commands were sent; a call takes 1 to {most}")
-    results = await propose(call, [sealed(command) for command in commands])
+    results = await propose(call, [sealed(call, command) for command in commands])
     settled = [Settled(None, r.code, r.detail) if isinstance(r, Rejected) else Settled(r.value) for r in results]
     return Outcomes(settled, sum(1 for s in settled if s.code), call.index or 0)
 
 
+async def noted(call: Call, act: str, target: str = "") -> None:
+    """Leave the event of an act that is no command. A cluster without a leader does not keep an operator from it."""
+    by = call.caller.name
+    if not by:
+        return
+    try:
+        await call.services.replica.propose(
+            [encode_command(RecordAct(by=by, act=act, target=target))], timeout_s=NOTE_S
+        )
+    except ReplicaError as error:
+        log.warning('event=act_not_recorded by=%s act="%s" target=%s reason="%s"', by, act, target, error)
+
+
 async def _settle(call: Call, command: Command) -> Outcome:
-    (result,) = await propose(call, [sealed(command)])
+    (result,) = await propose(call, [sealed(call, command)])
     if isinstance(result, Rejected):
         raise of_rejection(result)
     return Outcome(result.value, call.index or 0)

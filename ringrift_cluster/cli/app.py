@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from ringrift_cluster.cli import cluster, learning, raft, serve, state, work
+from ringrift_cluster.cli import cluster, learning, raft, serve, state, tokens, work
 from ringrift_cluster.cli.options import EXIT_CODES
 
 app = typer.Typer(
@@ -37,6 +37,7 @@ app.add_typer(learning.models_app, name="models")
 app.add_typer(learning.matches_app, name="matches")
 app.add_typer(learning.gauntlet_app, name="gauntlet")
 app.add_typer(cluster.settings_app, name="settings")
+app.add_typer(tokens.app, name="token")
 app.add_typer(state.app, name="state")
 app.add_typer(raft.app, name="raft")
 

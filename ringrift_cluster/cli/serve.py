@@ -35,7 +35,10 @@ def serve(
     log_level: Annotated[str | None, Option(help="DEBUG, INFO, WARNING or ERROR.")] = None,
     cpu_slots: Annotated[int | None, Option(help="Workload processes without a GPU; else one a core.")] = None,
     labels: Annotated[str | None, Option(help="Words that work items can ask for, separated by commas.")] = None,
-    auth_token_file: Annotated[Path | None, Option(help="File with the token that clients must send.")] = None,
+    auth_token_file: Annotated[Path | None, Option(help="File with the token that is good for everything.")] = None,
+    join_token_file: Annotated[
+        Path | None, Option(help="File with the join token that a follower buys its own token with, once.")
+    ] = None,
     cluster_secret_file: Annotated[Path | None, Option(help="File with the secret that voters share.")] = None,
     insecure: Annotated[
         bool | None, Option("--insecure", help="Allow a bind that is not loopback, without encryption.")

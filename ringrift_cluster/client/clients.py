@@ -192,6 +192,9 @@ class Client:
     undrain = _blocking(flows.undrain)
     remove_peer = _blocking(flows.remove_peer)
     pause = _blocking(flows.pause)
+    tokens = _blocking(flows.tokens)
+    token_create = _blocking(flows.token_create)
+    token_revoke = _blocking(flows.token_revoke)
     transfer_leadership = _blocking(flows.transfer_leadership)
     shutdown = _blocking(flows.shutdown)
 
@@ -324,6 +327,9 @@ class AsyncClient:
     undrain = _awaited(flows.undrain)
     remove_peer = _awaited(flows.remove_peer)
     pause = _awaited(flows.pause)
+    tokens = _awaited(flows.tokens)
+    token_create = _awaited(flows.token_create)
+    token_revoke = _awaited(flows.token_revoke)
     transfer_leadership = _awaited(flows.transfer_leadership)
     shutdown = _awaited(flows.shutdown)
 

@@ -7,7 +7,7 @@ ClientError
  |- NotFound           the named thing is not known
  |- Conflict           something else is there: another content, a newer fence, another state
  |- Invalid            the request itself is wrong
- |- Unauthorized       the token is missing or wrong
+ |- Unauthorized       the token is missing, unknown or over, or not good for this
  '- Refused            any other refusal
 """
 
@@ -67,7 +67,7 @@ class Invalid(ClientError):  # noqa: N818
 
 
 class Unauthorized(ClientError):  # noqa: N818
-    """The token is missing or wrong."""
+    """The token is missing, unknown or over, or not good for this."""
 
 
 class Refused(ClientError):  # noqa: N818

@@ -19,7 +19,8 @@ from ringrift_cluster.api.raft import Leader
 from ringrift_cluster.api.reports import Start
 from ringrift_cluster.api.settings import Change, SettingList, SettingView
 from ringrift_cluster.api.status import Status
-from ringrift_cluster.api.views import View
+from ringrift_cluster.api.tokens import Made, NewToken, Revocation, TokenList, fresh_secret, hash_of
+from ringrift_cluster.api.views import Page, View
 from ringrift_cluster.api.work import (
     Added,
     AddedItems,
@@ -265,6 +266,23 @@ def remove_peer(session: Session, node_id: str, reason: str = "") -> Flow[Outcom
 def pause(session: Session, paused: bool, reason: str = "") -> Flow[Outcome]:
     """Stop or resume placement and claims in the whole cluster."""
     return session.change("POST", "/admin/pause", Outcome, Pause(paused, reason))
+
+
+def tokens(session: Session) -> Flow[TokenList]:
+    return session.get("/tokens", TokenList, Page(limit=1000))
+
+
+def token_create(session: Session, token: NewToken) -> Flow[Made]:
+    """Make a token. Its secret is drawn here, so that a lost answer loses nothing and no node ever sees it."""
+    secret = fresh_secret()
+    body = msgspec.structs.replace(token, sha256=hash_of(secret))
+    made = yield from session.change("POST", "/tokens", Made, body)
+    return msgspec.structs.replace(made, secret=secret)
+
+
+def token_revoke(session: Session, name: str, reason: str = "") -> Flow[Outcome]:
+    """End a token; False when it was over already."""
+    return session.change("POST", "/tokens/revoke", Outcome, Revocation(name, reason))
 
 
 def transfer_leadership(session: Session, target: str | None = None) -> Flow[Transferred]:

@@ -16,7 +16,7 @@ import httpx
 from ringrift_cluster import replica as rp
 from ringrift_cluster.feed.changes import Changes
 from ringrift_cluster.feed.stored import OwnSnapshot, StoredSnapshot
-from ringrift_cluster.feed.voters import Polled, PositionRefused, Unreachable, Voters
+from ringrift_cluster.feed.voters import Polled, PositionRefused, ShutOut, Unreachable, Voters
 from ringrift_cluster.feed.wire import FELL_OUT, MAX_BATCH_BYTES, OTHER_CLUSTER, Frame
 from ringrift_cluster.raft.window import Applied, Window
 from ringrift_cluster.replica import Consistency, Proposed, Read, ReplicaStatus
@@ -149,6 +149,10 @@ class FeedReplica:
                 if self._unproven:
                     # A voter whose snapshot is older than what it still keeps: ask another one, and not at once.
                     await self._back_off(str(refused))
+            except ShutOut as shut_out:
+                node = self.config.node_id
+                self._halted = f"{node} is shut out of the cluster: {shut_out}; it needs another one to come back"
+                log.error("event=shut_out reason=%r", str(shut_out))
             except (Unreachable, SnapshotDamaged) as error:
                 await self._back_off(str(error))
             except OSError as error:
@@ -391,6 +395,11 @@ class FeedReplica:
             halted=self._halted,
             read_only=self._read_only(),
         )
+
+    def live_state(self) -> State | None:
+        """The state itself, for single look-ups by key from any thread; None before there is one."""
+        machine = self._machine
+        return machine.state if machine is not None else None
 
     def _age_ms(self) -> int:
         """How old the shown state may be, at worst."""

@@ -24,6 +24,10 @@ class Unreachable(Exception):  # noqa: N818 - names a state of the world
     """A voter did not answer as a voter should; another one may."""
 
 
+class ShutOut(Exception):  # noqa: N818 - an answer
+    """The token of this node is revoked or expired."""
+
+
 class PositionRefused(Exception):  # noqa: N818 - an answer
     """The voter cannot continue from our position; `code` says why."""
 
@@ -74,6 +78,11 @@ class Voters:
     def rotate(self) -> None:
         self._order.append(self._order.pop(0))
 
+    def _speaking(self) -> dict[str, str]:
+        """Whose authorization goes with a write: that of the request being served, else this node's own."""
+        caller = rp.on_behalf.get()
+        return {"authorization": caller} if caller else self._headers
+
     def _leader_first(self) -> list[str]:
         leader = self.leader
         if leader not in self._urls or leader is None:
@@ -108,7 +117,7 @@ class Voters:
             problem = wire.problem_of(bytes(body))
             raise PositionRefused(problem.code, problem.detail)
         if response.status_code != 200:
-            raise Unreachable(_refusal(self.current, response.status_code, wire.problem_of(bytes(body))))
+            raise _no_answer(self.current, response.status_code, wire.problem_of(bytes(body)))
         try:
             batch = wire.decode_batch(bytes(body))
         except UNDECODABLE as error:
@@ -134,7 +143,7 @@ class Voters:
                 ) as response:
                     if response.status_code not in (200, 206):
                         problem = wire.problem_of(await response.aread())
-                        raise Unreachable(_refusal(self.current, response.status_code, problem))
+                        raise _no_answer(self.current, response.status_code, problem)
                     etag = response.headers.get("etag", "")
                     with target.open("ab" if response.status_code == 206 else "wb") as out:
                         async for chunk in response.aiter_bytes():
@@ -176,7 +185,7 @@ class Voters:
             delay_s = min(delay_s * 2, 0.5)
 
     async def _propose_to(self, voter: str, body: bytes, left_s: float) -> rp.Proposed:
-        headers = {"content-type": wire.MSGPACK, **self._headers}
+        headers = {"content-type": wire.MSGPACK, **self._speaking()}
         try:
             response = await self._http.post(
                 self._urls[voter] + wire.PROPOSE,
@@ -203,7 +212,7 @@ class Voters:
         Raises ReplicaError, and Refused when the law did not take it.
         """
         body = wire.encode(beat)
-        headers = {"content-type": wire.MSGPACK, **self._headers}
+        headers = {"content-type": wire.MSGPACK, **self._speaking()}
         deadline = self._clock() + timeout_s
         problem: rp.ReplicaError = rp.NoLeader("no voter could be reached")
         for voter in self._order.copy():
@@ -236,7 +245,7 @@ class Voters:
                 response = await self._http.post(
                     self._urls[voter] + "/admin/election/start",
                     json={"target": target} if target else {},
-                    headers=self._headers,
+                    headers=self._speaking(),
                     timeout=httpx.Timeout(20.0, connect=CONNECT_S),
                 )
             except httpx.HTTPError as error:
@@ -269,6 +278,11 @@ def _refusal(voter: str, status: int, problem: wire.Problem) -> str:
     return f"voter {voter} answered {status}: {problem.detail or problem.code or 'no reason given'}"
 
 
+def _no_answer(voter: str, status: int, problem: wire.Problem) -> Exception:
+    """Why the feed got nothing: a token that is over is final, anything else another voter may mend."""
+    return ShutOut(problem.detail) if problem.code == "token_over" else Unreachable(_refusal(voter, status, problem))
+
+
 def _replica_error(voter: str, status: int, problem: wire.Problem) -> rp.ReplicaError:
     said = _refusal(voter, status, problem)
     match problem.code:
@@ -280,8 +294,8 @@ def _replica_error(voter: str, status: int, problem: wire.Problem) -> rp.Replica
             return rp.TooLarge(problem.detail)
         case "invalid":
             return rp.ReadOnly(f"{said}; the voters run another release")
-        case "unauthorized":
-            return rp.ReadOnly(f"{said}; give this node the cluster's auth token")
+        case "unauthorized" | "token_over" | "forbidden":
+            return rp.ReadOnly(f"{said}; give this node a token that is good for it")
     if status in (404, 405):
         return rp.NoLeader(f"{said}; it does not look like a node of the cluster")
     return rp.OutcomeUnknown(said)

@@ -120,6 +120,10 @@ class RaftReplica:
         """As of the last turn; costs nothing."""
         return self._thread.status()
 
+    def live_state(self) -> State:
+        """The state itself, for single look-ups by key from any thread."""
+        return self._node.machine.state
+
     async def transfer_leadership(self, target: str | None = None) -> str:
         """Hand leadership to a voter; returns who leads then. Raises NoLeader when none could take it."""
         answer: _Answer[str | ReplicaError | None] = _Answer(self._thread)

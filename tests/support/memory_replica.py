@@ -118,6 +118,9 @@ class MemoryReplica:
             clock_ms=machine.state.now_ms,
         )
 
+    def live_state(self) -> State:
+        return self.machine.state
+
     def pretend(self, **fields: object) -> None:
         """Change what `status` says."""
         self.says = replace(self.says, **fields)  # type: ignore[arg-type]

@@ -46,6 +46,8 @@ EXPECTED = {
     "POST /admin/peers/remove": 409,
     "POST /admin/feature-level": 400,
     "POST /admin/shutdown": 202,
+    "POST /tokens/revoke": 404,
+    "POST /tokens/join": 400,
 }
 
 

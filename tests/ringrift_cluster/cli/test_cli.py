@@ -94,7 +94,7 @@ def test_every_command_says_what_it_does_and_so_does_every_option() -> None:
 
 def test_serve_takes_every_setting_but_the_secrets_themselves() -> None:
     flags = {p.name for p in ALL[("serve",)].params} - {"config"}
-    assert set(Settings.model_fields) - flags == {"auth_token", "cluster_secret"}
+    assert set(Settings.model_fields) - flags == {"auth_token", "cluster_secret", "join_token"}
     assert flags <= set(Settings.model_fields)
 
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import random
 import threading
 from collections.abc import AsyncIterator, Callable, Coroutine
@@ -22,11 +23,12 @@ from ringrift_cluster.replica import (
     OutcomeUnknown,
     ReadOnly,
     Stale,
+    on_behalf,
 )
-from statemachine.commands import AddWork, RaiseFeatureLevel, encode_command
+from statemachine.commands import AddWork, CreateToken, RaiseFeatureLevel, RevokeToken, encode_command
 from statemachine.errors import Done
 from statemachine.snapshot import read_header
-from statemachine.values import Beat
+from statemachine.values import Beat, Scope
 from tests.support.feeding import Cluster
 
 DEADLINE_S = 5.0
@@ -328,15 +330,47 @@ def test_no_leader_is_waited_for_within_the_timeout(tmp_path: Path) -> None:
     run(scenario())
 
 
-def test_without_the_clusters_token_a_follower_may_read_but_not_propose(tmp_path: Path) -> None:
+def test_without_a_token_that_is_good_for_it_a_follower_neither_follows_nor_proposes(tmp_path: Path) -> None:
     async def scenario() -> None:
         cluster = Cluster(tmp_path, token="right")
         async with following(cluster, tmp_path / "f1", token="wrong") as replica:
-            await caught_up(replica, cluster)
-            with pytest.raises(ReadOnly, match="auth token"):
+            await eventually(lambda: "no such token" in replica.last_error)
+            with pytest.raises(ReadOnly, match="a token that is good for it"):
                 await replica.propose([item("w1")])
+            assert replica.status().halted is None
         async with following(cluster, tmp_path / "f2", token="right") as replica:
             await caught_up(replica, cluster)
+            assert (await replica.propose([item("w1")])).index > 0
+
+    run(scenario())
+
+
+def test_a_follower_whose_token_is_revoked_is_shut_out_with_a_sentence(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        cluster = Cluster(tmp_path, token="right")
+        own = CreateToken("node:f", Scope.NODE, hashlib.sha256(b"own").hexdigest(), "f")
+        await cluster.leader.propose([encode_command(own)])
+        async with following(cluster, tmp_path / "f", token="own") as replica:
+            await caught_up(replica, cluster)
+            await cluster.leader.propose([encode_command(RevokeToken("node:f", "sold"))])
+            await eventually(lambda: replica.status().halted is not None)
+            assert replica.status().halted == (
+                "f1 is shut out of the cluster: token 'node:f' is over: revoked: sold; "
+                "it needs another one to come back"
+            )
+
+    run(scenario())
+
+
+def test_what_a_caller_asks_for_goes_to_the_voters_under_the_callers_own_token(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        cluster = Cluster(tmp_path, token="right")
+        async with following(cluster, tmp_path / "f", token="right") as replica:
+            await caught_up(replica, cluster)
+            on_behalf.set("Bearer nobody")
+            with pytest.raises(ReadOnly, match="no such token"):
+                await replica.propose([item("w1")])
+            on_behalf.set("")
             assert (await replica.propose([item("w1")])).index > 0
 
     run(scenario())

@@ -1,0 +1,218 @@
+"""Who asks, and whether they may: tokens checked against the state that this node has applied.
+
+    bearer token -- sha256 --> row of the table `tokens` -- its scope --> what the route asks for
+
+A look-up is one hash and one dictionary access. The table is keyed by the hash of the secret, so how long a
+miss takes says nothing about any secret; the configured token is compared in constant time.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import logging
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from msgspec import Struct
+
+from ringrift_cluster.api.problems import Problem
+from statemachine import commands as c
+from statemachine.rows import Token
+from statemachine.state import State
+from statemachine.tokens import GRANTS, ROOT
+from statemachine.values import Scope
+
+log = logging.getLogger("ringrift.locks")
+
+#: refusals are counted each, and logged at most this often
+LOG_EVERY_S = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """Whose token a request carries. `peer` is the only node that it may speak for, when there is one."""
+
+    name: str
+    scope: Scope
+    peer: str = ""
+
+
+#: the caller where no token is asked for
+ANYBODY = Caller("", Scope.ADMIN)
+_ROOT = Caller(ROOT, Scope.ADMIN)
+
+
+class Asking(Protocol):
+    """What is looked at of a request."""
+
+    @property
+    def headers(self) -> Mapping[bytes, bytes]: ...
+
+    @property
+    def scope(self) -> Mapping[str, Any]: ...
+
+
+class Locks:
+    """The doors of one node. Without a root token of its own (a follower) only tokens of the log open them."""
+
+    def __init__(self, root: str | None, state: Callable[[], State | None], monotonic_s: Callable[[], float]) -> None:
+        self._root = root.encode() if root else None
+        self._state = state
+        self._monotonic_s = monotonic_s
+        self._logged_s = -LOG_EVERY_S
+        self._unlogged = 0
+        #: refusals by their reason
+        self.refused: Counter[str] = Counter()
+
+    def admit(self, asking: Asking, needed: Scope, route: str) -> Caller:
+        """The caller, when its token is good for `needed`. Raises Problem: unauthorized, token_over, forbidden."""
+        scheme, _, given = asking.headers.get(b"authorization", b"").partition(b" ")
+        given = given.strip()
+        if scheme.lower() != b"bearer" or not given:
+            raise self._refusal(
+                asking, route, "missing", "unauthorized", "send a token as `Authorization: Bearer TOKEN`"
+            )
+        if self._root is not None and hmac.compare_digest(given, self._root):
+            return _ROOT
+        row = self._known(given)
+        if row is None:
+            raise self._refusal(asking, route, "unknown", "unauthorized", "no such token is known here")
+        if row.ended:
+            raise self._refusal(asking, route, "over", "token_over", f"token {row.name!r} is over: {row.ended}")
+        if needed not in GRANTS[row.scope]:
+            sentence = f"token {row.name!r} has the scope {row.scope}, this needs {needed}"
+            raise self._refusal(asking, route, "scope", "forbidden", sentence)
+        return Caller(row.name, row.scope, row.peer)
+
+    def _known(self, given: bytes) -> Token | None:
+        state = self._state()
+        if state is None:
+            raise Problem("not_ready", "this node has not got the cluster's state yet; ask again in a moment")
+        row = state.index.tokens.get(hashlib.sha256(given).hexdigest())
+        if row is not None and not row.ended and 0 < row.expires_at_ms <= state.now_ms:
+            # The clock moves a bounded number of rows at a time; this one has its turn soon.
+            return Token(row.name, row.scope, row.sha256, row.created_at_ms, ended="expired")
+        return row
+
+    def _refusal(self, asking: Asking, route: str, reason: str, code: str, sentence: str) -> Problem:
+        self.refused[reason] += 1
+        now = self._monotonic_s()
+        if now - self._logged_s >= LOG_EVERY_S:
+            client = asking.scope.get("client") or ("?",)
+            log.warning(
+                'event=request_refused reason=%s client=%s route="%s" detail="%s" unlogged=%d',
+                reason,
+                client[0],
+                route,
+                sentence,
+                self._unlogged,
+            )
+            self._logged_s, self._unlogged = now, 0
+        else:
+            self._unlogged += 1
+        return Problem(code, sentence)
+
+    def cleared(self, caller: Caller, command: c.Command) -> c.Command:
+        """The command as it may be proposed for its caller, an operator's with the name on it.
+
+        Raises Problem `forbidden` when the caller's token is not good for it, or speaks for another node.
+        """
+        if not caller.name:
+            return command
+        inner = command.command if isinstance(command, c.Signed) else command
+        effect = inner.command if isinstance(inner, c.Once) else inner
+        kind = str(effect.__struct_config__.tag)
+        needed = NEEDS[type(effect)]
+        if needed not in GRANTS[caller.scope]:
+            raise self._forbidden(f"token {caller.name!r} has the scope {caller.scope}, {kind} needs {needed}")
+        if isinstance(command, c.Signed) and command.by != caller.name:
+            raise self._forbidden(f"token {caller.name!r} cannot sign for {command.by!r}")
+        if isinstance(effect, c.RedeemToken) and caller.scope is Scope.JOIN and effect.join != caller.name:
+            raise self._forbidden(f"token {caller.name!r} cannot be spent as {effect.join!r}")
+        if caller.peer:
+            for peer in self._speaks_for(effect):
+                if peer != caller.peer:
+                    raise self._forbidden(f"token {caller.name!r} speaks for {caller.peer!r}, not for {peer!r}")
+        if needed is Scope.ADMIN and not isinstance(command, c.Signed):
+            return c.Signed(caller.name, command)
+        return command
+
+    def _forbidden(self, sentence: str) -> Problem:
+        self.refused["forbidden"] += 1
+        return Problem("forbidden", sentence)
+
+    def _speaks_for(self, effect: Struct) -> Iterable[str]:
+        """The nodes that a command speaks for: those it names, or those whose jobs it names."""
+        match effect:
+            case c.RecordHeartbeats(beats=beats):
+                return [beat.peer for beat in beats]
+            case c.VouchForPeer(by=peer):
+                return [peer]
+            case (
+                c.JoinPeer(peer=peer)
+                | c.ClaimWork(peer=peer)
+                | c.AddHolder(peer=peer)
+                | c.DropHolder(peer=peer)
+                | c.RegisterArtifact(peer=peer)
+            ):
+                return [peer]
+            case c.RenewJobs(jobs=held):
+                return self._runners(one.job for one in held)
+            case c.ReportJob(job=job) | c.CompleteJob(job=job) | c.FailJob(job=job) | c.ReleaseJob(job=job):
+                return self._runners((job,))
+        return ()
+
+    def _runners(self, jobs: Iterable[str]) -> list[str]:
+        """Whose jobs these are. One that is not known here is left to the law, which asks for its fence."""
+        state = self._state()
+        rows = (state.jobs.get(job) for job in jobs) if state is not None else ()
+        return [row.peer for row in rows if row is not None]
+
+
+#: what a token must be good for to bring a command, whichever way it takes
+NEEDS: dict[type[Struct], Scope] = {
+    **dict.fromkeys(
+        (
+            c.JoinPeer,
+            c.RecordHeartbeats,
+            c.VouchForPeer,
+            c.ClaimWork,
+            c.ReportJob,
+            c.RenewJobs,
+            c.CompleteJob,
+            c.FailJob,
+            c.ReleaseJob,
+            c.AddHolder,
+            c.DropHolder,
+            c.RegisterArtifact,
+        ),
+        Scope.NODE,
+    ),
+    **dict.fromkeys(
+        (c.AddWork, c.CancelWork, c.RetryWork, c.StopJob, c.RecordMatch, c.StartGauntlet),
+        Scope.SUBMIT,
+    ),
+    **dict.fromkeys(
+        (
+            c.DrainPeer,
+            c.RemovePeer,
+            c.PlaceWork,
+            c.ForgetArtifact,
+            c.VoidMatch,
+            c.ConcludeGauntlet,
+            c.PromoteModel,
+            c.RollbackModel,
+            c.ChangeSetting,
+            c.PauseCluster,
+            c.RaiseFeatureLevel,
+            c.CreateToken,
+            c.RevokeToken,
+            c.RecordAct,
+        ),
+        Scope.ADMIN,
+    ),
+    c.RedeemToken: Scope.JOIN,
+}

@@ -1,0 +1,175 @@
+"""What a node shows at the doors of other nodes: its own token, which is good for what its agent does and no more.
+
+    the configured token      shown to voters only, until the node has a token of its own
+    `node:ID` in the log      drawn anew at each start of a node that has the configured token
+    <data-dir>/node-token     bought once with a join token by a node that has not
+
+A node shows its token to whichever node it fetches a file from, so it is never an operator's.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import random
+from collections.abc import Callable, Generator, Iterable, Mapping
+from pathlib import Path
+
+import httpx
+import msgspec
+
+from ringrift_cluster.api.tokens import Joining, fresh_secret, hash_of
+from ringrift_cluster.client.errors import problem_of
+from ringrift_cluster.replica import Replica, ReplicaError
+from statemachine.commands import CreateToken, RevokeToken, encode_command
+from statemachine.errors import Rejected
+from statemachine.tokens import name_of
+from statemachine.values import Scope
+
+log = logging.getLogger("ringrift.badge")
+
+FILE = "node-token"
+#: a node looks this often whether its token is still good
+EVERY_S = 15.0
+SOON_S = 0.5
+JOIN_TIMEOUT_S = 5.0
+JOIN_PAUSE_S = 2.0
+
+
+class JoinRefused(Exception):  # noqa: N818 - an answer
+    """The cluster does not let this node in; the text says why."""
+
+
+class Badge(httpx.Auth):
+    """The authorization of a node's own requests. `voters` are the base URLs that the configured token may go to."""
+
+    def __init__(self, node_id: str, root: str | None, own: str | None, voters: Iterable[str]) -> None:
+        self._node_id = node_id
+        self._root = root
+        self._own = own
+        self._drawn = fresh_secret()
+        self._voters = frozenset(_origin(httpx.URL(url)) for url in voters)
+
+    @property
+    def joined(self) -> bool:
+        """Whether the node lives by a token of the log alone."""
+        return self._root is None and self._own is not None
+
+    def take(self, own: str) -> None:
+        """Show this token from now on."""
+        self._own = own
+
+    def auth_flow(self, request: httpx.Request) -> Generator[httpx.Request, httpx.Response, None]:
+        if "authorization" not in request.headers:
+            token = self._own or (self._root if _origin(request.url) in self._voters else None)
+            if token:
+                request.headers["authorization"] = f"Bearer {token}"
+        yield request
+
+    async def keep(self, replica: Replica) -> None:
+        """See that this node has a good token of its own, for ever."""
+        while True:
+            good = await self._mint(replica)
+            await asyncio.sleep(EVERY_S if good else SOON_S)
+
+    async def _mint(self, replica: Replica) -> bool:
+        """Make the drawn token known unless it is; whether it is."""
+        state = replica.live_state()
+        if state is None or not replica.status().ready:
+            return False
+        row = state.tokens.get(name_of(self._node_id))
+        if row is not None and row.sha256 == hash_of(self._drawn):
+            if not row.ended:
+                self._own = self._drawn
+                return True
+            # Somebody revoked it. This node has the configured token, so it may have another.
+            self._own, self._drawn = None, fresh_secret()
+        commands: list[CreateToken | RevokeToken] = []
+        if row is not None and not row.ended:
+            commands.append(RevokeToken(row.name, "its node was started anew"))
+        name = name_of(self._node_id)
+        commands.append(CreateToken(name, Scope.NODE, hash_of(self._drawn), self._node_id))
+        try:
+            proposed = await replica.propose([encode_command(command) for command in commands])
+        except ReplicaError as error:
+            log.info('event=own_token_waits reason="%s"', error)
+            return False
+        for result in proposed.results:
+            if isinstance(result, Rejected):
+                log.warning('event=own_token_refused reason="%s"', result.detail)
+        return False
+
+
+def _origin(url: httpx.URL) -> tuple[str, str, int]:
+    return url.scheme, url.host, url.port or (443 if url.scheme == "https" else 80)
+
+
+# --- joining ----------------------------------------------------------------------------------------
+
+
+def stored(data_dir: Path) -> str | None:
+    """The token this node bought earlier. Raises OSError."""
+    try:
+        return (data_dir / FILE).read_text(encoding="ascii").strip() or None
+    except FileNotFoundError:
+        return None
+
+
+async def join(
+    http: httpx.AsyncClient,
+    voters: Mapping[str, str],
+    node_id: str,
+    token: str,
+    data_dir: Path,
+    leaving: Callable[[], bool],
+) -> str | None:
+    """Trade the join token for this node's own, which stays in the data directory; None when told to leave.
+
+    Voters that cannot answer are asked again for ever. Raises JoinRefused, OSError.
+    """
+    draft = data_dir / f"{FILE}.draft"
+    # The secret is on disk before it is good for anything: a repeat after a crash is the same request.
+    secret = _read_or_draw(draft)
+    body = msgspec.json.encode(Joining(node_id, hash_of(secret)))
+    headers = {"authorization": f"Bearer {token}", "content-type": "application/json"}
+    while not leaving():
+        refusals: list[str] = []
+        for voter, url in voters.items():
+            try:
+                answer = await http.post(f"{url}/tokens/join", content=body, headers=headers, timeout=JOIN_TIMEOUT_S)
+            except httpx.HTTPError as error:
+                log.info('event=join_waits voter=%s reason="%s"', voter, str(error) or type(error).__name__)
+                continue
+            if answer.status_code == 200:
+                draft.rename(data_dir / FILE)
+                log.info("event=joined_with_token node=%s voter=%s", node_id, voter)
+                return secret
+            problem = problem_of(answer.status_code, answer.content)
+            log.info('event=join_waits voter=%s code=%s reason="%s"', voter, problem.code, problem.detail)
+            if answer.status_code in (400, 403, 409) or problem.code == "token_over":
+                draft.unlink()
+                raise JoinRefused(f"voter {voter} does not let {node_id} in: {problem.detail}")
+            if answer.status_code == 401:
+                refusals.append(problem.detail)
+        if len(refusals) == len(voters):
+            # One voter may not have applied a young token yet; all of them have.
+            raise JoinRefused(f"no voter lets {node_id} in: {refusals[0]}")
+        await asyncio.sleep(JOIN_PAUSE_S * random.uniform(0.5, 1.0))
+    return None
+
+
+def _read_or_draw(path: Path) -> str:
+    """The secret in the file, or a fresh one written to it for its owner alone. Raises OSError."""
+    try:
+        if found := path.read_text(encoding="ascii").strip():
+            return found
+    except FileNotFoundError:
+        pass
+    secret = fresh_secret()
+    path.unlink(missing_ok=True)
+    with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="ascii") as file:
+        file.write(f"{secret}\n")
+        file.flush()
+        os.fsync(file.fileno())
+    return secret

@@ -1,0 +1,115 @@
+"""Tokens: make, list, revoke."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Annotated
+
+import msgspec
+import typer
+from rich.console import RenderableType
+from typer import Argument, Option
+
+from ringrift_cluster.api.tokens import Made, NewToken, TokenList
+from ringrift_cluster.cli.cluster import said
+from ringrift_cluster.cli.options import DEFAULT_API, EXIT_USAGE, Api, Json, Token, TokenFile, connect, fail
+from ringrift_cluster.cli.output import emit, span, table
+from statemachine.values import Scope
+
+app = typer.Typer(no_args_is_help=True, help="Who may do what. Needs a token of scope admin, or the configured one.")
+
+
+@app.command("create")
+def create(
+    name: Annotated[str, Argument(help="What it is called in lists and in the events of its acts.")],
+    scope: Annotated[
+        Scope,
+        Option(help="read: every question. submit: and the queue. node: what one node sends. admin: everything."),
+    ] = Scope.READ,
+    node: Annotated[str, Option("--node", help="With --scope node: the node it speaks for.")] = "",
+    expires_s: Annotated[float, Option(help="Seconds until it expires; 0 is never.", min=0)] = 0,
+    uses: Annotated[int, Option(help="With --scope join: how many nodes it lets in; 0 is any number.", min=0)] = 0,
+    out: Annotated[
+        Path | None, Option("--out", help="Write the secret into this new file, for its owner alone.")
+    ] = None,
+    api: Api = DEFAULT_API,
+    as_json: Json = False,
+    token: Token = None,
+    token_file: TokenFile = None,
+) -> None:
+    """Make a token and show its secret, this once."""
+    wanted = NewToken(name=name, scope=scope, node_id=node, expires_seconds=expires_s, uses=uses)
+    with connect(api, token, token_file) as client:
+        if out is None:
+            emit(client.token_create(wanted), as_json, _made_lines)
+            return
+        try:
+            file = os.open(out.expanduser(), os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        except OSError as error:
+            raise fail(f"{out} cannot be made ({error.strerror}); give --out a new file.", EXIT_USAGE) from error
+        made = None
+        try:
+            made = client.token_create(wanted)
+            os.write(file, f"{made.secret}\n".encode())
+        finally:
+            os.close(file)
+            if made is None:
+                out.expanduser().unlink()
+        emit(
+            msgspec.structs.replace(made, secret=""), as_json, lambda value: [*_about(value), f"its secret is in {out}"]
+        )
+
+
+def _about(value: Made) -> Iterable[str]:
+    yield f"token {value.name} of scope {value.scope} is made (entry {value.index})"
+
+
+def _made_lines(value: Made) -> Iterable[RenderableType]:
+    yield from _about(value)
+    yield "its secret, shown this once:"
+    yield value.secret
+
+
+@app.command("list")
+def listing(api: Api = DEFAULT_API, as_json: Json = False, token: Token = None, token_file: TokenFile = None) -> None:
+    """All tokens; those that are over stay for a week."""
+    with connect(api, token, token_file) as client:
+        emit(client.tokens(), as_json, _token_lines)
+
+
+def _token_lines(value: TokenList) -> Iterable[RenderableType]:
+    def left(expires_at_ms: int) -> str:
+        return span(expires_at_ms - value.clock_ms) if expires_at_ms else "never"
+
+    yield table(
+        ["token", "scope", "node", "expires in ", "uses ", "bought with", "over"],
+        (
+            [
+                row.name,
+                row.scope,
+                row.node_id,
+                "-" if row.ended else left(row.expires_at_ms),
+                f"{row.used} of {row.uses or 'any'}" if row.scope == Scope.JOIN else "",
+                row.bought_with,
+                row.ended,
+            ]
+            for row in value.tokens
+        ),
+    )
+    yield f"{value.total} tokens"
+
+
+@app.command("revoke")
+def revoke(
+    name: Annotated[str, Argument(help="The token; a node's own is called node:ID.")],
+    reason: Annotated[str, Option(help="Why, for people.")] = "",
+    api: Api = DEFAULT_API,
+    as_json: Json = False,
+    token: Token = None,
+    token_file: TokenFile = None,
+) -> None:
+    """End a token at once."""
+    with connect(api, token, token_file) as client:
+        emit(client.token_revoke(name, reason), as_json, said(f"token {name} is over"))
