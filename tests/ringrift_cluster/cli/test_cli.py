@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import hashlib
 import json
 import signal
 import socket
@@ -123,6 +124,8 @@ CALLS: dict[tuple[str, ...], list[str]] = {
     ("settings", "set"): ["retention", '{"work_ms": 60000}'],
     ("settings", "seed"): ["demo"],
     ("state", "dump"): [],
+    ("token", "list"): [],
+    ("token", "revoke"): ["t1"],
 }
 
 
@@ -136,6 +139,8 @@ def test_each_command_prints_text_for_people_and_json_for_programs(
     if path == ("matches", "void"):
         tally = (Tally(seats_a=1, seats_b=1, wins_a=3, wins_b=0, draws=0),)
         voter.run(RecordMatch("m1", "hex8_2p", MatchResult(a="heuristic", b="random", tally=tally)))
+    if path == ("token", "revoke"):
+        cli("token", "create", "t1")
     text = cli(*path, *CALLS[path])
     assert text.strip()
     if path == ("work", "retry"):
@@ -147,8 +152,30 @@ def test_each_command_prints_text_for_people_and_json_for_programs(
 
 
 def test_all_commands_are_called_by_some_test() -> None:
-    others = {("serve",), ("dev",), ("logs",), ("gauntlet", "run"), ("raft", "verify"), ("models", "rollback")}
+    others = {
+        ("serve",), ("dev",), ("logs",), ("gauntlet", "run"), ("raft", "verify"), ("models", "rollback"),
+        ("token", "create"),
+    }  # fmt: skip
     assert set(ALL) - set(CALLS) == others
+
+
+def test_the_secret_of_a_token_is_shown_once_or_kept_in_a_file_for_its_owner(
+    cli: Any, voter: Voter, tmp_path: Path
+) -> None:
+    secret = cli("token", "create", "t1", "--scope", "submit", "--expires-s", "60").split()[-1]
+    (row,) = voter.machine.state.tokens.values()
+    assert (row.scope, row.sha256) == ("submit", hashlib.sha256(secret.encode()).hexdigest())
+    out = tmp_path / "t2"
+    said = cli("token", "create", "t2", "--scope", "join", "--uses", "3", "--out", str(out), "--json")
+    assert json.loads(said)["secret"] == ""
+    assert out.stat().st_mode & 0o777 == 0o600
+    assert hashlib.sha256(out.read_text().strip().encode()).hexdigest() in voter.machine.state.index.tokens
+    assert "new file" in cli("token", "create", "t3", "--out", str(out), code=2)
+    assert "'t1'" in cli("token", "create", "t1", "--out", str(tmp_path / "t1"), code=1)
+    assert not (tmp_path / "t1").exists()
+    shown = cli("token", "list")
+    assert "0 of 3" in shown
+    assert secret not in shown
 
 
 def test_a_champion_is_rolled_back_by_a_command(cli: Any) -> None:
