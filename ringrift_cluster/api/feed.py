@@ -51,3 +51,11 @@ route(
     produces={MSGPACK: "Frames of entries with the digest chain after each."},
     errors=(Code.NOT_FOUND, Code.CONFLICT, "busy"),
 )(passed)
+route(
+    "GET",
+    "/feed/backup",
+    "A snapshot of now",
+    scope=Scope.NODE,
+    produces={"application/octet-stream": "A snapshot file with all that was acknowledged before it was asked for."},
+    errors=(Code.NOT_FOUND, "busy", "no_leader", "stale"),
+)(passed)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from ringrift_cluster.cli import cluster, learning, raft, serve, state, tokens, work
+from ringrift_cluster.cli import backup, cluster, learning, raft, serve, state, tokens, work
 from ringrift_cluster.cli.options import EXIT_CODES
 
 app = typer.Typer(
@@ -17,6 +17,8 @@ app = typer.Typer(
 )
 app.command("serve")(serve.serve)
 app.command("dev")(serve.dev)
+app.command("backup")(backup.backup)
+app.command("restore")(backup.restore)
 for command in (
     cluster.status,
     cluster.peers,

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import RenderableType
 from typer import Option
 
+from ringrift_cluster.cli.backup import next_steps, one_voter
 from ringrift_cluster.cli.options import EXIT_REFUSED, EXIT_USAGE, Json, fail
 from ringrift_cluster.cli.output import emit
 from ringrift_cluster.raft.errors import RaftError
-from ringrift_cluster.raft.verify import Report
+
+if TYPE_CHECKING:
+    from ringrift_cluster.raft.verify import Report
 
 app = typer.Typer(no_args_is_help=True, help="The files of a stopped node.")
 
@@ -57,3 +60,53 @@ def report_lines(value: Report) -> Iterable[RenderableType]:
     for damage in value.damages:
         yield f"! {damage}"
     yield "damaged" if value.damages else "sound"
+
+
+@app.command("recover")
+def recover_quorum(
+    data_dir: DataDir,
+    keep: Annotated[
+        str,
+        Option("--keep", metavar="NODE=HOST:PORT[/RAFT]", help="The voter whose files these are, and its address."),
+    ],
+    confirmed: Annotated[
+        bool,
+        Option("--yes-i-have-lost-quorum", help="More than half of the voters are gone for good; do it."),
+    ] = False,
+    accept_damage: Annotated[
+        bool, Option("--accept-damage", help="Go on with what can be read of damaged files.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """The way back when more than half of the voters are gone for good: a new cluster from a voter that is left.
+
+    Use the voter whose last entry has the highest term, and the highest number within it (`raft verify` says it).
+    Everything in its log is kept. What only lost voters had acknowledged is gone. The old files stay beside the new
+    ones. Without the confirmation it only says what it would do. Exit code 2: refused, nothing is changed.
+    """
+    from ringrift_cluster.raft.anew import recover, survivor
+
+    member = one_voter(keep, "--keep")
+    try:
+        found = survivor(data_dir)
+        report = found.report
+        if found.lost and not accept_damage:
+            said = "; ".join(found.lost[:3])
+            raise fail(
+                f"these files are damaged ({said}); use another voter's, or give --accept-damage to begin with entry "
+                f"{found.machine.index}, the last one that can be read.",
+                EXIT_USAGE,
+            )
+        if not confirmed:
+            raise fail(
+                f"this would begin a new cluster from {member.id} at entry {found.machine.index} (it knows "
+                f"{report.commit} to be committed); what only the lost voters have is gone then, and they must not be "
+                "started on their old files again; if that is meant, add --yes-i-have-lost-quorum.",
+                EXIT_USAGE,
+            )
+        begun = recover(data_dir, member.id, found)
+    except (RaftError, OSError) as error:
+        raise fail(f"{error}.", EXIT_USAGE) from error
+    for sentence in found.lost:
+        typer.echo(f"ringrift-node: left out: {sentence}", err=True)
+    emit(begun, as_json, lambda value: next_steps(value, member, data_dir))

@@ -206,6 +206,9 @@ class Client:
     def job_log(self, job_id: str, *, tail: int = 200, follow: bool = False, stream: str = "stdout") -> Iterator[bytes]:
         return self.stream(flows.job_log(self.session, job_id, tail=tail, follow=follow, stream=stream))
 
+    def backup(self) -> Iterator[bytes]:
+        return self.stream(flows.backup(self.session))
+
 
 class AsyncClient:
     """The same cluster, awaiting: every method of Client, to be awaited or iterated with `async for`."""
@@ -342,3 +345,6 @@ class AsyncClient:
         self, job_id: str, *, tail: int = 200, follow: bool = False, stream: str = "stdout"
     ) -> AsyncIterator[bytes]:
         return self.stream(flows.job_log(self.session, job_id, tail=tail, follow=follow, stream=stream))
+
+    def backup(self) -> AsyncIterator[bytes]:
+        return self.stream(flows.backup(self.session))

@@ -35,7 +35,7 @@ from ringrift_cluster.api.work import (
     WorkView,
 )
 from ringrift_cluster.api.writes import Outcome
-from ringrift_cluster.client.errors import Invalid, Problem
+from ringrift_cluster.client.errors import Invalid, Problem, Unreachable
 from ringrift_cluster.client.session import Session
 from ringrift_cluster.client.steps import Emit, Failed, Flow, Next
 from ringrift_cluster.client.steps import Pause as Wait
@@ -354,3 +354,14 @@ def job_log(
         if chunk is None or not follow:
             return
         yield Wait(0.2)
+
+
+def backup(session: Session) -> Flow[None]:
+    """Emit the bytes of a snapshot that holds everything acknowledged before now. Raises ClientError."""
+    yield from session.open("/feed/backup", {})
+    while isinstance(chunk := (yield Next()), bytes):
+        yield Emit(chunk)
+    if isinstance(chunk, Failed):
+        raise Unreachable(
+            Problem("unreachable", f"the backup broke off: {chunk.reason}; take it again", 0, "No answer")
+        )

@@ -274,17 +274,21 @@ class FeedReplica:
 
     # The own snapshot
 
-    async def snapshot_file(self) -> StoredSnapshot:
-        """The own snapshot, written anew when the window no longer follows on it. Raises Stale, Halted."""
-        return await self._here(self._snapshot_file)
+    async def snapshot_file(self, max_behind: int = 5_000) -> StoredSnapshot:
+        """The own snapshot, written anew when it is older or the window no longer follows on it.
 
-    async def _snapshot_file(self) -> StoredSnapshot:
+        Raises Stale, Halted.
+        """
+        return await self._here(lambda: self._snapshot_file(max_behind))
+
+    async def _snapshot_file(self, max_behind: int) -> StoredSnapshot:
         machine = self._present()
+        oldest = machine.index - max_behind
         latest = self._own.latest
-        if latest is None or self.window.since(latest.index, 1) is None:
+        if latest is None or latest.index < oldest or self.window.since(latest.index, 1) is None:
             await self._own.save(machine, self._cluster, self.status().voters)
             latest = self._own.latest
-        if latest is None:
+        if latest is None or latest.index < oldest:
             raise rp.Stale(self._own.error or f"{self.config.node_id} is taking a new snapshot itself")
         return latest
 

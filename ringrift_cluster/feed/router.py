@@ -44,7 +44,7 @@ _REPLICA: dict[type[rp.ReplicaError], tuple[int, str]] = {
 
 
 class FeedRouter:
-    """Serves GET /feed/snapshot and GET /feed/entries from a replica, mounted at /feed or at the root.
+    """Serves GET snapshot, entries and backup from a replica, by the last part of the path.
 
     An entry after a quiet moment leaves at once; those of the next `coalesce_s` are held together and leave as
     one batch. Runs on one event loop.
@@ -87,9 +87,13 @@ class FeedRouter:
         match (request.method, request.url.path.rsplit("/", 1)[-1]):
             case ("GET" | "HEAD", "snapshot"):
                 return await self._snapshot()
+            case ("GET", "backup"):
+                # What was acknowledged anywhere before now is in the file.
+                await self._source.read(lambda state: None, consistency=rp.Consistency.LINEARIZABLE)
+                return await self._snapshot(max_behind=0)
             case ("GET", "entries"):
                 return await self._entries(request)
-            case (_, "snapshot" | "entries"):
+            case (_, "snapshot" | "entries" | "backup"):
                 raise _Refusal(405, "method_not_allowed", f"{request.method} is not offered here")
         raise _Refusal(404, "not_found", f"the feed has no {request.url.path}")
 
@@ -106,11 +110,11 @@ class FeedRouter:
 
     # Snapshot
 
-    async def _snapshot(self) -> Response:
+    async def _snapshot(self, max_behind: int = 5_000) -> Response:
         if not self._source.status().cluster_id:
             # A snapshot names its cluster, and this one has no name before its first leader gave it one.
             raise _Refusal(503, "not_ready", "the cluster has no id yet; ask again in a moment")
-        file = await self._source.snapshot_file()
+        file = await self._source.snapshot_file(max_behind)
         try:
             head = await asyncio.to_thread(_header_of, file.path)
         except (OSError, SnapshotDamaged) as error:

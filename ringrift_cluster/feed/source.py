@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, TypeVar
 
-from ringrift_cluster.replica import ReplicaStatus
+from ringrift_cluster.replica import Consistency, Read, ReplicaStatus
+from statemachine.state import State
+
+T = TypeVar("T")
 
 
 class FeedEntry(Protocol):
@@ -38,8 +41,12 @@ class LogFeed(Protocol):
         """Applied entries after `index`, oldest first, at least one if there are any; None when some are gone."""
         ...
 
-    async def snapshot_file(self) -> SnapshotPath:
-        """A file that stays for as long as a download takes. Raises ReplicaError."""
+    async def snapshot_file(self, max_behind: int = 5_000) -> SnapshotPath:
+        """A file at most so many entries old, that stays for as long as a download takes. Raises ReplicaError."""
+        ...
+
+    async def read(self, query: Callable[[State], T], *, consistency: Consistency = Consistency.LOCAL) -> Read[T]:
+        """Run a query on a view of that consistency. Raises ReplicaError."""
         ...
 
     def subscribe(self, wake: Callable[[], None]) -> int:

@@ -48,7 +48,8 @@ class Compaction:
         self._base = base
         self._applied_bytes = 0
         self._running = False
-        self._asked: list[Callable[[SnapshotFile], None]] = []
+        #: the oldest index that will do, and who waits for it
+        self._asked: list[tuple[int, Callable[[SnapshotFile], None]]] = []
         self._pruned_at = 0.0
         #: work for another thread
         self.jobs: deque[Job] = deque()
@@ -69,7 +70,7 @@ class Compaction:
             self._snapshots.hold(latest, self._clock())
             done(latest)
         else:
-            self._asked.append(done)
+            self._asked.append((machine.index - max_behind, done))
 
     def keep(self, machine: Machine, now: float, *, leading: bool) -> None:
         """Start a snapshot when one is due or asked for. Run at the end of each turn."""
@@ -103,8 +104,10 @@ class Compaction:
             self._counters.snapshot_s = self._clock() - started
             file = self._keep_file(written[0])
             self._snapshots.hold(file, self._clock())
-            asked, self._asked = self._asked, []
-            for done in asked:
+            # A file that was begun before it was asked for may be too old; the next turn begins another one.
+            served = [done for oldest, done in self._asked if file.index >= oldest]
+            self._asked = [(oldest, done) for oldest, done in self._asked if file.index < oldest]
+            for done in served:
                 done(file)
 
         self.jobs.append(Job(run, finish))

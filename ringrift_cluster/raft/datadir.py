@@ -42,13 +42,25 @@ class DataDir:
     @contextlib.contextmanager
     def look(self) -> Iterator[None]:
         """Keep a node from starting here meanwhile; writes nothing. Raises DataDirLocked while one runs."""
+        with self._held(fcntl.LOCK_SH):
+            yield
+
+    @contextlib.contextmanager
+    def alone(self) -> Iterator[None]:
+        """Be the only one here: no node, and nobody who looks. Raises DataDirLocked."""
+        (self.root / "lock").touch()
+        with self._held(fcntl.LOCK_EX):
+            yield
+
+    @contextlib.contextmanager
+    def _held(self, kind: int) -> Iterator[None]:
         with contextlib.ExitStack() as held:
             for path in (self.root / "lock", self.lock_file):
                 if not path.exists():
                     continue
                 lock = held.enter_context(path.open("rb"))
                 try:
-                    fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+                    fcntl.flock(lock, kind | fcntl.LOCK_NB)
                 except BlockingIOError as error:
                     raise DataDirLocked(f"a node runs on the data directory {self.root}; stop it first") from error
             yield

@@ -75,7 +75,7 @@ class Voter(MemoryReplica):
     def unsubscribe(self, ticket: int) -> None:
         self.window.unsubscribe(ticket)
 
-    async def snapshot_file(self) -> File:
+    async def snapshot_file(self, max_behind: int = 5_000) -> File:
         self.snapshots += 1
         path = self.directory / f"{self.says.node_id}-{self.machine.index}.snap"
         frozen = freeze(self.machine)

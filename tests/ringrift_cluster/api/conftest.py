@@ -111,7 +111,7 @@ def orders() -> list[ShutdownOrder]:
 
 async def feed(scope: Any, receive: Any, send: Any) -> None:
     """Stands for the feed's router: a line in the media type of the path."""
-    media = "application/octet-stream" if scope["path"].endswith("snapshot") else "application/msgpack"
+    media = "application/msgpack" if scope["path"].endswith("entries") else "application/octet-stream"
     headers = {"ringrift-index": "1"}
     await Response(b"frames", media_type=media, headers=headers)(scope, receive, send)
 

@@ -21,6 +21,8 @@ from ringrift_cluster.api.services import Services
 from ringrift_cluster.cli.app import app
 from ringrift_cluster.cli.main import SIBLINGS, stranger
 from ringrift_cluster.cli.output import short, size, span
+from ringrift_cluster.feed import FeedRouter
+from ringrift_cluster.raft.mark import Mark, encode_mark, read_mark
 from ringrift_cluster.settings import Settings
 from statemachine.commands import JoinPeer, RecordMatch
 from statemachine.snapshot import freeze, header, write
@@ -62,6 +64,7 @@ def voter(tmp_path: Path, server: tuple[Services, str]) -> Voter:
     voter.run(JoinPeer("gpu-1", 1, "boot", "follower", "http://gpu-1:8770", PeerFacts(cpu_slots=4)))
     services = server[0]
     services.replica, services.heartbeats, services.logs = voter, voter, Logs(tmp_path)
+    services.feed = FeedRouter(voter)
     return voter
 
 
@@ -154,7 +157,7 @@ def test_each_command_prints_text_for_people_and_json_for_programs(
 def test_all_commands_are_called_by_some_test() -> None:
     others = {
         ("serve",), ("dev",), ("logs",), ("gauntlet", "run"), ("raft", "verify"), ("models", "rollback"),
-        ("token", "create"),
+        ("token", "create"), ("backup",), ("restore",), ("raft", "recover"),
     }  # fmt: skip
     assert set(ALL) - set(CALLS) == others
 
@@ -332,6 +335,72 @@ def test_serve_runs_a_node_until_it_is_told_to_leave_and_refuses_what_is_taken(t
     assert json.loads(stored.stdout)["digest"] == json.loads(live.stdout)["digest"]
     verified = runner.invoke(app, ["raft", "verify", "--data-dir", str(tmp_path / "a"), "--json"])
     assert (verified.exit_code, json.loads(verified.stdout)["damages"]) == (0, [])
+
+
+def test_a_backup_is_verified_and_becomes_a_new_cluster(cli: Any, tmp_path: Path) -> None:
+    cli("work", "add", "x", "--id", "w1")
+    file = tmp_path / "state.backup"
+    taken = json.loads(cli("backup", str(file), "--json"))
+    assert taken["size_bytes"] == file.stat().st_size
+    assert not file.with_name("state.backup.part").exists()
+    data = str(tmp_path / "new")
+    where = ("--data-dir", data, "--cluster", "n=127.0.0.1:9000/9001")
+    said = cli("restore", str(file), *where)
+    assert f"begins at entry {taken['index']}" in said
+    assert "ringrift-node serve --node-id n" in said
+    assert "holds a voter's files already" in cli("restore", str(file), *where, code=2)
+    assert cli("raft", "verify", "--data-dir", data).endswith("sound\n")
+    stored = json.loads(cli("state", "dump", "--data-dir", data, "--json"))
+    assert "w1" in stored["tables"]["work"]
+
+
+def test_a_backup_that_was_cut_short_leaves_the_earlier_one(cli: Any, tmp_path: Path, voter: Voter) -> None:
+    file = tmp_path / "state.backup"
+    file.write_bytes(b"earlier")
+    whole = voter.snapshot_file
+
+    async def cut(max_behind: int = 0) -> Any:
+        made = await whole()
+        made.path.write_bytes(made.path.read_bytes()[:-5])
+        return made
+
+    voter.snapshot_file = cut  # type: ignore[method-assign]
+    assert "no whole backup" in cli("backup", str(file), code=3)
+    assert file.read_bytes() == b"earlier"
+    assert [p.name for p in tmp_path.glob("state.backup*")] == ["state.backup"]
+
+
+def test_a_file_that_is_no_backup_begins_nothing(cli: Any, tmp_path: Path) -> None:
+    file = tmp_path / "file"
+    file.write_bytes(b"RRSNAP1\nx")
+    where = ("--data-dir", str(tmp_path / "new"), "--cluster")
+    assert "is damaged" in cli("restore", str(file), *where, "n=127.0.0.1:9000", code=2)
+    assert "needs the voter's name" in cli("restore", str(file), *where, "127.0.0.1:9000", code=2)
+    assert "begins with one" in cli("restore", str(file), *where, "a=h:1/2,b=h:3/4", code=2)
+    assert not (tmp_path / "new").exists()
+
+
+def test_recover_says_what_it_would_do_and_does_it_when_that_is_confirmed(cli: Any, tmp_path: Path) -> None:
+    cli("work", "add", "x", "--id", "w1")
+    file = tmp_path / "state.backup"
+    cli("backup", str(file))
+    data = ("--data-dir", str(tmp_path / "n"))
+    cli("restore", str(file), *data, "--cluster", "n=127.0.0.1:9000")
+    words = ("raft", "recover", *data, "--keep", "n=127.0.0.1:9000")
+    before = (tmp_path / "n" / "raft" / "journal.db").read_bytes()
+    assert "must not be started on their old files again" in cli(*words, code=2)
+    assert (tmp_path / "n" / "raft" / "journal.db").read_bytes() == before
+    said = cli(*words, "--yes-i-have-lost-quorum")
+    assert "the old files are in" in said
+    assert cli("raft", "verify", *data).endswith("sound\n")
+    assert "holds neither a voter's files" in cli("raft", "verify", "--data-dir", str(tmp_path / "nobody"), code=2)
+    journal = tmp_path / "n" / "raft" / "journal.db"
+    mark = read_mark(journal)
+    assert mark is not None
+    journal.with_suffix(".mark").write_bytes(encode_mark(Mark(mark.log_id, mark.batch + 7)))
+    assert "lacks the last 7 of" in cli("raft", "verify", *data, code=1)
+    assert "--accept-damage" in cli(*words, "--yes-i-have-lost-quorum", code=2)
+    assert "begins at entry" in cli(*words, "--yes-i-have-lost-quorum", "--accept-damage")
 
 
 def _answer(port: int, node: subprocess.Popen[bytes]) -> dict[str, Any]:

@@ -227,7 +227,7 @@ def test_a_halted_voter_feeds_nobody(tmp_path: Path) -> None:
         answer = await desk.ask()
         assert (answer.status_code, answer.json()["detail"]) == (503, "the disk is full")
 
-        async def halted() -> Any:
+        async def halted(max_behind: int) -> Any:
             raise Halted("the disk is full")
 
         desk.voter.snapshot_file = halted  # type: ignore[method-assign]

@@ -1,0 +1,160 @@
+"""A copy of the whole state in one file, and a new cluster from it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+from msgspec import Struct
+from rich.console import RenderableType
+from typer import Argument, Option
+
+from ringrift_cluster.cli.options import (
+    DEFAULT_API,
+    EXIT_UNAVAILABLE,
+    EXIT_USAGE,
+    Api,
+    Json,
+    Token,
+    TokenFile,
+    connect,
+    fail,
+)
+from ringrift_cluster.cli.output import emit, size
+from ringrift_cluster.members import Member, SettingsError, parse_member
+from statemachine.machine import Machine
+from statemachine.snapshot import Header, SnapshotDamaged, read
+
+if TYPE_CHECKING:
+    from ringrift_cluster.raft.anew import Begun
+
+
+class Taken(Struct, frozen=True):
+    """A verified backup file and the position it stands at."""
+
+    file: str
+    cluster_id: str
+    index: int
+    term: int
+    digest: str
+    rows: int
+    size_bytes: int
+
+
+def backup(
+    file: Annotated[Path, Argument(help="Where it goes; an earlier file of that name is replaced once it is whole.")],
+    api: Api = DEFAULT_API,
+    as_json: Json = False,
+    token: Token = None,
+    token_file: TokenFile = None,
+) -> None:
+    """Copy the whole state of a running cluster into a file.
+
+    It holds everything that was acknowledged before the command began. The file is verified before it gets its name.
+    """
+    draft = file.with_name(f"{file.name}.part")
+    try:
+        with connect(api, token, token_file) as client:
+            head = _fetch(client.backup(), draft)
+        draft.replace(file)
+        _sync_folder(file)
+    except OSError as error:
+        raise fail(f"the backup {file} cannot be written: {error}.", EXIT_USAGE) from error
+    finally:
+        draft.unlink(missing_ok=True)
+    taken = Taken(
+        file=str(file),
+        cluster_id=head.cluster_id,
+        index=head.index,
+        term=head.term,
+        digest=head.chain.hex(),
+        rows=sum(head.rows.values()),
+        size_bytes=file.stat().st_size,
+    )
+    emit(taken, as_json, _taken_lines)
+
+
+def _fetch(chunks: Iterator[bytes], draft: Path) -> Header:
+    with draft.open("wb") as out:
+        for chunk in chunks:
+            out.write(chunk)
+        out.flush()
+        os.fsync(out.fileno())
+    try:
+        with draft.open("rb") as source:
+            return read(source)[0]
+    except SnapshotDamaged as error:
+        raise fail(f"what arrived is no whole backup: {error}; take it again.", EXIT_UNAVAILABLE) from error
+
+
+def _sync_folder(file: Path) -> None:
+    folder = os.open(file.absolute().parent, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+def _taken_lines(value: Taken) -> Iterable[RenderableType]:
+    yield f"{value.file} holds cluster {value.cluster_id} as of entry {value.index}"
+    yield f"{value.rows} rows, {size(value.size_bytes)}"
+    yield f"digest {value.digest}"
+
+
+def one_voter(text: str, option: str) -> Member:
+    """The first voter of a new cluster, as `id=host:port[/raft-port]`."""
+    if "," in text:
+        raise fail(
+            f"{option} takes one voter: a new cluster begins with one, and the others are added to it.", EXIT_USAGE
+        )
+    try:
+        member = parse_member(text)
+    except SettingsError as error:
+        raise fail(str(error), EXIT_USAGE) from error
+    if "=" not in text:
+        raise fail(f"{option} needs the voter's name as well: {option} NODE={text}", EXIT_USAGE)
+    return member
+
+
+def restore(
+    file: Annotated[Path, Argument(help="A file that `backup` wrote.")],
+    data_dir: Annotated[Path, Option(help="The data directory of the new cluster's first voter.")],
+    cluster: Annotated[
+        str, Option("--cluster", metavar="NODE=HOST:PORT[/RAFT]", help="That voter; more are added once it runs.")
+    ],
+    as_json: Json = False,
+) -> None:
+    """Begin a new cluster from a backup. It has an id of its own, so nodes of the old one never mix with it.
+
+    Exit code 2: the file is damaged, or the data directory holds a voter already; nothing is changed then.
+    """
+    from ringrift_cluster.raft.anew import restore as begin
+    from ringrift_cluster.raft.errors import RaftError
+
+    member = one_voter(cluster, "--cluster")
+    try:
+        head, machine = _load(file)
+        begun = begin(data_dir, member.id, head, machine)
+    except (RaftError, OSError) as error:
+        raise fail(f"{error}.", EXIT_USAGE) from error
+    emit(begun, as_json, lambda value: next_steps(value, member, data_dir))
+
+
+def _load(file: Path) -> tuple[Header, Machine]:
+    try:
+        with file.open("rb") as source:
+            return read(source)
+    except SnapshotDamaged as error:
+        raise fail(f"the backup {file} is damaged: {error}; use another one.", EXIT_USAGE) from error
+
+
+def next_steps(begun: Begun, member: Member, data_dir: Path) -> Iterable[RenderableType]:
+    """What there is now and what comes next."""
+    yield f"cluster {begun.cluster_id} begins at entry {begun.index} with {begun.rows} rows"
+    yield f"its one voter is {begun.node_id}"
+    if begun.kept:
+        yield f"the old files are in {begun.kept}"
+    where = f"{member.id}={member.address}/{member.raft_port}"
+    yield f"start it: ringrift-node serve --node-id {member.id} --cluster {where} --data-dir {data_dir}"
