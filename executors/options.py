@@ -15,6 +15,8 @@ class Options:
     cpu_slots: int | None = None
     labels: tuple[str, ...] = ()
     release: str = ""
+    #: the newest feature level that this release can apply
+    feature_level: int = 1
     #: at most this many keepers at a time; 0 is twice the slots and GPUs, at least 32
     max_processes: int = 0
     starts_per_s: float = 50.0

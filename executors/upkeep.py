@@ -79,6 +79,7 @@ class Upkeep:
             ram_bytes=facts.ram_bytes,
             disk_bytes=facts.disk_bytes,
             labels=options.labels,
+            feature_level=options.feature_level,
         )
         self._look(frozenset())
         if self._scan.absent:

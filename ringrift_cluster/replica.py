@@ -9,6 +9,7 @@ committed entries a voter feeds it). Whoever uses one cannot tell which, except 
      |- TooLarge          certainly not committed: over the size limit
      |- OutcomeUnknown    it may or may not take effect; repeat it under the same id
      |- Stale             the view asked for is not here (yet)
+     |- ChangeRefused     the voters stay as they are; the text says why
      |- ReadOnly          this replica may not propose (older release, diverged)
      '- Halted            this replica stopped; the text says why
 """
@@ -54,6 +55,10 @@ class OutcomeUnknown(ReplicaError):  # noqa: N818
 
 class Stale(ReplicaError):  # noqa: N818
     """This replica cannot show the view that was asked for."""
+
+
+class ChangeRefused(ReplicaError):  # noqa: N818
+    """The voters were not changed: it would be unsafe, or another change is under way."""
 
 
 class ReadOnly(ReplicaError):  # noqa: N818

@@ -6,10 +6,10 @@ import msgspec
 from msgspec.structs import replace
 
 from statemachine import settings as st
-from statemachine.commands import ChangeSetting, Once, PauseCluster, RaiseFeatureLevel, kind_of
+from statemachine.commands import ChangeSetting, ConfigureVoters, Once, PauseCluster, RaiseFeatureLevel, kind_of
 from statemachine.errors import Code, Done, Refused
-from statemachine.rows import Cluster, Request, Setting
-from statemachine.state import Txn
+from statemachine.rows import Cluster, PeerStatus, Request, Setting, Voters
+from statemachine.state import VOTERS_KEY, Txn
 
 #: The newest feature level that this release can apply.
 SUPPORTED_FEATURE_LEVEL = 1
@@ -62,6 +62,19 @@ def pause(txn: Txn, cmd: PauseCluster) -> bool:
     return cmd.paused
 
 
+def configure_voters(txn: Txn, cmd: ConfigureVoters) -> int:
+    before = {v.node: v for v in txn.state.voters.voters}
+    after = {v.node: v for v in cmd.voters}
+    for node in sorted(before.keys() | after.keys()):
+        old, new = before.get(node), after.get(node)
+        if new is None:
+            txn.emit("VoterRemoved", node)
+        elif old is None or old.log_id not in ("", new.log_id):
+            txn.emit("VoterAdded", node, raft=new.raft, log=new.log_id)
+    txn.voters.put(VOTERS_KEY, Voters(txn.index, cmd.request, cmd.voters))
+    return txn.index
+
+
 def raise_feature_level(txn: Txn, cmd: RaiseFeatureLevel) -> int:
     cluster = txn.cluster
     if cmd.level < cluster.feature_level:
@@ -69,6 +82,14 @@ def raise_feature_level(txn: Txn, cmd: RaiseFeatureLevel) -> int:
             Code.ILLEGAL_TRANSITION,
             f"the feature level is {cluster.feature_level} and never goes down to {cmd.level}",
         )
+    voters = {v.node for v in txn.state.voters.voters}
+    for peer, row in txn.state.peers.items():
+        if row.facts.feature_level < cmd.level and (row.status is not PeerStatus.DEAD or peer in voters):
+            raise Refused(
+                Code.CONFLICT,
+                f"node {peer!r} (release {row.facts.release or 'unknown'}) supports feature level "
+                f"{row.facts.feature_level}, not {cmd.level}; upgrade or remove it first",
+            )
     if cmd.level != cluster.feature_level:
         txn.cluster = replace(cluster, feature_level=cmd.level)
         txn.emit("FeatureLevelRaised", "cluster", level=str(cmd.level))

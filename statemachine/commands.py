@@ -33,6 +33,7 @@ from statemachine.values import (
     Scope,
     Short,
     TokenName,
+    Voter,
     WorkId,
 )
 
@@ -310,6 +311,14 @@ class PauseCluster(Base, frozen=True, tag="cluster.pause"):
     reason: Short = ""
 
 
+class ConfigureVoters(Base, frozen=True, tag="cluster.voters"):
+    """Who votes from this entry on. Consensus alone appends it; the law only keeps it, and never refuses."""
+
+    voters: Annotated[tuple[Voter, ...], Meta(min_length=1, max_length=64)]
+    #: the request that asked for the change; empty when consensus filled in what it learned
+    request: Short = ""
+
+
 class RaiseFeatureLevel(Base, frozen=True, tag="cluster.feature"):
     """Let newer commands be proposed. Replicas of an older release turn read-only."""
 
@@ -398,6 +407,7 @@ Effect = (
     | RollbackModel
     | ChangeSetting
     | PauseCluster
+    | ConfigureVoters
     | RaiseFeatureLevel
     | CreateToken
     | RevokeToken

@@ -64,6 +64,7 @@ HANDLERS: dict[type[Struct], Handler] = {
     c.RollbackModel: models.rollback,
     c.ChangeSetting: cluster.change_setting,
     c.PauseCluster: cluster.pause,
+    c.ConfigureVoters: cluster.configure_voters,
     c.RaiseFeatureLevel: cluster.raise_feature_level,
     c.CreateToken: tokens.create,
     c.RevokeToken: tokens.revoke,

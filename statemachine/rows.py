@@ -15,6 +15,7 @@
     requests    request id         Request     commands that ran under a request id
     events      sequence number    Event       everything above
     tokens      token name         Token       operators, joining nodes, the clock
+    voters      "voters"           Voters      consensus, with the entry that changes who votes
 
 Rows hold text, integers and tuples only, are never changed in place, and contain no reference cycle
 (hence `gc=False`). Times are milliseconds of the replicated cluster clock unless the name says wall.
@@ -27,7 +28,7 @@ from enum import StrEnum
 from msgspec import Struct
 
 from statemachine.commands import AddWork, StartGauntlet
-from statemachine.values import Evidence, MatchResult, Needs, Output, PeerFacts, Scope, Tally
+from statemachine.values import Evidence, MatchResult, Needs, Output, PeerFacts, Scope, Tally, Voter
 
 
 class Word(StrEnum):
@@ -387,6 +388,14 @@ class Token(Struct, frozen=True, gc=False):
     ended_at_ms: int = 0
 
 
+class Voters(Struct, frozen=True, gc=False):
+    """Who votes, as of the entry at `index`; `request` asked for that change."""
+
+    index: int
+    request: str
+    voters: tuple[Voter, ...]
+
+
 Row = (
     Cluster
     | Peer
@@ -402,6 +411,7 @@ Row = (
     | Request
     | Event
     | Token
+    | Voters
 )
 
 #: Table name to row type, in the order of the snapshot's sections. Append only.
@@ -420,4 +430,5 @@ TABLES: dict[str, type[Struct]] = {
     "requests": Request,
     "events": Event,
     "tokens": Token,
+    "voters": Voters,
 }

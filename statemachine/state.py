@@ -35,12 +35,14 @@ from statemachine.rows import (
     Standing,
     Token,
     Totals,
+    Voters,
     Work,
 )
 
 R = TypeVar("R", bound=Struct)
 
 CLUSTER_KEY = "cluster"
+VOTERS_KEY = "voters"
 
 
 class State:
@@ -63,6 +65,7 @@ class State:
         self.requests = cast(dict[str, Request], self.tables["requests"])
         self.events = cast(dict[str, Event], self.tables["events"])
         self.tokens = cast(dict[str, Token], self.tables["tokens"])
+        self._voters = cast(dict[str, Voters], self.tables["voters"])
         self.index = Indexes()
         self.timing = st.Timing()
         self.limits = st.Limits()
@@ -73,6 +76,11 @@ class State:
     def now_ms(self) -> int:
         """The cluster clock."""
         return self.cluster.clock_ms
+
+    @property
+    def voters(self) -> Voters:
+        """Who votes; nobody before the first leader has written it down."""
+        return self._voters.get(VOTERS_KEY) or Voters(0, "", ())
 
     def config(self, key: str) -> st.GameConfig | None:
         return cast("st.GameConfig | None", self._keyed.get(f"config/{key}"))
@@ -211,6 +219,7 @@ class Txn:
         self.settings: Table[Setting] = Table(self, "settings", "setting")
         self.requests: Table[Request] = Table(self, "requests", "request")
         self.tokens: Table[Token] = Table(self, "tokens", "token")
+        self.voters: Table[Voters] = Table(self, "voters", "list of voters")
 
     def begin(self, index: int, cluster: Cluster) -> None:
         """The commands that follow are those of the entry at `index`; its stamp made `cluster` of the cluster's row."""

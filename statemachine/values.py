@@ -63,6 +63,16 @@ class Gpu(Value, frozen=True):
     fault: Short = ""
 
 
+class Voter(Value, frozen=True):
+    """A member of the voters, where it is reached, and the log it holds (empty until that is known)."""
+
+    node: Id
+    #: host:port between voters
+    raft: Short
+    url: Short = ""
+    log_id: Short = ""
+
+
 class PeerFacts(Value, frozen=True):
     """Coarse facts of a machine, sent at join and when they change."""
 
@@ -76,6 +86,8 @@ class PeerFacts(Value, frozen=True):
     disk_bytes: Natural = 0
     gpus: Annotated[tuple[Gpu, ...], Meta(max_length=64)] = ()
     labels: Annotated[tuple[Short, ...], Meta(max_length=32)] = ()
+    #: the newest feature level that its release can apply
+    feature_level: Natural = 1
     #: empty when the node takes work, else why it does not (low disk, no shim, ...)
     not_ready: Short = ""
 

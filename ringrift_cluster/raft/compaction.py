@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from ringrift_cluster.raft.conf import Limits
+from ringrift_cluster.raft.configuration import of_state
 from ringrift_cluster.raft.counters import Counters
 from ringrift_cluster.raft.journal import Journal
 from ringrift_cluster.raft.membership import Membership
@@ -76,7 +77,8 @@ class Compaction:
         """Start a snapshot when one is due or asked for. Run at the end of each turn."""
         since = machine.index - self._base
         # Voters take turns by their place in the list, and a leader waits longest.
-        slack = 1.0 + 0.15 * self._membership.voters.index(self._membership.node_id) + (0.75 if leading else 0.0)
+        before = sum(1 for voter in self._membership.voters if voter < self._membership.node_id)
+        slack = 1.0 + 0.15 * before + (0.75 if leading else 0.0)
         limits = self._limits
         large = since >= limits.snapshot_entries * slack or self._applied_bytes >= limits.snapshot_bytes * slack
         # An empty machine has no position to name a file by; whoever asked waits for the first entry.
@@ -91,7 +93,8 @@ class Compaction:
         self._running = True
         self.rebase(machine.index)
         frozen = freeze(machine)
-        head = header(frozen, self._membership.cluster_id, self._membership.voters)
+        voters = tuple(sorted(of_state(machine.state).names)) or self._membership.voters
+        head = header(frozen, self._membership.cluster_id, voters)
         started = self._clock()
         written: list[SnapshotFile] = []
 

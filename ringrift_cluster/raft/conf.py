@@ -71,13 +71,16 @@ class Limits:
 class VoterConfig:
     """Who this voter is and where it lives.
 
-    `voters` maps every voter's node id to its raft address `host:port`, this one included. `secret` is
-    the cluster's shared secret of the challenge-response between voters.
+    `voters` maps the node id of every voter that the cluster begins with to its raft address `host:port`, this
+    one included, and `urls` to where its HTTP is; once the log says who votes they mean nothing any more, and both
+    are empty for a node that joins (`bind` is then needed). `secret` is the cluster's shared secret of the
+    challenge-response between voters.
     """
 
     node_id: str
     voters: Mapping[str, str]
     data_dir: Path
+    urls: Mapping[str, str] = field(default_factory=dict)
     #: address to listen on; None means the one in `voters`
     bind: str | None = None
     secret: bytes | None = None
@@ -88,8 +91,10 @@ class VoterConfig:
     limits: Limits = field(default_factory=Limits)
 
     def __post_init__(self) -> None:
-        if self.node_id not in self.voters:
+        if self.voters and self.node_id not in self.voters:
             raise ValueError(f"{self.node_id} is not among the voters {', '.join(sorted(self.voters))}")
+        if not self.voters and self.bind is None:
+            raise ValueError(f"{self.node_id} joins a cluster and needs an address to listen on")
 
 
 def sync_obj_settings(timing: Timing, limits: Limits, journal: Any) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from pysyncobj import SyncObj, SyncObjConf, replicated
 from pysyncobj.node import Node
 
 from ringrift_cluster.raft import seams
-from ringrift_cluster.raft.journal import REGULAR, Journal
+from ringrift_cluster.raft.journal import CONFIGURATION, NO_OP, REGULAR, Journal
 from ringrift_cluster.raft.privates import Inside
 
 seams.install()
@@ -37,7 +37,7 @@ class Consensus(SyncObj):  # type: ignore[misc]
         apply: Callable[[int, int, bytes], None],
         urgent: Callable[[], bool],
     ) -> None:
-        """`apply` gets (index, term, data) of each committed regular entry; what it raises ends the voter.
+        """`apply` gets (index, term, data) of each committed entry with commands; what it raises ends the voter.
 
         `urgent` says whether the other voters must learn at once of what was applied.
         """
@@ -68,7 +68,7 @@ class Consensus(SyncObj):  # type: ignore[misc]
         until = seams.outside.clock() + APPLY_S
         for index in range(first, last + 1):
             data, _, term = self._journal.entry(index)
-            if data[0] == REGULAR:
+            if data[0] != NO_OP:
                 self._apply(index, term, data[1:])
             inside.applied = index
             if seams.outside.clock() > until:
@@ -77,11 +77,11 @@ class Consensus(SyncObj):  # type: ignore[misc]
             inside.send_by(until - APPLY_S + TELL_COMMIT_S)
         return first <= last and self._urgent()
 
-    def append(self, data: bytes) -> None:
+    def append(self, data: bytes, *, configuration: bool = False) -> None:
         """As the leader: append an entry and send it. Proposing anywhere else is a mistake."""
         if not self._isLeader():
             raise RuntimeError("only a leader appends")
-        self._applyCommand(data, None, REGULAR)
+        self._applyCommand(data, None, CONFIGURATION if configuration else REGULAR)
         self._checkCommandsToApply()
 
     def tick(self) -> None:

@@ -10,9 +10,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from pysyncobj.node import Node
+
 from ringrift_cluster.raft.conf import Timing
 from ringrift_cluster.raft.counters import Counters
 from ringrift_cluster.raft.journal import Journal
+from ringrift_cluster.raft.membership import Membership
 from ringrift_cluster.raft.messages import Message, PreVote, PreVoteReply
 from ringrift_cluster.raft.privates import LEADER, Inside
 from ringrift_cluster.raft.seams import outside
@@ -25,17 +28,14 @@ class Elections:
 
     def __init__(
         self,
-        node_id: str,
-        others: tuple[str, ...],
+        membership: Membership,
         inside: Inside,
         journal: Journal,
         timing: Timing,
         counters: Counters,
         send: Callable[[str, Message], None],
     ) -> None:
-        self._node_id = node_id
-        self._others = others
-        self.quorum = (len(others) + 1) // 2 + 1
+        self._membership = membership
         self._inside = inside
         self._journal = journal
         self._timing = timing
@@ -95,7 +95,7 @@ class Elections:
             self.postpone(now)
             return
         # The leader that ordered an election goes on sending heartbeats; they do not take it back.
-        if self._passing or self._ordered_in == self._inside.term or self.quorum == 1:
+        if self._passing or self._ordered_in == self._inside.term or self._membership.quorum == 1:
             self._passing = False
             self._ordered_in = None
             self._open = False
@@ -104,7 +104,7 @@ class Elections:
         self.postpone(now)
         self._round += 1
         self._open = True
-        self._grants = {self._node_id}
+        self._grants = {self._membership.node_id}
         self._counters.prevotes += 1
         question = PreVote(
             round=self._round,
@@ -112,13 +112,14 @@ class Elections:
             last_index=self._journal.last_index,
             last_term=self._journal.last_term,
         )
-        for other in self._others:
+        for other in self._membership.others:
             self._send(other, question)
 
     def on_pre_vote(self, sender: str, question: PreVote, now: float) -> None:
         ours = (self._journal.last_term, self._journal.last_index)
         granted = (
-            question.term > self._inside.term
+            self._membership.may_vote
+            and question.term > self._inside.term
             and (question.last_term, question.last_index) >= ours
             and not self._hears_leader(now)
         )
@@ -129,7 +130,8 @@ class Elections:
         if not self._open or reply.round != self._round or not reply.granted:
             return
         self._grants.add(sender)
-        if len(self._grants) >= self.quorum:
+        # Counted by the list of now: it may have changed since the question went out.
+        if len(self._grants.intersection(self._membership.voters)) >= self._membership.quorum:
             self._open = False
             self._passing = True
             self._inside.deadline = 0.0
@@ -138,5 +140,8 @@ class Elections:
         since = now - self._timing.election_min_s
         if self._inside.role != LEADER:
             return self.leader_id is not None and self._heard_at > since
-        answered = sum(1 for at in self._inside.answered_at.values() if at > since)
-        return answered + 1 >= self.quorum
+        answered = sum(1 for node, at in self._inside.answered_at.items() if at > since and self._counts(node))
+        return answered + 1 >= self._membership.quorum
+
+    def _counts(self, node: Node) -> bool:
+        return str(node.id) in self._membership.others

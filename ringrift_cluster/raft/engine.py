@@ -14,7 +14,9 @@ import threading
 from collections.abc import Callable, Sequence
 from typing import Generic, TypeVar
 
+from ringrift_cluster.raft.changes import Done, VoterState
 from ringrift_cluster.raft.conf import VoterConfig
+from ringrift_cluster.raft.configuration import Configuration
 from ringrift_cluster.raft.counters import Counters
 from ringrift_cluster.raft.node import RaftNode
 from ringrift_cluster.raft.proposals import Outcome
@@ -33,6 +35,7 @@ from ringrift_cluster.replica import (
 )
 from statemachine.machine import Machine
 from statemachine.state import State
+from statemachine.values import Voter
 
 T = TypeVar("T")
 A = TypeVar("A")
@@ -136,6 +139,57 @@ class RaftReplica:
         if found is None or (target is not None and found != target):
             raise NoLeader(f"leadership was not taken over by {target or 'another voter'}; {found or 'nobody'} leads")
         return found
+
+    # Who votes
+
+    async def add_voter(self, voter: Voter, *, request: str = "", timeout_s: float = 30.0) -> Configuration:
+        """As the leader: let the log of `voter` catch up and make it one; repeating the request is safe.
+
+        Raises ChangeRefused and NoLeader (nothing was changed), OutcomeUnknown, Halted.
+        """
+        return await self._changed(lambda node, done: node.add_voter(voter, request, timeout_s, done))
+
+    async def remove_voter(self, name: str, *, request: str = "") -> Configuration:
+        """As the leader: let `name` vote no longer; this one hands over first and raises NoLeader.
+
+        Raises as `add_voter` does.
+        """
+        status = self.status()
+        if status.role == "leader" and name == status.node_id and len(status.voters) > 1:
+            heir = await self.transfer_leadership()
+            raise NoLeader(f"{name} has handed leadership over to {heir}; ask {heir} to remove it")
+        return await self._changed(lambda node, done: node.remove_voter(name, request, done))
+
+    async def _changed(self, order: Callable[[RaftNode, Done], None]) -> Configuration:
+        answer: _Answer[Configuration | ReplicaError] = _Answer(self._thread)
+        node = self._node
+        self._thread.call(lambda: order(node, answer.put), answer.refuse)
+        found = await answer.future
+        if isinstance(found, ReplicaError):
+            raise _again(found)
+        return found
+
+    async def voter_states(self) -> list[VoterState]:
+        """The voters and their progress, as far as it is known here; all of it at the leader. Raises Halted."""
+        answer: _Answer[list[VoterState]] = _Answer(self._thread)
+        node = self._node
+        self._thread.call(lambda: answer.put(node.voter_states()), answer.refuse)
+        return await answer.future
+
+    @property
+    def log_id(self) -> str:
+        """Names this voter's log since its first start."""
+        return self._node.membership.log_id
+
+    @property
+    def is_voter(self) -> bool:
+        """Whether the cluster counts this log; False for one that joins until its addition is committed."""
+        return not self._node.membership.joining
+
+    @property
+    def removed(self) -> str | None:
+        """Why this node votes no longer, once it has learned that."""
+        return self._thread.removed
 
     async def stop(self) -> None:
         """Stop in order: finish the turn, write what is left, close. Leadership is not handed over here."""

@@ -19,6 +19,10 @@ class MembersContradict(RaftError):  # noqa: N818
     """The configured voters or node id are not the ones the data directory was made for."""
 
 
+class Removed(RaftError):  # noqa: N818
+    """This node is not a voter (any more): the cluster decided so, and this log is of no further use."""
+
+
 class JournalDamaged(RaftError):  # noqa: N818
     """The journal or a snapshot on disk cannot be trusted."""
 

@@ -20,10 +20,12 @@ from pysyncobj.node import Node
 from pysyncobj.transport import Transport
 
 from ringrift_cluster.raft.conf import Timing
+from ringrift_cluster.raft.configuration import of_entry
 from ringrift_cluster.raft.counters import Counters
 from ringrift_cluster.raft.elections import Elections
 from ringrift_cluster.raft.errors import Diverged
-from ringrift_cluster.raft.journal import NO_OP, REGULAR, Journal
+from ringrift_cluster.raft.journal import CONFIGURATION, NO_OP, REGULAR, Journal
+from ringrift_cluster.raft.membership import Membership
 from ringrift_cluster.raft.messages import (
     AppendEntries,
     AppendReply,
@@ -51,7 +53,7 @@ class Guard(Transport):  # type: ignore[misc]
 
     def __init__(
         self,
-        node_id: str,
+        membership: Membership,
         nodes: dict[str, Node],
         journal: Journal,
         timing: Timing,
@@ -61,7 +63,7 @@ class Guard(Transport):  # type: ignore[misc]
         want_snapshot: Callable[[str, OfferSnapshot], None],
     ) -> None:
         super().__init__(None, None, [])
-        self._node_id = node_id
+        self._membership = membership
         self._nodes = nodes
         self._journal = journal
         self._timing = timing
@@ -72,6 +74,8 @@ class Guard(Transport):  # type: ignore[misc]
         self._held: list[tuple[str, Message]] = []
         self._voted_for_us: tuple[int, set[str]] = (0, set())
         self._backed_off: dict[str, tuple[int, int, float]] = {}
+        #: how far each voter said that its machine stands
+        self.applied_by: dict[str, int] = {}
         #: voters that lost what they had acknowledged, and the sentence about it
         self.excluded: dict[str, str] = {}
         self._clock: Callable[[], float] = lambda: 0.0
@@ -80,10 +84,15 @@ class Guard(Transport):  # type: ignore[misc]
         """Connect to the SyncObj that was made with this transport."""
         self._inside = inside
         self._clock = clock
-        others = tuple(sorted(n for n in self._nodes if n != self._node_id))
         self.elections = Elections(
-            self._node_id, others, inside, self._journal, self._timing, self._counters, self._send_now
+            self._membership, inside, self._journal, self._timing, self._counters, self._send_now
         )
+
+    def forget(self, peer: str) -> None:
+        """A peer is no voter any more: if it comes back, it comes with another log."""
+        self.excluded.pop(peer, None)
+        self.applied_by.pop(peer, None)
+        self._backed_off.pop(peer, None)
 
     # Outbound: what the library sends
 
@@ -119,7 +128,8 @@ class Guard(Transport):  # type: ignore[misc]
 
     def _reply(self, peer: str, next_index: int, *, success: bool) -> None:
         # The term is the one of now: a held reply that leaves in a later term must not count there.
-        self._emit(peer, AppendReply(self._inside.term, next_index, success, self._journal.last_index))
+        inside = self._inside
+        self._emit(peer, AppendReply(inside.term, next_index, success, self._journal.last_index, inside.applied))
 
     def _send_append(self, peer: str, message: dict[str, Any]) -> None:
         if "transmission" in message:
@@ -149,15 +159,15 @@ class Guard(Transport):  # type: ignore[misc]
     # Inbound
 
     def connected(self, peer: str) -> None:
-        if self._inside.role == LEADER:
+        node = self._nodes[peer]
+        if self._inside.role == LEADER and node in self._inside.match_index:
             # What was in flight on the old connection is gone: go on after what is certain. Of a voter that
             # has not answered this leader yet nothing is; its first rejection will tell.
-            node = self._nodes[peer]
             match = self._inside.match_index[node]
             self._inside.next_index[node] = (match or self._journal.last_index) + 1
             self._inside.send_soon()
         self._backed_off.pop(peer, None)
-        self._onNodeConnected(self._nodes[peer])
+        self._onNodeConnected(node)
 
     def disconnected(self, peer: str) -> None:
         self._onNodeDisconnected(self._nodes[peer])
@@ -177,6 +187,8 @@ class Guard(Transport):  # type: ignore[misc]
                 self._on_append(peer, message)
             case AppendReply():
                 self._on_append_reply(peer, message)
+            case RequestVote() if not self._membership.may_vote:
+                self._counters.refusals["not_admitted"] += 1
             case RequestVote():
                 before = self._inside.role
                 self._deliver(
@@ -216,9 +228,9 @@ class Guard(Transport):  # type: ignore[misc]
         A request for a vote by a log that is behind everybody's does exactly this in the library.
         """
         before = self._inside.role
-        if term > self._inside.term and self._nodes:
+        if term > self._inside.term:
             request = {"type": "request_vote", "term": term, "last_log_index": -1, "last_log_term": -1}
-            self._onMessageReceived(next(iter(self._nodes.values())), request)
+            self._onMessageReceived(self._nodes[self._membership.node_id], request)
         self._stepped_down(before)
 
     def _stepped_down(self, before: int) -> None:
@@ -227,7 +239,7 @@ class Guard(Transport):  # type: ignore[misc]
             self.elections.postpone(self._clock())
 
     def _on_vote(self, peer: str, vote: Vote) -> None:
-        if vote.term != self._inside.term or self._inside.role != CANDIDATE:
+        if vote.term != self._inside.term or self._inside.role != CANDIDATE or peer not in self._membership.others:
             return
         term, voters = self._voted_for_us
         if term != vote.term:
@@ -309,7 +321,9 @@ class Guard(Transport):  # type: ignore[misc]
     def _admissible(append: AppendEntries) -> bool:
         index, term = append.prev_index, append.prev_term
         for data, at, of in append.entries:
-            if at != index + 1 or of < term or not data or data[0] not in (REGULAR, NO_OP):
+            if at != index + 1 or of < term or not data or data[0] not in (REGULAR, NO_OP, CONFIGURATION):
+                return False
+            if data[0] == CONFIGURATION and not _readable(at, data):
                 return False
             index, term = at, of
         return term <= append.term
@@ -326,7 +340,7 @@ class Guard(Transport):  # type: ignore[misc]
 
     def installed(self, leader: str | None, index: int) -> None:
         """A snapshot took the place of the log up to `index`: say so to the leader."""
-        if leader is not None and leader != self._node_id:
+        if leader is not None and leader != self._membership.node_id:
             self._reply(leader, index + 1, success=True)
 
     # A leader's side of replication
@@ -340,11 +354,16 @@ class Guard(Transport):  # type: ignore[misc]
             self._counters.refusals["stale_reply"] += 1
             return
         node = self._nodes[peer]
+        if node not in inside.match_index:
+            self._counters.refusals["not_a_voter"] += 1
+            return
+        self.applied_by[peer] = reply.applied
         match = inside.match_index[node]
         if reply.last_index < match:
             self.excluded[peer] = (
                 f"{peer} acknowledged entry {match} in term {reply.term} and now ends at {reply.last_index}: "
-                "its disk lost data; remove it and add it again"
+                f"its disk lost data; run `ringrift-node voters remove {peer}`, start it again and run "
+                f"`ringrift-node voters add {peer}`"
             )
             inside.match_index[node] = 0
             return
@@ -372,3 +391,11 @@ class Guard(Transport):  # type: ignore[misc]
         self._backed_off[peer] = (target, match, now)
         self._deliver(peer, {"type": "next_node_idx", "next_node_idx": target, "reset": True, "success": False})
         inside.send_soon()
+
+
+def _readable(index: int, data: bytes) -> bool:
+    try:
+        of_entry(index, data[1:])
+    except ValueError:
+        return False
+    return True

@@ -9,6 +9,7 @@ from pysyncobj.node import Node
 
 from ringrift_cluster.raft.conf import Timing
 from ringrift_cluster.raft.journal import Journal
+from ringrift_cluster.raft.membership import Membership
 from ringrift_cluster.raft.messages import HandOver, Message, TimeoutNow
 from ringrift_cluster.raft.privates import LEADER, Inside
 from ringrift_cluster.raft.proposals import Proposals
@@ -29,20 +30,18 @@ class Handover:
 
     def __init__(
         self,
-        node_id: str,
+        membership: Membership,
         timing: Timing,
         inside: Inside,
         journal: Journal,
         proposals: Proposals,
-        nodes: dict[str, Node],
         send: Callable[[str, Message], None],
     ) -> None:
-        self._node_id = node_id
+        self._membership = membership
         self._timing = timing
         self._inside = inside
         self._journal = journal
         self._proposals = proposals
-        self._nodes = nodes
         self._send = send
         self._wishes: list[_Wish] = []
         #: the running transfer: target (None: anyone), until when proposals are held, whether it was ordered
@@ -52,10 +51,10 @@ class Handover:
 
     def start(self, target: str | None, now: float, timeout_s: float, done: Done) -> None:
         leader = self._inside.leader_id
-        if leader is None or leader == target or (target is not None and target not in self._nodes):
+        if leader is None or leader == target or (target is not None and target not in self._membership.voters):
             done(leader if leader is not None and leader == target else None)
             return
-        if leader != self._node_id:
+        if leader != self._membership.node_id:
             self._send(leader, HandOver(target or ""))
         elif not self._proposals.held:
             self._proposals.held = True
@@ -92,6 +91,8 @@ class Handover:
         last = self._journal.last_index
         for node, match in sorted(self._inside.match_index.items(), key=lambda item: str(item[0].id)):
             name = str(node.id)
+            if name not in self._membership.others:
+                continue
             if match == last and (self._target is None or self._target == name) and self._lately(node):
                 return name
         return None

@@ -12,12 +12,13 @@ from typing import Any, NoReturn, Protocol
 
 from pysyncobj.journal import Journal as LibraryJournal
 
+from ringrift_cluster.raft.configuration import Configurations
 from ringrift_cluster.raft.errors import Diverged, JournalDamaged
 from ringrift_cluster.raft.messages import LogEntry
 
 SCHEMA = 1
 #: type bytes of the library's entries that we admit
-REGULAR, NO_OP = 0, 1
+REGULAR, NO_OP, CONFIGURATION = 0, 1, 2
 
 
 @dataclass(slots=True)
@@ -69,6 +70,10 @@ class Journal(LibraryJournal):  # type: ignore[misc]
         #: bytes of the entries held
         self.size_bytes = sum(len(e[0]) for e in self._entries)
         self._dirty = False
+        #: who votes, as the entries say it
+        self.configurations = Configurations()
+        for data, index, _ in self._entries:
+            self._note_configuration(data, index)
         for before, after in zip(self._entries, self._entries[1:], strict=False):
             if after[1] != before[1] + 1 or after[2] < before[2]:
                 raise JournalDamaged(
@@ -88,6 +93,15 @@ class Journal(LibraryJournal):  # type: ignore[misc]
         self._batch.entries.append(entry)
         self.size_bytes += len(command)
         self._dirty = True
+        self._note_configuration(command, idx)
+
+    def _note_configuration(self, data: bytes, index: int) -> None:
+        if data[0] != CONFIGURATION:
+            return
+        try:
+            self.configurations.added(index, data[1:])
+        except ValueError as error:
+            raise JournalDamaged(f"{error}; restore this voter, or remove it and add it again") from error
 
     def clear(self) -> NoReturn:
         raise Diverged("the library wanted to clear the journal")
@@ -105,6 +119,7 @@ class Journal(LibraryJournal):  # type: ignore[misc]
         earlier = self._batch.truncate_from
         self._batch.truncate_from = index if earlier is None else min(earlier, index)
         self._dirty = True
+        self.configurations.truncated(index)
 
     def deleteEntriesTo(self, entryTo: int) -> None:  # noqa: N802, N803
         if not 0 <= entryTo < len(self._entries):
@@ -116,6 +131,7 @@ class Journal(LibraryJournal):  # type: ignore[misc]
         first = self._entries[0][1]
         self._batch.entries = [e for e in self._batch.entries if e[1] >= first]
         self._batch.drop_before = first
+        self.configurations.compacted(first)
 
     def __getitem__(self, item: Any) -> Any:
         return self._entries[item]

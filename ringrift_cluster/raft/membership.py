@@ -1,20 +1,26 @@
 """Who this voter is, which log it holds, and whom it lets near that log.
 
-Identity is the node id; addresses are configuration. `log_id` is drawn at a log's first start and recorded
-by every other voter when it first meets it, so that a voter which lost its disk is recognised: it comes
-with another log id, and is told so instead of being counted. An empty log neither votes nor campaigns
-until it is *admitted*: at a bootstrap by a majority of voters of which none has a cluster id, later by
-more than half of the other voters having recorded its log id (any two such halves share a voter).
+Identity is the node id; addresses are configuration. `log_id` is drawn at a log's first start. The
+configuration in the log names the log of each voter, so one that lost its disk is recognised: it comes with
+another log id, and is told so instead of being counted.
+
+A log may vote, campaign and count (it is *admitted*) when the configuration in effect names it. The voters a
+cluster begins with have no log ids in their list yet: there an empty log waits until a majority of voters
+answered of which none has a cluster id, or until more than half of the other voters have recorded its log
+id (any two such halves share a voter). The first leader then writes the log ids down.
+
+A log that joins an existing cluster takes what a leader sends it and is named once it has caught up.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
 
+from ringrift_cluster.raft.configuration import Configuration
 from ringrift_cluster.raft.errors import MembersContradict
 from ringrift_cluster.raft.journal import Journal
 from ringrift_cluster.raft.messages import Hello, Welcome
+from statemachine.values import Voter
 
 PROTOCOL = 1
 #: names that were turned away and are remembered, beside the voters
@@ -23,39 +29,93 @@ WELCOME = Welcome(reason="", detail="")
 
 
 class Membership:
-    """The static voter list and what is known of each voter's log."""
+    """The configuration as this voter sees it, and what is known of each voter's log."""
 
-    def __init__(self, node_id: str, voters: Iterable[str], journal: Journal, log_id: str) -> None:
-        """Raises MembersContradict when the journal was made for another node or voter list."""
+    def __init__(self, node_id: str, bootstrap: tuple[Voter, ...], journal: Journal, log_id: str, base: Configuration):
+        """`bootstrap` is the list that a cluster begins with, empty for a log that joins one; `base` is the
+        snapshot's configuration.
+
+        Raises MembersContradict when the journal was made for another node, or its cluster for other voters.
+        """
         self.node_id = node_id
-        self.voters = tuple(sorted(voters))
-        self.others = tuple(v for v in self.voters if v != node_id)
-        self.quorum = len(self.voters) // 2 + 1
         self._journal = journal
+        self._configurations = journal.configurations
         #: others that accepted us on a connection of this process, and the cluster id they named
         self._accepted_by: dict[str, str] = {}
         #: why a voter was turned away last
         self.refused: dict[str, str] = {}
         #: the sentence of a voter that knows us by another log
         self.disowned: str | None = None
-        stored_id, stored_voters = journal.fact("node_id"), journal.fact("voters")
+        #: the sentence of a voter that knows us as no voter
+        self.dismissed: str | None = None
+        #: logs that may be sent entries to, although nothing names them yet
+        self.invited: set[str] = set()
+        self._listed: tuple[Configuration, tuple[str, ...], tuple[str, ...]] | None = None
+        self._names = tuple(sorted(v.node for v in bootstrap))
+        stored_id, stored = journal.fact("node_id"), journal.fact("voters")
         if stored_id and stored_id != node_id:
             raise MembersContradict(
                 f"the data directory belongs to voter {stored_id}, but this node is {node_id}; "
                 "use its own data directory"
             )
-        if stored_voters and tuple(json.loads(stored_voters)) != self.voters:
-            raise MembersContradict(
-                f"the data directory knows the voters {', '.join(json.loads(stored_voters))}, but "
-                f"{', '.join(self.voters)} are configured; start with the list it knows"
-            )
+        if not stored_id and not bootstrap:
+            journal.set_fact("joining", "1")
         journal.set_fact("node_id", node_id)
-        journal.set_fact("voters", json.dumps(self.voters))
+        self._configurations.begin(() if self.joining else bootstrap, base)
+        if not self._configurations.effective.index and not self.joining:
+            known = tuple(json.loads(stored)) if stored else self._names
+            if known != self._names and journal.fact("admitted"):
+                raise MembersContradict(
+                    f"the data directory knows the voters {', '.join(known)}, but "
+                    f"{', '.join(self._names)} are configured; start with the list it knows"
+                )
+            journal.set_fact("voters", json.dumps(self._names))
         if not journal.fact("log_id"):
             journal.set_fact("log_id", log_id)
         #: other voters' log ids, and whether that log was ever seen admitted
         self._known: dict[str, list[str | bool]] = json.loads(journal.fact("known_logs") or "{}")
         self._consider_admission()
+
+    # Who votes
+
+    @property
+    def configuration(self) -> Configuration:
+        """The one in effect."""
+        return self._configurations.effective
+
+    @property
+    def voters(self) -> tuple[str, ...]:
+        """Node ids of the voters in effect, sorted."""
+        return self._lists()[1]
+
+    @property
+    def others(self) -> tuple[str, ...]:
+        return self._lists()[2]
+
+    def _lists(self) -> tuple[Configuration, tuple[str, ...], tuple[str, ...]]:
+        """Asked for at every message, so made once a configuration."""
+        configuration = self.configuration
+        if self._listed is None or self._listed[0] is not configuration:
+            names = tuple(sorted(configuration.names))
+            self._listed = (configuration, names, tuple(n for n in names if n != self.node_id))
+        return self._listed
+
+    @property
+    def quorum(self) -> int:
+        return self.configuration.quorum
+
+    def committed(self, commit: int) -> Configuration:
+        """The last configuration at or below `commit`."""
+        return self._configurations.since(commit)[0]
+
+    def addresses(self, commit: int) -> dict[str, str]:
+        """Raft addresses of the other voters, of those that leave too until that is certain."""
+        if self.configuration.of(self.node_id) is None:
+            return {}
+        known = self._configurations.since(commit)
+        return {v.node: v.raft for c in known for v in c.voters if v.node != self.node_id}
+
+    # Which log this is
 
     @property
     def cluster_id(self) -> str:
@@ -63,9 +123,54 @@ class Membership:
         return self._journal.fact("cluster_id")
 
     @property
+    def log_id(self) -> str:
+        return self._journal.fact("log_id")
+
+    @property
+    def joining(self) -> bool:
+        """Whether this log was begun to join a cluster, and no committed configuration has named it yet."""
+        return self._journal.fact("joining") == "1"
+
+    @property
     def admitted(self) -> bool:
-        """Whether this log may vote, campaign and acknowledge."""
-        return self._journal.fact("admitted") == "1"
+        """Whether this log may vote, campaign and count."""
+        return self._names_us(self.configuration)
+
+    def _names_us(self, configuration: Configuration) -> bool:
+        own = configuration.of(self.node_id)
+        if own is None:
+            return False
+        return own.log_id == self.log_id if own.log_id else self._journal.fact("admitted") == "1"
+
+    @property
+    def listening(self) -> bool:
+        """Whether it takes entries: an empty log of a voter that may have lost its disk does not."""
+        return self.admitted or self.joining or self.configuration.index > 0
+
+    @property
+    def may_vote(self) -> bool:
+        """An empty log that joins has nothing to judge a candidate by."""
+        return self.admitted or (self.listening and self._journal.last_index > 1)
+
+    def settle(self, commit: int) -> str | None:
+        """Look at what is committed; a sentence when this log has no place in the cluster (any more)."""
+        if self.dismissed is not None:
+            return self.dismissed
+        committed = self.committed(commit)
+        if not committed.index:
+            return None
+        if self._names_us(committed):
+            self._journal.set_fact("joining", "")
+        elif not self.joining and not self._waits(committed):
+            return f"{self.node_id} is no longer a voter of the cluster ({_listed(committed)} are)"
+        return None
+
+    def _waits(self, committed: Configuration) -> bool:
+        """Named by the cluster without a log: the first start of a voter comes late."""
+        own = committed.of(self.node_id)
+        return own is not None and not own.log_id
+
+    # Greetings
 
     def hello(self, nonce: bytes) -> Hello:
         """Our greeting for one connection."""
@@ -73,10 +178,11 @@ class Membership:
             PROTOCOL,
             self.node_id,
             self.cluster_id,
-            self._journal.fact("log_id"),
+            self.log_id,
             self.admitted,
             list(self.voters),
             nonce,
+            self.configuration.index,
         )
 
     def judge(self, hello: Hello) -> Welcome:
@@ -90,37 +196,72 @@ class Membership:
                 self.refused[hello.node_id] = answer.detail
         else:
             self.refused.pop(hello.node_id, None)
-            proven = hello.admitted or self._known.get(hello.node_id) == [hello.log_id, True]
-            if self._known.get(hello.node_id) != [hello.log_id, proven]:
-                self._known[hello.node_id] = [hello.log_id, proven]
-                self._journal.set_fact("known_logs", json.dumps(self._known, sort_keys=True))
+            self._record(hello.node_id, hello.log_id, admitted=hello.admitted)
         return answer
+
+    def _record(self, peer: str, log_id: str, *, admitted: bool) -> None:
+        proven = admitted or self._known.get(peer) == [log_id, True]
+        if self._known.get(peer) != [log_id, proven]:
+            self._known[peer] = [log_id, proven]
+            self._journal.set_fact("known_logs", json.dumps(self._known, sort_keys=True))
+
+    def proved(self, peer: str) -> None:
+        """A connected voter acknowledged entries, which only an admitted log does."""
+        known = self._known.get(peer)
+        if known is not None and not known[1]:
+            self._record(peer, str(known[0]), admitted=True)
+
+    def log_of(self, peer: str) -> str:
+        """The log id a peer came with last, if that log was admitted or invited; else empty."""
+        if peer == self.node_id:
+            return self.log_id
+        log_id, proven = self._known.get(peer, ["", False])
+        return str(log_id) if proven or peer in self.invited else ""
 
     def _judge(self, hello: Hello) -> Welcome:
         peer = hello.node_id
         if hello.protocol != PROTOCOL:
             return Welcome("protocol", f"{self.node_id} speaks protocol {PROTOCOL}, {peer} {hello.protocol}")
-        if peer == self.node_id or peer not in self.voters:
+        if peer == self.node_id:
             return Welcome("not_a_voter", f"{peer} is not one of the other voters of {self.node_id}")
-        if tuple(hello.voters) != self.voters:
-            return Welcome(
-                "other_voters",
-                f"{self.node_id} is configured with the voters {', '.join(self.voters)}, "
-                f"{peer} with {', '.join(hello.voters)}",
-            )
         if hello.cluster_id and self.cluster_id and hello.cluster_id != self.cluster_id:
             return Welcome(
                 "other_cluster",
                 f"{self.node_id} belongs to cluster {self.cluster_id}, {peer} to {hello.cluster_id}",
             )
+        known = self._configurations.since(self._journal.settled)
+        committed = known[0]
+        # One whose list is later than the last that we know to be committed knows more than we do. A log that lost
+        # its disk has no list from an entry, so it cannot claim this.
+        if hello.configured > committed.index or peer in self.invited:
+            return WELCOME
+        named = [v for c in known for v in c.voters if v.node == peer]
+        if not named:
+            if not committed.index:
+                return Welcome("not_a_voter", f"{peer} is not one of the other voters of {self.node_id}")
+            return Welcome(
+                "removed",
+                f"{peer} is not a voter of the cluster ({_listed(committed)} are); it goes on as a follower, and "
+                f"`ringrift-node voters add {peer}` makes it a voter",
+            )
+        if not committed.index and not hello.configured and tuple(sorted(hello.voters)) != self._names:
+            return Welcome(
+                "other_voters",
+                f"{self.node_id} is configured with the voters {', '.join(self._names)}, "
+                f"{peer} with {', '.join(hello.voters)}",
+            )
+        if any(v.log_id == hello.log_id for v in named):
+            return WELCOME
         log_id, proven = self._known.get(peer, [hello.log_id, False])
         # A log that was only ever seen waiting for admission gives way to the one that has it: of two logs of
         # one voter, at most one can be admitted.
-        if log_id != hello.log_id and (proven or not hello.admitted):
+        other = log_id != hello.log_id and (proven or not hello.admitted)
+        if other or all(v.log_id for v in named):
             return Welcome(
                 "other_log",
                 f"{self.node_id} knows voter {peer} by another log: its disk was lost or replaced. "
-                f"Restore the data directory of {peer}, or remove it from the cluster and add it again",
+                f"Restore the data directory of {peer}, or run `ringrift-node voters remove {peer}`, start {peer} "
+                f"again and run `ringrift-node voters add {peer}`",
             )
         return WELCOME
 
@@ -131,6 +272,8 @@ class Membership:
             self.refused[hello.node_id] = answer.detail
             if answer.reason == "other_log":
                 self.disowned = answer.detail
+            elif answer.reason == "removed" and not self.joining:
+                self.dismissed = answer.detail
             return
         self._accepted_by[hello.node_id] = hello.cluster_id
         self._consider_admission()
@@ -141,14 +284,19 @@ class Membership:
             self._accepted_by.pop(peer, None)
 
     def _consider_admission(self) -> None:
-        if self.admitted:
+        if self.joining or self._journal.fact("admitted"):
             return
-        accepted = len(self._accepted_by)
-        bootstrap = not any(self._accepted_by.values()) and accepted + 1 >= self.quorum
-        recorded = accepted > len(self.others) / 2
+        others = [n for n in self._names if n != self.node_id]
+        accepted = sum(1 for peer in self._accepted_by if peer in others)
+        bootstrap = not any(self._accepted_by.values()) and accepted + 1 >= len(self._names) // 2 + 1
+        recorded = accepted > len(others) / 2
         if bootstrap or recorded:
             self._journal.set_fact("admitted", "1")
 
     def learn_cluster_id(self, cluster_id: str) -> None:
         """Keep the id that the log committed."""
         self._journal.set_fact("cluster_id", cluster_id)
+
+
+def _listed(configuration: Configuration) -> str:
+    return ", ".join(sorted(configuration.names))

@@ -37,12 +37,14 @@ class AppendReply(Message, frozen=True, tag="appended"):
     """Voter to leader. `term` is the voter's when it answered, `last_index` its log's end then.
 
     Success: everything before `next_index` matches and is on disk. Else: start again at `next_index`.
+    `applied` is how far its machine stood then.
     """
 
     term: Natural
     next_index: Natural
     success: bool
     last_index: Natural
+    applied: Natural = 0
 
 
 class RequestVote(Message, frozen=True, tag="vote?"):
@@ -133,7 +135,10 @@ class Ping(Message, frozen=True, tag="ping"):
 
 
 class Hello(Message, frozen=True, tag="hello"):
-    """Who opens a connection. `log_id` names this log since its first start; `admitted`: it may vote."""
+    """Who opens a connection. `log_id` names this log since its first start; `admitted`: it may vote.
+
+    `voters` is the list it counts by, from the entry at `configured` on (0: the list a cluster begins with).
+    """
 
     protocol: Natural
     node_id: Name
@@ -142,6 +147,7 @@ class Hello(Message, frozen=True, tag="hello"):
     admitted: bool
     voters: Annotated[list[Name], Meta(max_length=64)]
     nonce: Annotated[bytes, Meta(max_length=64)]
+    configured: Natural = 0
 
 
 class Proof(Message, frozen=True, tag="proof"):

@@ -17,22 +17,25 @@ from __future__ import annotations
 import random
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
 from pysyncobj.node import Node
 
+from ringrift_cluster.raft.changes import Done, VoterChanges, VoterState
 from ringrift_cluster.raft.compaction import Compaction, Job
 from ringrift_cluster.raft.conf import VoterConfig, sync_obj_conf
+from ringrift_cluster.raft.configuration import of_state
 from ringrift_cluster.raft.consensus import Consensus
 from ringrift_cluster.raft.counters import Counters
-from ringrift_cluster.raft.errors import DiskLost, Diverged
+from ringrift_cluster.raft.errors import DiskLost, Diverged, Removed
 from ringrift_cluster.raft.fetch import Fetch, verified
 from ringrift_cluster.raft.guard import Guard
 from ringrift_cluster.raft.handover import Handover
 from ringrift_cluster.raft.journal import NO_OP, Batch, Journal, Store
 from ringrift_cluster.raft.membership import Membership
 from ringrift_cluster.raft.messages import (
+    AppendReply,
     FetchPart,
     Forward,
     Forwarded,
@@ -51,8 +54,10 @@ from ringrift_cluster.raft.reads import Reads
 from ringrift_cluster.raft.snapshots import SnapshotDir, SnapshotFile
 from ringrift_cluster.raft.window import Applied, Window
 from ringrift_cluster.replica import Halted, ReplicaStatus
+from statemachine.commands import ConfigureVoters, encode_command
 from statemachine.machine import Machine
 from statemachine.snapshot import Header
+from statemachine.values import Voter
 
 _UP, _DOWN = "up", "down"
 #: how often expired waiters are looked for
@@ -67,6 +72,18 @@ class Links(Protocol):
     def send(self, peer: str, message: Message) -> None:
         """Send if connected, else drop. Never blocks."""
         ...
+
+    def reach(self, addresses: Mapping[str, str]) -> None:
+        """Keep connections to these peers (node id to host:port), and dial no others."""
+        ...
+
+
+class _Nodes(dict[str, Node]):
+    """The library's names of peers, made when they are first spoken of."""
+
+    def __missing__(self, name: str) -> Node:
+        node = self[name] = Node(name)
+        return node
 
 
 class RaftNode:
@@ -96,12 +113,14 @@ class RaftNode:
         self.journal = Journal(store.load(), birth_id=f"{rng.getrandbits(96):024x}")
         self.machine = open_machine(config.node_id, self.journal, snapshots)
         base = self.machine.index
-        self.membership = Membership(config.node_id, config.voters, self.journal, log_id=f"{rng.getrandbits(128):032x}")
-        nodes = {name: Node(name) for name in self.membership.voters}
-        self._nodes = nodes
+        first = tuple(Voter(v, config.voters[v], config.urls.get(v, "")) for v in sorted(config.voters))
+        self.membership = Membership(
+            config.node_id, first, self.journal, f"{rng.getrandbits(128):032x}", of_state(self.machine.state)
+        )
+        nodes = self._nodes = _Nodes()
         self._fetch = Fetch(snapshots.directory, links.send)
         self.guard = Guard(
-            self.node_id,
+            self.membership,
             nodes,
             self.journal,
             config.timing,
@@ -111,17 +130,28 @@ class RaftNode:
             self._want_snapshot,
         )
         conf = sync_obj_conf(config.timing, config.limits, self.journal)
-        self._consensus = Consensus(self.node_id, nodes, conf, self.guard, self._apply, self._owes_answers)
+        everyone = {name: nodes[name] for name in (self.node_id, *self.membership.others)}
+        self._consensus = Consensus(self.node_id, everyone, conf, self.guard, self._apply, self._owes_answers)
         self.inside = self._consensus.inside
         self.inside.applied = max(self.inside.applied, base)
         self.inside.commit = min(max(self.inside.commit, base), self.journal.last_index)
+        self.journal.settled = self.inside.commit
         self.guard.attach(self.inside, clock)
         self.proposals = Proposals(config.limits, config.timing, self.counters, self._send, self._append)
         self.reads = Reads(self.proposals, config.timing, clock)
         self.window = Window(config.limits.window_entries, config.limits.window_bytes, start=base)
-        self._handover = Handover(
-            self.node_id, config.timing, self.inside, self.journal, self.proposals, nodes, self._send
+        self._handover = Handover(self.membership, config.timing, self.inside, self.journal, self.proposals, self._send)
+        self.changes = VoterChanges(
+            self.membership,
+            self.inside,
+            self.journal,
+            self.guard,
+            config.timing,
+            nodes,
+            self._append_voters,
+            self._reconfigure,
         )
+        self._reached: dict[str, str] = {}
         self._inbox: deque[tuple[str, Message | str]] = deque()
         self.peers_up: set[str] = set()
         self._batch: Batch | None = None
@@ -130,9 +160,13 @@ class RaftNode:
         )
         self._expired_at = 0.0
         self._applied_some = False
+        #: the commit index up to which peers were last looked over
+        self._certain_to = 0
         self.halted: str | None = None
         self._status = self._make_status()
         self._published_at = 0.0
+        self.journal.configurations.changed = self._reconfigure
+        self._reconfigure()
 
     # In: these only queue
 
@@ -157,6 +191,53 @@ class RaftNode:
     def hand_over(self, target: str | None, timeout_s: float, done: Callable[[str | None], None]) -> None:
         """Give leadership away; `done` gets who leads then, or None when nobody took it."""
         self._handover.start(target, self._clock(), timeout_s, done)
+
+    # Who votes
+
+    def add_voter(self, voter: Voter, request: str, timeout_s: float, done: Done) -> None:
+        """As the leader: let the log of `voter` catch up, then make it one."""
+        self.changes.add(voter, request, self._clock(), timeout_s, done)
+
+    def remove_voter(self, node: str, request: str, done: Done) -> None:
+        """As the leader: let a voter vote no longer."""
+        self.changes.remove(node, request, self._clock(), done)
+
+    def voter_states(self) -> list[VoterState]:
+        """The voters with their progress, as far as it is known here (all of it at the leader)."""
+        return self.changes.view(self._clock())
+
+    def _append_voters(self, voters: tuple[Voter, ...], request: str) -> int:
+        command = encode_command(ConfigureVoters(voters, request))
+        entry = self.proposals.stamped(self.inside.term, self._clock(), [command])
+        self._consensus.append(entry, configuration=True)
+        return self.journal.last_index
+
+    def _reconfigure(self) -> None:
+        """Let everyone who counts, sends or dials go by the configuration in effect.
+
+        A peer that is no voter is sent entries only when that is committed, or when it is invited: a voter that is
+        about to be removed must not learn of it before, since its vote may still be needed to commit it.
+        """
+        others = self.membership.others
+        certain = self.membership.configuration.index <= max(self.inside.commit, self.inside.applied)
+        invited = self.membership.invited
+        observers = {p for p in self.peers_up if p not in others and (certain or p in invited)}
+        nodes = self._nodes
+        for known in [str(node.id) for node in self.inside.match_index]:
+            if known not in others and known not in observers:
+                self.guard.forget(known)
+        self.inside.set_peers(
+            {nodes[p] for p in others}, {nodes[p] for p in observers}, self._clock(), self.journal.last_index + 1
+        )
+        addresses = {**self.changes.invitations(), **self.membership.addresses(self.inside.commit)}
+        if addresses != self._reached:
+            self._reached = addresses
+            self._links.reach(addresses)
+
+    @property
+    def addresses(self) -> Mapping[str, str]:
+        """The peers that are dialed."""
+        return self._reached
 
     # Handshakes. The answer may leave once `sync` has run.
 
@@ -244,6 +325,7 @@ class RaftNode:
         self.guard.elections.gate(now, may_campaign)
         self._consensus.tick()
         self._note_role(role)
+        self._mind_voters(now)
         applied = self.inside.applied
         self.proposals.passed(applied)
         self._handover.step(now)
@@ -260,6 +342,20 @@ class RaftNode:
             self._applied_some = False
             self.window.wake()
 
+    def _mind_voters(self, now: float) -> None:
+        """Carry changes on, send entries to peers that no longer vote, and notice that this one does not."""
+        commit = self.inside.commit
+        if not self.proposals.held:
+            self.changes.step(now)
+        if self._certain_to != commit and self.membership.configuration.index <= commit:
+            self._certain_to = commit
+            strangers = self.peers_up.difference(self.membership.others)
+            if strangers or len(self._reached) != len(self.membership.others):
+                self._reconfigure()
+        sentence = self.membership.settle(commit)
+        if sentence is not None:
+            raise Removed(sentence)
+
     def _note_role(self, before: int) -> None:
         if before == LEADER and self.inside.role != LEADER:
             self.guard.elections.postpone(self._clock())
@@ -267,6 +363,7 @@ class RaftNode:
     def _receive(self, peer: str, message: Message | str, now: float) -> None:
         if message == _UP:
             self.peers_up.add(peer)
+            self._reconfigure()
             self.guard.connected(peer)
             return
         if message == _DOWN:
@@ -274,13 +371,16 @@ class RaftNode:
             self.membership.lost(peer)
             self.guard.disconnected(peer)
             self.proposals.peer_lost(peer)
+            self._reconfigure()
             return
-        if peer not in self._nodes or peer == self.node_id or peer not in self.peers_up:
+        if peer == self.node_id or peer not in self.peers_up:
             self.counters.refusals["not_a_voter"] += 1
             return
-        if not self.membership.admitted:
+        if not self.membership.listening:
             self.counters.refusals["not_admitted"] += 1
             return
+        if isinstance(message, AppendReply):
+            self.membership.proved(peer)
         match message:
             case Forward():
                 self.proposals.take_forward(peer, message, now, leading=self.inside.role == LEADER)
@@ -377,6 +477,7 @@ class RaftNode:
         self._snapshots.adopt(file)
         self._fetch.done()
         self.journal.reset(file.index, file.term)
+        self.journal.configurations.restart(of_state(machine.state))
         if head.cluster_id:
             self.membership.learn_cluster_id(head.cluster_id)
         self.inside.commit = file.index
@@ -402,7 +503,8 @@ class RaftNode:
             return now - heard if heard > 0 else 1e6
         if not self.membership.others:
             return 0.0
-        answered = sorted(self.inside.answered_at.values(), reverse=True)
+        others = self.membership.others
+        answered = sorted((at for node, at in self.inside.answered_at.items() if str(node.id) in others), reverse=True)
         return max(0.0, now - answered[self.membership.quorum - 2])
 
     @property
@@ -413,10 +515,10 @@ class RaftNode:
     def heard(self, now: float) -> tuple[str, ...]:
         """Voters that answered lately: as the leader knows, elsewhere the ones connected."""
         if self.inside.role != LEADER:
-            return tuple(sorted({self.node_id, *self.peers_up}))
+            return tuple(sorted({self.node_id, *self.peers_up}.intersection(self.membership.voters)))
         since = now - self.config.timing.election_min_s
         lately = [str(node.id) for node, at in self.inside.answered_at.items() if at > since]
-        return tuple(sorted([self.node_id, *lately]))
+        return tuple(sorted({self.node_id, *lately}.intersection(self.membership.voters)))
 
     @property
     def status(self) -> ReplicaStatus:
@@ -437,6 +539,8 @@ class RaftNode:
         role = {LEADER: "leader", CANDIDATE: "candidate"}.get(inside.role, "voter")
         if self.halted is not None:
             role = "voter"
+        elif self.membership.joining:
+            role = "learner"
         return ReplicaStatus(
             node_id=self.node_id,
             cluster_id=self.membership.cluster_id,
@@ -468,6 +572,7 @@ class RaftNode:
         self.proposals.halt(sentence)
         self.reads.halt(sentence)
         self._handover.halt()
+        self.changes.halt(sentence)
         self._status = self._make_status()
 
     def last_batch(self) -> Batch | None:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from ringrift_cluster.raft.datadir import DataDir
 from ringrift_cluster.raft.errors import JournalDamaged
-from ringrift_cluster.raft.journal import REGULAR
+from ringrift_cluster.raft.journal import NO_OP
 from ringrift_cluster.raft.snapshots import SnapshotDir, load
 from ringrift_cluster.raft.store import SqliteStore
 from statemachine.errors import Halt
@@ -48,7 +48,7 @@ def read_offline(data_dir: Path, index: int | None = None) -> Machine:
         oldest = positions[0][0] if positions else first
         raise LookupError(f"{data_dir} begins at entry {oldest}; the state at {goal} is no longer here")
     for data, at, term in stored.entries:
-        if machine.index < at <= goal and data[0] == REGULAR:
+        if machine.index < at <= goal and data[0] != NO_OP:
             try:
                 machine.apply(at, term, data[1:])
             except Halt as halt:

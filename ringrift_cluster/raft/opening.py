@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from ringrift_cluster.raft.configuration import of_state
 from ringrift_cluster.raft.errors import JournalDamaged
 from ringrift_cluster.raft.journal import Journal
 from ringrift_cluster.raft.snapshots import SnapshotDir
@@ -38,6 +39,7 @@ def open_machine(node_id: str, journal: Journal, snapshots: SnapshotDir) -> Mach
         )
     if fresh or (head.index >= journal.first_index and journal.term_at(head.index) != head.term):
         journal.reset(head.index, head.term)
+        journal.configurations.restart(of_state(machine.state))
         journal.set_fact("cluster_id", head.cluster_id)
     elif head.index < journal.first_index:
         raise JournalDamaged(

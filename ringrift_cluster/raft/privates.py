@@ -21,6 +21,8 @@ NEXT_INDEX = "_SyncObj__raftNextIndex"
 MATCH_INDEX = "_SyncObj__raftMatchIndex"
 ANSWERED_AT = "_SyncObj__lastResponseTime"
 SERIALIZER = "_SyncObj__serializer"
+VOTERS = "_SyncObj__otherNodes"
+OBSERVERS = "_SyncObj__readonlyNodes"
 #: a method that is replaced, not read
 APPLY_ENTRIES = "_SyncObj__applyLogEntries"
 
@@ -35,6 +37,8 @@ ATTRIBUTES = (
     MATCH_INDEX,
     ANSWERED_AT,
     SERIALIZER,
+    VOTERS,
+    OBSERVERS,
 )
 
 
@@ -103,6 +107,19 @@ class Inside:
         """Leader: when each voter last answered."""
         found: dict[Node, float] = self._state[ANSWERED_AT]
         return found
+
+    def set_peers(self, voters: set[Node], observers: set[Node], now: float, next_index: int) -> None:
+        """Whom the library counts, and whom it only sends entries to; what it knows of those that stay is kept."""
+        everyone = voters | observers
+        for known in (self.next_index, self.match_index, self.answered_at):
+            for node in [n for n in known if n not in everyone]:
+                del known[node]
+        for node in everyone:
+            self.next_index.setdefault(node, next_index)
+            self.match_index.setdefault(node, 0)
+            self.answered_at.setdefault(node, now)
+        self._state[VOTERS] = voters
+        self._state[OBSERVERS] = observers
 
     def set_serializer(self, serializer: object) -> None:
         self._state[SERIALIZER] = serializer

@@ -28,7 +28,7 @@ from ringrift_cluster.replica import (
     ReplicaError,
     TooLarge,
 )
-from statemachine.commands import MAX_COMMAND_BYTES, decode_command
+from statemachine.commands import MAX_COMMAND_BYTES, ConfigureVoters, Once, Signed, decode_command
 from statemachine.entries import MAX_ENTRY_BYTES, encode_entry
 from statemachine.errors import Result
 
@@ -176,11 +176,7 @@ class Proposals:
             self._append_entry(term, now, commands, group)
 
     def _append_entry(self, term: int, now: float, commands: list[bytes], group: _InFlight) -> None:
-        if self._clock_term != term:
-            self._clock_term, self._clock_started_at = term, now
-        elapsed_ms = int((now - self._clock_started_at) * 1000)
-        entry = encode_entry(term, elapsed_ms, commands)
-        self._stamped_at = now
+        entry = self.stamped(term, now, commands)
         group.size_bytes, group.commands = len(entry), len(commands)
         self._in_flight[self._append(entry)] = group
         self._in_flight_bytes += group.size_bytes
@@ -188,6 +184,13 @@ class Proposals:
         self._counters.entries_proposed += 1
         self._counters.commands_proposed += len(commands)
         self._counters.group_max = max(self._counters.group_max, len(commands))
+
+    def stamped(self, term: int, now: float, commands: Sequence[bytes]) -> bytes:
+        """An entry of these commands with this leader's clock on it."""
+        if self._clock_term != term:
+            self._clock_term, self._clock_started_at = term, now
+        self._stamped_at = now
+        return encode_entry(term, int((now - self._clock_started_at) * 1000), commands)
 
     def _leave_queue(self) -> Proposal:
         proposal = self._queue.popleft()
@@ -369,7 +372,11 @@ def undecodable(commands: Sequence[bytes]) -> str | None:
     """
     for command in commands:
         try:
-            decode_command(command)
+            decoded = decode_command(command)
         except msgspec.MsgspecError as error:
             return f"the command cannot be decoded: {error}"
+        while isinstance(decoded, Once | Signed):
+            decoded = decoded.command
+        if isinstance(decoded, ConfigureVoters):
+            return "who votes is changed with `ringrift-node voters`, never by a command among others"
     return None

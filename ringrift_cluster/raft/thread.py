@@ -14,14 +14,14 @@ import shutil
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 
 from ringrift_cluster.raft.compaction import Job
 from ringrift_cluster.raft.conf import VoterConfig
 from ringrift_cluster.raft.datadir import DataDir
-from ringrift_cluster.raft.errors import RaftError
+from ringrift_cluster.raft.errors import RaftError, Removed
 from ringrift_cluster.raft.messages import Hello, Message, Raft, Welcome
 from ringrift_cluster.raft.node import RaftNode
 from ringrift_cluster.raft.snapshots import SnapshotDir
@@ -46,6 +46,8 @@ class ConsensusThread:
     def __init__(self, config: VoterConfig, on_halt: Callable[[str], None] | None = None) -> None:
         self.config = config
         self._on_halt = on_halt
+        #: the sentence when the cluster decided that this node does not vote
+        self.removed: str | None = None
         self._calls: deque[Call] = deque()
         self._lock = threading.Lock()
         self._woken = False
@@ -124,8 +126,7 @@ class ConsensusThread:
             self.node = RaftNode(config, self._store, snapshots, links, clock=time.monotonic, rng=random.Random())
             self._transport = Transport(
                 config.node_id,
-                config.voters,
-                config.bind,
+                config.bind or config.voters[config.node_id],
                 Security(config.secret, config.server_tls, config.client_tls),
                 config.limits.outbound_bytes,
                 self.node.counters,
@@ -134,6 +135,7 @@ class ConsensusThread:
             links.transport = self._transport
             self.node.begin()
             await self._transport.start()
+            self._transport.reach(self.node.addresses)
             opened.pop_all()
         self._work = ThreadPoolExecutor(1, thread_name_prefix="raft-work")
         log.info(
@@ -249,6 +251,11 @@ class ConsensusThread:
 
     def _halt(self, failure: BaseException) -> None:
         sentence = str(failure) or type(failure).__name__
+        if isinstance(failure, Removed):
+            self.removed = sentence
+            log.warning("event=voter_removed node=%s sentence=%r", self.config.node_id, sentence)
+            self.node.halt(sentence)
+            return
         log.critical(
             "event=voter_halted node=%s error=%s sentence=%r",
             self.config.node_id,
@@ -317,10 +324,15 @@ class ConsensusThread:
 class _Links:
     """The node is made before its transport; nothing is sent before both exist."""
 
-    transport: Transport
+    transport: Transport | None = None
 
     def send(self, peer: str, message: Message) -> None:
-        self.transport.send(peer, message)
+        if self.transport is not None:
+            self.transport.send(peer, message)
+
+    def reach(self, addresses: Mapping[str, str]) -> None:
+        if self.transport is not None:
+            self.transport.reach(addresses)
 
 
 def _run_all(calls: list[Call]) -> None:

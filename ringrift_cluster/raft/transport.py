@@ -1,9 +1,10 @@
 """Voters on TCP: length-prefixed msgpack frames, known peers only, one connection a pair.
 
-The voter whose id sorts first dials. Both ends greet, prove that they know the cluster's secret (HMAC over
-both greetings, with each end's role in it, so that a proof cannot be sent back), and say whether they take
-the other. Nothing before that may exceed 64 KiB or take longer than five seconds, and who has not proven itself
-waits in the lobby. Without TLS every later frame is sealed with a key of this connection.
+The voter whose id sorts first dials; where it does not (it has not heard of the other yet), the other one does.
+Both ends greet, prove that they know the cluster's secret (HMAC over both greetings, with each end's role in it,
+so that a proof cannot be sent back), and say whether they take the other. Nothing before that may exceed 64 KiB
+or take longer than five seconds, and who has not proven itself waits in the lobby. Without TLS every later frame
+is sealed with a key of this connection.
 """
 
 from __future__ import annotations
@@ -48,6 +49,8 @@ HANDSHAKE_S = 5.0
 #: a connection that says nothing for this long is dead (pings go out every second)
 SILENCE_S = 5.0
 RETRY_MIN_S, RETRY_MAX_S = 0.1, 0.5
+#: the voter whose id sorts second dials only when the first one has not for this long
+LET_DIAL_S = 1.0
 #: what may be read ahead of one connection, a stranger's included, is about twice this
 READ_LIMIT = 128 * 1024
 BACKLOG = 1024
@@ -121,16 +124,17 @@ class Transport:
     def __init__(
         self,
         node_id: str,
-        voters: Mapping[str, str],
-        bind: str | None,
+        bind: str,
         security: Security,
         outbound_bytes: int,
         counters: Counters,
         home: Home,
     ) -> None:
         self._node_id = node_id
-        self._addresses = dict(voters)
-        self._bind = bind or voters[node_id]
+        self._bind = bind
+        #: peers to keep a connection to, and those of them that a task is at
+        self._addresses: dict[str, str] = {}
+        self._dialing: set[str] = set()
         self._security = security
         self._outbound_bytes = outbound_bytes
         self._counters = counters
@@ -145,7 +149,7 @@ class Transport:
         self.failure: BaseException | None = None
 
     async def start(self) -> None:
-        """Listen and dial. Raises PortTaken."""
+        """Listen; `reach` says whom to dial. Raises PortTaken."""
         host, port = split_address(self._bind)
         try:
             await self._listen(host, port)
@@ -158,10 +162,14 @@ class Transport:
             ) from error
         for listener in self._listeners:
             self._spawn(self._accept(listener))
-        for peer in sorted(self._addresses):
-            if peer > self._node_id:
-                self._spawn(self._dial(peer))
         self._spawn(self._keep_alive())
+
+    def reach(self, addresses: Mapping[str, str]) -> None:
+        """Keep connections to these peers; one that is left out keeps the connection it has until that ends."""
+        self._addresses = dict(addresses)
+        for peer in sorted(self._addresses.keys() - self._dialing):
+            self._dialing.add(peer)
+            self._spawn(self._dial(peer))
 
     async def _listen(self, host: str, port: int) -> None:
         found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
@@ -288,8 +296,17 @@ class Transport:
 
     async def _dial(self, peer: str) -> None:
         wait_s = RETRY_MIN_S
-        while not self._stopping:
-            host, port = split_address(self._addresses[peer])
+        while not self._stopping and peer in self._addresses:
+            if peer < self._node_id and peer not in self._links:
+                # It dials us, unless it has not heard of us yet.
+                await asyncio.sleep(LET_DIAL_S)
+            if peer in self._links:
+                await asyncio.sleep(RETRY_MAX_S)
+                continue
+            address = self._addresses.get(peer)
+            if address is None:
+                break
+            host, port = split_address(address)
             try:
                 async with asyncio.timeout(HANDSHAKE_S):
                     reader, writer = await asyncio.open_connection(
@@ -301,6 +318,7 @@ class Transport:
                 established = await self._run(reader, writer, peer)
             wait_s = RETRY_MIN_S if established else min(2 * wait_s, RETRY_MAX_S)
             await asyncio.sleep(wait_s * random.uniform(0.5, 1.0))
+        self._dialing.discard(peer)
 
     async def _run(
         self,

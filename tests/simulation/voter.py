@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from ringrift_cluster.raft.conf import Limits, Timing, VoterConfig
@@ -94,6 +94,9 @@ class Voter:
 
     def send(self, peer: str, message: Message) -> None:
         self._network.send(self.name, peer, message)
+
+    def reach(self, addresses: Mapping[str, str]) -> None:
+        """Whoever may greet whom is tried by the cluster."""
 
     def deliver(self, peer: str, message: Raft) -> None:
         if self.node is not None:

@@ -7,8 +7,17 @@ from msgspec.structs import replace
 
 from statemachine import settings as st
 from statemachine.cluster import MAX_STEP_MS
-from statemachine.commands import CancelWork, ChangeSetting, ClaimWork, Once, PauseCluster, RaiseFeatureLevel
+from statemachine.commands import (
+    CancelWork,
+    ChangeSetting,
+    ClaimWork,
+    ConfigureVoters,
+    Once,
+    PauseCluster,
+    RaiseFeatureLevel,
+)
 from statemachine.errors import Code, Done, Rejected
+from statemachine.values import Voter
 from tests.support.law import Cluster, claimed, completed, game_config, given, item, node, rows_digest, setting
 
 # --- clock ------------------------------------------------------------------------------------------
@@ -77,6 +86,45 @@ def test_the_feature_level_only_rises():
     assert cluster.do(RaiseFeatureLevel(3)) == 3
     cluster.refuses(RaiseFeatureLevel(2), Code.ILLEGAL_TRANSITION, "3", "2")
     assert cluster.events("FeatureLevelRaised") == ["cluster"]
+
+
+def test_the_feature_level_waits_for_every_node_that_may_come_back():
+    cluster = given(node("old", release="1.0"), node("new", feature_level=2))
+    cluster.refuses(RaiseFeatureLevel(2), Code.CONFLICT, "'old'", "release 1.0", "level 1, not 2")
+    cluster.do(node("old", incarnation=2, feature_level=2))
+    assert cluster.do(RaiseFeatureLevel(2)) == 2
+
+
+def test_a_dead_node_holds_the_feature_level_back_only_while_it_votes():
+    cluster = given(ConfigureVoters((voter("old"),)), node("old"), node("new", feature_level=2)).after(200_000)
+    assert cluster.state.peers["old"].status == "dead"
+    cluster.do(node("new", feature_level=2))
+    cluster.refuses(RaiseFeatureLevel(2), Code.CONFLICT, "'old'")
+    cluster.do(ConfigureVoters((voter("new"),)))
+    assert cluster.do(RaiseFeatureLevel(2)) == 2
+
+
+# --- voters -----------------------------------------------------------------------------------------
+
+
+def voter(name: str, log: str = "") -> Voter:
+    return Voter(name, f"{name}:8771", f"http://{name}:8770", log)
+
+
+def test_who_votes_is_kept_with_the_entry_that_said_so():
+    cluster = given()
+    assert cluster.state.voters.voters == ()
+    index = cluster.do(ConfigureVoters((voter("a", "l1"), voter("b")), "r1"))
+    assert cluster.state.voters.index == index
+    assert (cluster.state.voters.request, cluster.state.voters.voters) == ("r1", (voter("a", "l1"), voter("b")))
+
+
+def test_voters_that_come_go_or_get_another_log_are_told():
+    cluster = given(ConfigureVoters((voter("a", "l1"), voter("b"))))
+    cluster.do(ConfigureVoters((voter("a", "l1"), voter("b", "l2"))))
+    assert cluster.events() == ["VoterAdded", "VoterAdded"]
+    cluster.do(ConfigureVoters((voter("a", "l9"), voter("c", "l3"))))
+    assert cluster.events()[2:] == ["VoterAdded", "VoterRemoved", "VoterAdded"]
 
 
 # --- settings ---------------------------------------------------------------------------------------

@@ -9,10 +9,10 @@ import msgspec
 import pytest
 
 from statemachine import snapshot
-from statemachine.commands import CancelWork, CreateToken, Once, RecordMatch, StartGauntlet
+from statemachine.commands import CancelWork, ConfigureVoters, CreateToken, Once, RecordMatch, StartGauntlet
 from statemachine.machine import Machine
 from statemachine.snapshot import MAGIC, Header, SnapshotDamaged
-from statemachine.values import Scope
+from statemachine.values import Scope, Voter
 from tests.support.law import (
     Cluster,
     bound,
@@ -43,6 +43,7 @@ def busy() -> Cluster:
     cluster.do(completed("w0", games=9, outputs=(games_file("shard", 9),)), failed("w1"), CancelWork("w4"))
     cluster.do(RecordMatch("m1", "square8_2p", pairs(participant("m"), "random", wins=4)))
     cluster.do(Once("r1", 600_000, item("w9")))
+    cluster.do(ConfigureVoters((Voter("a", "a:8771", "http://a:8770", "l1"),), "r2"))
     cluster.do(StartGauntlet("g", "square8_2p", digest_of("m"), "random"))
     cluster.do(CreateToken("ops", Scope.ADMIN, digest_of("secret"), expires_in_ms=900_000))
     return cluster.after(4_000, beating=("a",))

@@ -26,6 +26,7 @@ from statemachine.commands import (
     Command,
     CompleteJob,
     ConcludeGauntlet,
+    ConfigureVoters,
     CreateToken,
     DrainPeer,
     DropHolder,
@@ -58,7 +59,7 @@ from statemachine.commands import (
 from statemachine.entries import encode_entry
 from statemachine.machine import Machine
 from statemachine.state import State
-from statemachine.values import Beat, Evidence, Input, JobProgress, Output, Scope
+from statemachine.values import Beat, Evidence, Input, JobProgress, Output, Scope, Voter
 from tests.support.law import digest_of, node, pairs, participant, setting, template
 
 #: (index, term, entry)
@@ -111,7 +112,10 @@ def _opening() -> list[Command]:
 
 
 def _founding(state: State, rng: random.Random) -> list[Command]:
-    return [node(name, slots=rng.randint(1, 4), gpus=rng.randint(0, 2)) for name in PEERS]
+    joins = [node(name, slots=rng.randint(1, 4), gpus=rng.randint(0, 2)) for name in PEERS]
+    voters = tuple(Voter(name, f"{name}:1", log_id=f"log{name}") for name in PEERS)
+    replaced = Voter(PEERS[2], f"{PEERS[2]}:2", log_id="another")
+    return [*joins, ConfigureVoters(voters[:3]), ConfigureVoters((*voters[:2], replaced), "change1")]
 
 
 def _next(state: State, rng: random.Random) -> list[Command]:

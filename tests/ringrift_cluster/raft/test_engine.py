@@ -246,7 +246,7 @@ def test_a_wiped_voter_is_told_and_stops(tmp_path):
             shutil.rmtree(tmp_path / wiped)
             await cluster.start(wiped)
             await until(lambda: wiped in cluster.halted, "the wiped voter stops")
-            assert "remove it from the cluster and add it again" in cluster.halted[wiped]
+            assert f"`ringrift-node voters remove {wiped}`" in cluster.halted[wiped]
             halted = cluster.running[wiped]
             assert halted.status().halted == cluster.halted[wiped]
             with pytest.raises(Halted):

@@ -65,7 +65,8 @@ class TestALostDisk:
         again = Guarded(tmp_path, disk=voter.disk, join=False)
         answer = again.node.judge(hello("b", log="another"))
         assert answer.reason == "other_log"
-        assert "remove it from the cluster and add it again" in answer.detail
+        assert "`ringrift-node voters remove b`" in answer.detail
+        assert "`ringrift-node voters add b`" in answer.detail
 
     def test_a_log_that_never_got_in_gives_way_to_the_one_that_did(self, tmp_path):
         voter = Guarded(tmp_path, join=False)

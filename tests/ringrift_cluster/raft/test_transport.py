@@ -59,18 +59,20 @@ class Pair:
         self, *, secrets: tuple[bytes | None, bytes | None] = (b"s", b"s"), refuse: str = "", cap: int = 1 << 24
     ):
         ports = free_ports(2)
-        voters = {"a": f"127.0.0.1:{ports[0]}", "b": f"127.0.0.1:{ports[1]}"}
+        voters = self.voters = {"a": f"127.0.0.1:{ports[0]}", "b": f"127.0.0.1:{ports[1]}"}
         self.port = ports[1]
         self.houses = (House("a"), House("b", refuse))
         self.counters = (Counters(), Counters())
         self.transports = tuple(
-            Transport(house.name, voters, None, Security(secret), cap, counters, house)
+            Transport(house.name, voters[house.name], Security(secret), cap, counters, house)
             for house, secret, counters in zip(self.houses, secrets, self.counters, strict=True)
         )
 
     async def __aenter__(self) -> Pair:
         for transport in self.transports:
             await transport.start()
+        # Only the first one dials in these tests.
+        self.transports[0].reach({"b": self.voters["b"]})
         return self
 
     async def __aexit__(self, *error: object) -> None:

@@ -1,0 +1,103 @@
+"""Voters that come and go: real voters on loopback."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+import pytest
+
+from ringrift_cluster.raft.conf import Limits, VoterConfig
+from ringrift_cluster.raft.engine import RaftReplica
+from ringrift_cluster.replica import ChangeRefused, NoLeader
+from statemachine.values import Voter
+from tests.ringrift_cluster.raft.loopback import FAST, SECRET, Loopback, add, free_ports, until
+
+
+class Growing(Loopback):
+    """A cluster to which voters can be added."""
+
+    async def join(self, name: str) -> Voter:
+        """Start a log that joins; returns what names it."""
+        address = self.voters.setdefault(name, f"127.0.0.1:{free_ports(1)[0]}")
+        config = VoterConfig(
+            node_id=name,
+            voters={},
+            data_dir=self.directory / name,
+            bind=address,
+            secret=SECRET,
+            timing=FAST,
+            limits=self.limits,
+        )
+        self.running[name] = await asyncio.to_thread(
+            RaftReplica.start, config, on_halt=lambda s, name=name: self.halted.update({name: s})
+        )
+        return Voter(name, address, f"http://{name}", self.running[name].log_id)
+
+    async def all_count(self, *names: str) -> None:
+        await until(
+            lambda: all(r.status().voters == names and r.status().ready for r in self.running.values()),
+            f"everyone counts {names}",
+        )
+
+
+def run(story) -> None:
+    asyncio.run(asyncio.wait_for(story, 60))
+
+
+def test_one_voter_becomes_three_and_one_again(tmp_path: Path):
+    async def story():
+        async with Growing(tmp_path, "a", limits=Limits(snapshot_entries=20, tail_entries=5)) as cluster:
+            await cluster.start()
+            leader = await cluster.leader()
+            for i in range(60):
+                await leader.propose([add(f"w{i}")])
+            for name in "bc":
+                voter = await cluster.join(name)
+                assert cluster.running[name].status().role == "learner"
+                changed = await leader.add_voter(voter, request=f"r{name}")
+                assert changed.of(name) == voter
+                assert (await leader.add_voter(voter, request=f"r{name}")).index == changed.index
+            await cluster.all_count("a", "b", "c")
+            await until(lambda: all(r.is_voter for r in cluster.running.values()), "they know that they are voters")
+            placed = await cluster.running["c"].propose([add("after")])
+            seen = await cluster.running["b"].read(lambda s: len(s.work), at_least=placed.index, wait_s=5)
+            assert seen.value == 61
+            heir = "b"
+            with pytest.raises(NoLeader, match="handed leadership over"):
+                await leader.remove_voter("a")
+            leader = await cluster.leader()
+            heir = leader.status().node_id
+            await leader.remove_voter("a")
+            await until(lambda: cluster.running["a"].removed is not None, "a knows that it is no voter")
+            await cluster.stop("a")
+            other = "c" if heir == "b" else "b"
+            await leader.remove_voter(other)
+            await until(lambda: cluster.running[other].removed is not None, "the other one knows it too")
+            await cluster.stop(other)
+            with pytest.raises(ChangeRefused, match="the last voter"):
+                await leader.remove_voter(heir)
+            await leader.propose([add("alone")])
+            assert leader.status().voters == (heir,)
+
+    run(story())
+
+
+def test_the_list_survives_a_restart_of_all_whatever_is_configured(tmp_path: Path):
+    async def story():
+        async with Growing(tmp_path, "ab") as cluster:
+            await cluster.start()
+            leader = await cluster.leader()
+            await leader.add_voter(await cluster.join("c"))
+            await cluster.all_count("a", "b", "c")
+            for name in "abc":
+                await cluster.stop(name)
+            cluster.voters = {n: a for n, a in cluster.voters.items() if n != "b"} | {"z": "127.0.0.1:1"}
+            voters = dict(cluster.voters)
+            for name in "ac":
+                cluster.voters = {**voters, name: voters[name]}
+                await cluster.start(name)
+            await cluster.leader()
+            assert {r.status().voters for r in cluster.running.values()} == {("a", "b", "c")}
+
+    run(story())
