@@ -207,6 +207,7 @@ NEEDS: dict[type[Struct], Scope] = {
             c.RollbackModel,
             c.ChangeSetting,
             c.PauseCluster,
+            c.ConfigureVoters,
             c.RaiseFeatureLevel,
             c.CreateToken,
             c.RevokeToken,

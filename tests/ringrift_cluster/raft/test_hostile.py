@@ -99,7 +99,7 @@ class Knock:
 async def one_side() -> AsyncIterator[Pair]:
     """Voter b alone; the test is everybody else."""
     pair = Pair()
-    await pair.transports[1].start()
+    await pair.start(1)
     yield pair
     await pair.transports[1].stop()
     assert pair.transports[1].failure is None
@@ -142,7 +142,7 @@ class TestBeforeTheProof:
                 await knock.closed()
                 assert sum(pair.counters[1].refusals.values()) >= 1
                 assert pair.houses[1].seen == []
-                await pair.transports[0].start()
+                await pair.start(0)
                 await pair.up()
                 await pair.transports[0].stop()
 
@@ -203,7 +203,7 @@ class TestBeforeTheProof:
                 writer.close()
 
             server = await asyncio.start_server(mirror, "127.0.0.1", pair.port)
-            await pair.transports[0].start()
+            await pair.start(0)
             await until(lambda: pair.counters[0].refusals["wrong_secret"] > 0, "the refusal")
             await pair.transports[0].stop()
             server.close()
@@ -305,7 +305,7 @@ class Between:
         self.pair = Pair()
         self._real = self.pair.port
         (self._front,) = free_ports(1)
-        self.pair.transports[0]._addresses["b"] = f"127.0.0.1:{self._front}"
+        self.pair.voters["b"] = f"127.0.0.1:{self._front}"
 
     async def __aenter__(self) -> Between:
         self._tasks: set[asyncio.Task[None]] = set()

@@ -69,11 +69,15 @@ class Pair:
         )
 
     async def __aenter__(self) -> Pair:
-        for transport in self.transports:
-            await transport.start()
-        # Only the first one dials in these tests.
-        self.transports[0].reach({"b": self.voters["b"]})
+        await self.start(0)
+        await self.start(1)
         return self
+
+    async def start(self, which: int) -> None:
+        """Let one side listen and dial the other."""
+        await self.transports[which].start()
+        other = "ba"[which]
+        self.transports[which].reach({other: self.voters[other]})
 
     async def __aexit__(self, *error: object) -> None:
         for transport in self.transports:
