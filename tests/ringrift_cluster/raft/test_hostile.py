@@ -242,7 +242,7 @@ class TestWithTheSecret:
                     knock.say(Welcome("other_log", "you are not who you were"))
                     await knock.closed()
                 await until(lambda: counters.refusals["not_a_voter"] == 40, "the refusals")
-                assert len(cluster.running["b"].refused_voters) <= 16
+                assert len(cluster.running["b"].status().refused) <= 16
                 await cluster.start("a")
                 assert (await (await cluster.leader()).propose([add("w")])).index > 0
                 assert cluster.halted == {}
