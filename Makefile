@@ -14,8 +14,9 @@ SCENARIO ?=
 SECONDS ?= 20
 SEED ?= 1
 ARGS ?=
+EXAMPLES ?= 100
 
-.PHONY: demo test lint coverage simulate nemesis bench clean help
+.PHONY: demo test lint coverage simulate nemesis fuzz bench clean help
 
 help: ## say what there is
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /	/'
@@ -49,6 +50,10 @@ simulate: $(STAMP) ## the consensus under virtual time and faults: SEEDS=1000 FI
 
 nemesis: $(STAMP) ## real processes under kills, partitions, full disks (root): SCENARIO="kill-leader" SECONDS=20 SEED=1
 	$(BIN)/python -m tests.nemesis $(SCENARIO) --seconds $(SECONDS) --seed $(SEED) $(ARGS)
+
+fuzz: $(STAMP) ## hostile requests and connections, longer than make test: EXAMPLES=100
+	RINGRIFT_FUZZ_EXAMPLES=$(EXAMPLES) RINGRIFT_TEST_FLOOD=10000 $(BIN)/python -m pytest -q tests/cluster/test_schema.py \
+		tests/ringrift_cluster/raft/test_hostile.py tests/ringrift_cluster/api/test_connections.py
 
 bench: $(STAMP) ## measure: tables with the machine's name on them
 	$(BIN)/python -m tests.bench $(ARGS)

@@ -49,7 +49,7 @@ route(
     "Committed entries after a position",
     scope=Scope.NODE,
     produces={MSGPACK: "Frames of entries with the digest chain after each."},
-    errors=(Code.NOT_FOUND, Code.CONFLICT, "busy"),
+    errors=(Code.NOT_FOUND, Code.CONFLICT, Code.INVALID, "busy"),
 )(passed)
 route(
     "GET",

@@ -17,7 +17,7 @@ from ringrift_cluster.api.views import View
 _REF = "#/components/schemas/{name}"
 _PATH_ARGUMENT = re.compile(r"\{([a-z_]+)(:path)?\}")
 #: what any route may answer
-_EVERYWHERE = ("headers_too_large", "stale", "halted", "unexpected")
+_EVERYWHERE = ("request_timeout", "uri_too_long", "headers_too_large", "stale", "halted", "unexpected")
 _GUARDED = ("unauthorized", "token_over", "forbidden", "not_ready")
 _WRITES = ("too_large", "no_leader", "busy", "outcome_unknown", "read_only", "invalid")
 
@@ -143,7 +143,8 @@ def _responses(endpoint: Endpoint, schemas: dict[Any, Any]) -> dict[str, Any]:
                 body["example"] = _plain(endpoint.answer)
             content["application/json"] = body
         for media, text in endpoint.produces.items():
-            content[media] = {"schema": {"type": "string", "description": text}}
+            shape = "object" if media == "application/json" else "string"
+            content[media] = {"schema": {"type": shape, "description": text}}
         responses[str(status)] = {"description": endpoint.summary, "headers": _HEADERS, "content": content}
     codes = [*endpoint.errors, *_EVERYWHERE, *(_GUARDED if endpoint.scope is not None else ())]
     if endpoint.method not in ("GET", "HEAD"):

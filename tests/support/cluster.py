@@ -147,6 +147,8 @@ class TestCluster:
     voters: int = 3
     followers: int = 1
     cpu_slots: int = 2
+    #: of every node's command
+    flags: tuple[str, ...] = ()
     nodes: dict[str, NodeProcess] = field(default_factory=dict)
 
     def lay_out(self) -> None:
@@ -157,10 +159,12 @@ class TestCluster:
         raft = dict(zip(names, ports[self.voters : 2 * self.voters], strict=True))
         members = ",".join(f"{n}=127.0.0.1:{http[n]}/{raft[n]}" for n in names)
         for name in names:
-            self.nodes[name] = NodeProcess(name, members, http[name], self.folder / name, "voter", 0)
+            self.nodes[name] = NodeProcess(name, members, http[name], self.folder / name, "voter", 0, self.flags)
         for n, port in enumerate(ports[2 * self.voters :]):
             name = f"f{n + 1}"
-            self.nodes[name] = NodeProcess(name, members, port, self.folder / name, "follower", self.cpu_slots)
+            self.nodes[name] = NodeProcess(
+                name, members, port, self.folder / name, "follower", self.cpu_slots, self.flags
+            )
 
     def start(self) -> None:
         self.lay_out()
