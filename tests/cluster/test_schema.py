@@ -30,6 +30,7 @@ pytestmark = pytest.mark.cluster
 
 EXAMPLES = int(os.environ.get("RINGRIFT_FUZZ_EXAMPLES", "2"))
 TOKEN = "the token of this test"
+WITH_TOKEN = {"authorization": f"Bearer {TOKEN}"}
 CHECKS = [status_code_conformance, content_type_conformance, response_headers_conformance, response_schema_conformance]
 #: codes with which a node may answer 503 and 504
 UNAVAILABLE = {"no_leader", "stale", "read_only", "halted", "not_ready", "outcome_unknown"}
@@ -44,10 +45,7 @@ def packed(context: SerializationContext, value: object) -> bytes:
 
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TestCluster]:
-    folder = tmp_path_factory.mktemp("schema")
-    secret = folder / "token"
-    secret.write_text(TOKEN)
-    made = TestCluster(folder, voters=1, followers=1, flags=("--auth-token-file", str(secret)))
+    made = TestCluster(tmp_path_factory.mktemp("schema"), voters=1, followers=1, token=TOKEN)
     try:
         made.start()
         yield made
@@ -69,7 +67,7 @@ def short(case: Case) -> Case:
 
 def fuzz(url: str, modes: list[GenerationMode], examples: int, judge: Callable[[requests.Session, Case], None]) -> None:
     """Make up requests of these modes for every operation, and let `judge` send them and look at the answers."""
-    schema = schemathesis.openapi.from_url(f"{url}/openapi.json")
+    schema = schemathesis.openapi.from_url(f"{url}/openapi.json", headers=WITH_TOKEN)
     schema.config.update(base_url=url)
     with requests.Session() as session:
         for result in schema.get_all_operations():
@@ -94,7 +92,7 @@ def fuzz(url: str, modes: list[GenerationMode], examples: int, judge: Callable[[
 
 
 def conforms(session: requests.Session, case: Case) -> None:
-    answer = case.call(session=session, headers={"authorization": f"Bearer {TOKEN}"}, timeout=10)
+    answer = case.call(session=session, headers=WITH_TOKEN, timeout=10)
     if answer.status_code in (503, 504):
         assert answer.json()["code"] in UNAVAILABLE, answer.text
     else:

@@ -72,6 +72,11 @@ class NodeProcess:
     environment: Mapping[str, str] = field(default_factory=dict)
     #: where what it prints goes; None: into its data directory
     log_file: Path | None = None
+    token: str = ""
+
+    @property
+    def headers(self) -> dict[str, str]:
+        return {"authorization": f"Bearer {self.token}"} if self.token else {}
 
     @property
     def url(self) -> str:
@@ -122,18 +127,17 @@ class NodeProcess:
         return self.process.wait(timeout_s * PATIENCE)
 
     def get(self, path: str) -> Any:
-        answer = httpx.get(f"{self.url}{path}", timeout=5.0, verify=_NO_AUTHORITIES)
+        answer = httpx.get(f"{self.url}{path}", headers=self.headers, timeout=5.0, verify=_NO_AUTHORITIES)
         answer.raise_for_status()
         return answer.json()
 
     def post(self, path: str, body: Any, timeout_s: float = 15.0) -> httpx.Response:
-        return httpx.post(f"{self.url}{path}", json=body, timeout=timeout_s)
+        return httpx.post(f"{self.url}{path}", json=body, headers=self.headers, timeout=timeout_s)
 
     def propose(self, *commands: Command) -> None:
         body = msgspec.msgpack.encode([encode_command(c) for c in commands])
-        answer = httpx.post(
-            f"{self.url}/propose", content=body, headers={"content-type": "application/msgpack"}, timeout=15.0
-        )
+        headers = {"content-type": "application/msgpack", **self.headers}
+        answer = httpx.post(f"{self.url}/propose", content=body, headers=headers, timeout=15.0)
         answer.raise_for_status()
 
 
@@ -147,8 +151,8 @@ class TestCluster:
     voters: int = 3
     followers: int = 1
     cpu_slots: int = 2
-    #: of every node's command
-    flags: tuple[str, ...] = ()
+    #: every node's auth token, when there is to be one
+    token: str = ""
     nodes: dict[str, NodeProcess] = field(default_factory=dict)
 
     def lay_out(self) -> None:
@@ -157,13 +161,21 @@ class TestCluster:
         names = [f"v{n + 1}" for n in range(self.voters)]
         http = dict(zip(names, ports[: self.voters], strict=True))
         raft = dict(zip(names, ports[self.voters : 2 * self.voters], strict=True))
+        flags: tuple[str, ...] = ()
+        if self.token:
+            secret = self.folder / "token"
+            secret.write_text(self.token)
+            secret.chmod(0o600)
+            flags = ("--auth-token-file", str(secret))
         members = ",".join(f"{n}=127.0.0.1:{http[n]}/{raft[n]}" for n in names)
         for name in names:
-            self.nodes[name] = NodeProcess(name, members, http[name], self.folder / name, "voter", 0, self.flags)
+            self.nodes[name] = NodeProcess(
+                name, members, http[name], self.folder / name, "voter", 0, flags, token=self.token
+            )
         for n, port in enumerate(ports[2 * self.voters :]):
             name = f"f{n + 1}"
             self.nodes[name] = NodeProcess(
-                name, members, port, self.folder / name, "follower", self.cpu_slots, self.flags
+                name, members, port, self.folder / name, "follower", self.cpu_slots, flags, token=self.token
             )
 
     def start(self) -> None:
