@@ -18,13 +18,14 @@ from pathlib import Path
 
 import msgspec
 
-from executors import logs, outcome, processes, templates
+from executors import collect, outcome, processes, templates
 from executors.bench import Bench
 from executors.blobs import HoldersGone
-from executors.folder import BadInputName, Folder
+from executors.folder import BadInputName, Folder, NoTree
 from executors.ledger import Entry, LedgerError
 from executors.outcome import Failure, Progress, Success
 from executors.ports import ClusterError
+from executors.printed import Printed
 from executors.reconcile import Held, Phase
 from statemachine import queries
 from statemachine.commands import Command, CompleteJob, FailJob, ReleaseJob, ReportJob
@@ -35,7 +36,6 @@ from statemachine.values import Output
 
 log = logging.getLogger(__name__)
 FETCH_ROUNDS = 3
-STDERR_LINES = 20
 _encode = msgspec.msgpack.Encoder().encode
 _decode = msgspec.msgpack.Decoder(Assignment).decode
 
@@ -63,6 +63,8 @@ class Attempt:
         self.release_reason = ""
         self.progress: Progress | None = None
         self.progress_sent_s = 0.0
+        template = assignment.template
+        self._printed = Printed(self.folder.path, template) if template and Printed.reads(template) else None
         self._preparing: asyncio.Future[list[tuple[str, Path]]] | None = None
         self._said: asyncio.Future[Result | None] | None = None
 
@@ -115,6 +117,10 @@ class Attempt:
         return Held(
             *self.key, self.job.work, self.phase, self.started_at_s, self.stop_by_s, self.job.gpus, self.told_at_s
         )
+
+    def look_for_progress(self) -> Progress | None:
+        """New totals since the last look; None when there are none. Reads files."""
+        return self.folder.progress() or (self._printed.look() if self._printed else None)
 
     # --- orders from the agent --------------------------------------------------------------------
 
@@ -312,7 +318,7 @@ class Attempt:
         try:
             paths = self.folder.prepare(self.assignment, files, template)
             rendered = templates.render(template, work.spec, self.job, paths, os.environ)
-        except (templates.TemplateError, BadInputName) as error:
+        except (templates.TemplateError, BadInputName, NoTree) as error:
             return Failure("user", str(error))
         except OSError as error:
             return Failure("infrastructure", f"its folder could not be made: {error}")
@@ -325,6 +331,7 @@ class Attempt:
             grace_s=self.grace_s,
             margin_s=bench.margin_s,
             max_log_bytes=bench.max_log_bytes,
+            result=rendered.result,
         )
         lease_end_s = bench.heard_s + self.job.lease_ms / 1000
         bench.ledger.intend(*self.key, _encode(self.assignment), str(self.folder.path), bench.boot_id, now)
@@ -378,11 +385,7 @@ class Attempt:
     def _judge(self) -> Success | Failure:
         work, template = self.assignment.work, self.assignment.template
         assert template is not None  # nothing starts without one
-        ended = processes.exit_record(self.folder.path)
-        if ended is None or ended.error:
-            processes.end_leftovers(self.folder.path, self.bench.boot_id)
-        stderr = logs.tail_of(self.folder.path, "stderr", STDERR_LINES, 16 * 1024)
-        return outcome.judge(ended, self.folder.result(), work, template, self.stop_cause, stderr)
+        return collect.verdict(self.folder, work, template, self.bench.boot_id, self.stop_cause)
 
     def _store(self, success: Success) -> tuple[Output, ...] | Failure:
         """Hash the outputs and move them into the store."""

@@ -5,6 +5,7 @@
     inputs/NAME               links to verified files
     inputs-PREFIX.txt         paths of the inputs whose name starts with PREFIX
     out/                      what the program makes
+    tree/, home/, tmp/        a copy of its source tree and its private corners, where the template asks for them
     checkpoint                link to <data>/checkpoints/<work>, kept across attempts on this node
     progress.jsonl            totals so far, one object a line
     result.json               the program's word on how it ended
@@ -32,6 +33,10 @@ from statemachine.settings import Template
 
 #: progress lines older than this many bytes are skipped: totals are cumulative, only the last line counts
 PROGRESS_WINDOW_BYTES = 64 * 1024
+
+
+class NoTree(Exception):  # noqa: N818
+    """The source tree that a template names is not on this node."""
 
 
 class BadInputName(Exception):  # noqa: N818
@@ -66,6 +71,11 @@ class Folder:
         self.out.mkdir(parents=True)
         inputs_dir = self.path / "inputs"
         inputs_dir.mkdir()
+        if template.private:
+            for directory in templates.private_dirs(self.path).values():
+                Path(directory).mkdir(mode=0o700, parents=True, exist_ok=True)
+        if template.tree:
+            self._copy_tree(template.tree)
         kept = self._checkpoints / file_name(job.work)
         kept.mkdir(parents=True, exist_ok=True)
         (self.path / "checkpoint").symlink_to(kept, target_is_directory=True)
@@ -94,6 +104,17 @@ class Folder:
         }
         (self.path / "spec.json").write_bytes(msgspec.json.format(msgspec.json.encode(spec), indent=1))
         return templates.Paths(self.path, self.out, self.path / "checkpoint", sys.executable, inputs, lists)
+
+    def _copy_tree(self, tree: str) -> None:
+        """Give the attempt a copy of a source tree that it may write to. Raises NoTree and OSError."""
+        if not Path(tree).is_dir():
+            raise NoTree(f"the template's tree {tree} is no directory on this node; put the programs there")
+        ignored = shutil.ignore_patterns(".git", "__pycache__")
+        try:
+            shutil.copytree(tree, self.path / "tree", symlinks=True, ignore=ignored)
+        except shutil.Error as error:
+            # It is one long list of (source, target, reason).
+            raise OSError(f"{tree} could not be copied: {error.args[0][0][2]}") from error
 
     def progress(self) -> Progress | None:
         """The newest line of progress.jsonl since the last call; None when there is no new one."""
@@ -134,9 +155,10 @@ class Folder:
         return found
 
     def clear(self, *, checkpoint: str = "") -> None:
-        """Drop inputs and outputs, keep the logs; with a work id drop its checkpoint as well."""
+        """Drop inputs, outputs and private corners, keep the logs; with a work id drop its checkpoint as well."""
         shutil.rmtree(self.out, ignore_errors=True)
-        shutil.rmtree(self.path / "inputs", ignore_errors=True)
+        for name in ("inputs", "tree", "home", "tmp"):
+            shutil.rmtree(self.path / name, ignore_errors=True)
         if checkpoint:
             shutil.rmtree(self._checkpoints / file_name(checkpoint), ignore_errors=True)
 

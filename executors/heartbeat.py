@@ -139,7 +139,7 @@ class Heartbeat:
                 break
             if now - attempt.progress_sent_s < self._options.progress_every_s * DUE:
                 continue
-            fresh = attempt.folder.progress()
+            fresh = attempt.look_for_progress()
             untold = attempt.progress_sent_s == 0.0 and attempt.progress is not None
             if fresh is not None:
                 attempt.progress = fresh

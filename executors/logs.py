@@ -99,6 +99,12 @@ def tail_of(folder: Path, stream: Stream, lines: int, max_bytes: int = MAX_TAIL_
     return "".join(text.splitlines(keepends=True)[-lines:]) if lines > 0 else ""
 
 
+def last_words(folder: Path, lines: int) -> str:
+    """The end of what a program said, on stderr, else on stdout: some print their complaints there."""
+    said = tail_of(folder, "stderr", lines, 16 * 1024)
+    return said if said.strip() else tail_of(folder, "stdout", lines, 16 * 1024)
+
+
 def _read(path: Path, at: int, most: int = CHUNK_BYTES) -> bytes:
     """Up to `most` bytes from a position, negative ones counted from the end; empty when there is no file."""
     try:

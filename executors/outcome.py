@@ -1,6 +1,6 @@
 """What an attempt came to: exit, result.json and declared requirements become one report. Pure.
 
-exit 0 (or a verdict code) and a valid result       Success
+exit 0 (or a verdict's code) and a valid result     Success
 told to stop, and a valid result                    Success(stopped=True)
 anything else                                       Failure(error_class, text)
 
@@ -38,6 +38,7 @@ MAX_RESULT_BYTES = 4 * 1024 * 1024
 MAX_ERROR_CHARS = 4000
 #: a workload that ended because of SIGTERM, in the shells' way of counting
 TERMINATED = 128 + signal.SIGTERM
+NO_RESULT = "it exited with 0 and left no result.json; a workload writes one before it ends"
 
 _OOM = re.compile(
     r"CUDA out of memory|OutOfMemoryError|\bMemoryError\b|can't allocate memory|Cannot allocate memory|bad_alloc"
@@ -108,11 +109,12 @@ def judge(
     template: Template,
     stop_cause: str = "",
     stderr: str = "",
+    absent: str = NO_RESULT,
 ) -> Success | Failure:
     """Decide what an ended attempt reports.
 
     `ended` is None when its keeper left no record; `stop_cause` is why the agent ended it: empty, `asked`
-    or `timeout`; `stderr` holds its last lines.
+    or `timeout`; `stderr` holds its last lines; `absent` says what is missed when there is no result.
     """
     code = (ended.code or (128 + ended.signal if ended.signal else 0)) if ended else 0
     if stop_cause == "timeout":
@@ -121,19 +123,22 @@ def judge(
         if stop_cause:
             return Failure("stopped", "it was told to stop; its keeper was ended by somebody else")
         return Failure("infrastructure", "its keeper process was ended by somebody else; its processes were ended")
-    well = ended.signal == 0 and (ended.code == 0 or ended.code in template.verdict_codes)
-    asked = bool(stop_cause) or ended.cause in ("stop", "kill", "lease")
+    well = ended_well(ended, template)
+    badly = Failure(_class_of(ended, template, stderr), _with_lines(_how(ended), stderr), code)
+    asked = was_told(ended, stop_cause)
     if well or (ended.code == TERMINATED and result is not None) or (asked and result is not None):
-        checked = _checked(result, work, template, ended.code)
+        checked = _checked(result, work, template, ended.code, absent)
         if isinstance(checked, Success):
             return checked if well else as_part(checked)
         if not asked:
-            return checked if well else Failure(_class_of(ended, stderr), _with_lines(_how(ended), stderr), code)
+            return (
+                checked if well else Failure(_class_of(ended, template, stderr), _with_lines(_how(ended), stderr), code)
+            )
     if asked:
         if ended.cause == "lease" and not stop_cause:
             return Failure("infrastructure", "its lease was over before the cluster could be reached again", code)
         return Failure("stopped", _with_lines(f"it was told to stop; {_how(ended)}", stderr), code)
-    return Failure(_class_of(ended, stderr), _with_lines(_how(ended), stderr), code)
+    return badly
 
 
 def as_part(success: Success) -> Success:
@@ -147,12 +152,27 @@ def inside(path: str) -> bool:
     return not pure.is_absolute() and ".." not in pure.parts and str(pure) not in ("", ".")
 
 
-def _checked(result: bytes | None, work: Work, template: Template, exit_code: int) -> Success | Failure:
+def ended_well(ended: Exit, template: Template) -> bool:
+    """Whether the program said by its end that it did what it was asked to."""
+    return ended.signal == 0 and (ended.code == 0 or template.exit_codes.get(ended.code) == "verdict")
+
+
+def was_told(ended: Exit, stop_cause: str) -> bool:
+    """Whether we ended it."""
+    return bool(stop_cause) or ended.cause in ("stop", "kill", "lease")
+
+
+def may_have_result(ended: Exit, template: Template, stop_cause: str) -> bool:
+    """Whether what it left can count at all."""
+    return ended_well(ended, template) or was_told(ended, stop_cause) or ended.code == TERMINATED
+
+
+def _checked(result: bytes | None, work: Work, template: Template, exit_code: int, absent: str) -> Success | Failure:
     def nothing(text: str) -> Failure:
         return Failure("no_output", text, exit_code)
 
     if result is None:
-        return nothing("it exited with 0 and left no result.json; a workload writes one before it ends")
+        return nothing(absent)
     if len(result) > MAX_RESULT_BYTES:
         return nothing(f"its result.json has {len(result)} bytes, {MAX_RESULT_BYTES} are read")
     try:
@@ -187,9 +207,13 @@ def _text(value: str | int | float | bool | None) -> str:
     return value[:4096] if isinstance(value, str) else repr(value)
 
 
-def _class_of(ended: Exit, stderr: str) -> str:
+def _class_of(ended: Exit, template: Template, stderr: str) -> str:
     if ended.cause == "spawn":
         return "user" if _NO_PROGRAM.search(ended.error) else "infrastructure"
+    if ended.signal == 0 and (meaning := template.exit_codes.get(ended.code, "verdict")) != "verdict":
+        return meaning
+    if template.transient and re.search(template.transient, stderr):
+        return "infrastructure"
     if ended.oom or _OOM.search(stderr):
         return "oom"
     if _CUDA.search(stderr):

@@ -52,6 +52,8 @@ class Order(Struct, frozen=True):
     #: the group is dead this long before the lease is over
     margin_s: float = 5.0
     max_log_bytes: int = 16 * 1024 * 1024
+    #: a command for later, which the keeper leaves alone: it prints the result
+    result: tuple[str, ...] = ()
 
 
 class Exit(Struct, frozen=True):
@@ -100,6 +102,7 @@ def start(job_dir: Path, order: Order, lease_ends_at_s: float, boot_id: str) -> 
             "grace_s": order.grace_s,
             "margin_s": order.margin_s,
             "max_log_bytes": order.max_log_bytes,
+            "result": order.result,
         }
     )
     shim.write_lease(str(job_dir), lease_ends_at_s)

@@ -14,7 +14,7 @@ into the Struct below when it is written, so a bad value is refused at the door 
 from __future__ import annotations
 
 import re
-from typing import Annotated
+from typing import Annotated, Literal
 
 import msgspec
 from msgspec import Meta, Struct, field
@@ -142,23 +142,61 @@ class GameConfig(Struct, frozen=True, forbid_unknown_fields=True):
     weight: Annotated[int, Meta(ge=0, le=1000)] = 10
 
 
-class Template(Struct, frozen=True, forbid_unknown_fields=True):
-    """How a program is started for a work item.
+class OutputRule(Struct, frozen=True, forbid_unknown_fields=True):
+    """Files that a program leaves without a word about them, and what to count in them.
 
-    `{name}` in argv and env is a parameter of the item, else the path of an input of that name, else one of
-    job, work, config, fence, seed, gpus, job_dir, out, checkpoint, python. `{inputs:PREFIX}` is a file that
-    lists the paths of the inputs whose name starts with PREFIX, one a line.
+    `glob` is below out/; it may begin with `tree/` or `home/` where the template has those.
+    """
+
+    glob: Annotated[str, Meta(min_length=1, max_length=256)]
+    kind: Id
+    #: lines, rows:TABLE (SQLite), npz:ARRAY (its first axis), json:KEY (a number in it), or nothing
+    count: Short = ""
+    #: what the count is called, such as games; a rule with one must count more than zero
+    unit: Short = ""
+    #: nothing is missed when no file fits
+    optional: bool = False
+    #: a program that was stopped before its end may have left a part of it that is worth keeping
+    partial: bool = False
+
+
+ExitMeaning = Literal["verdict", "user", "infrastructure", "oom", "cuda", "preempted", "no_output"]
+
+
+class Template(Struct, frozen=True, forbid_unknown_fields=True):
+    """How a program is started for a work item, and how its end is read when it writes no result.json.
+
+    `{name}` in argv, result and env is a parameter of the item, else the path of an input of that name, else one
+    of job, work, config, board, players, fence, seed, gpus, job_dir, out, tree, home, tmp, checkpoint, python.
+    `{inputs:PREFIX}` is a file that lists the paths of the inputs whose name starts with PREFIX, one a line.
     """
 
     argv: Annotated[tuple[Text, ...], Meta(min_length=1, max_length=256)]
     env: Params = {}
     cwd: Text = ""
+    #: values for parameters that an item does not name
+    defaults: Params = {}
+    #: a directory on the node of which each attempt gets a copy of its own, at {tree}
+    tree: Text = ""
+    #: HOME, TMPDIR and the XDG directories lie inside the attempt's folder
+    private: bool = False
     #: kinds of outputs without which exit code 0 is still a failure
     require_outputs: tuple[Short, ...] = ()
     #: counts that must be above zero
     require_counts: tuple[Short, ...] = ()
-    #: exit codes that mean the verdict "no" and not a crash
-    verdict_codes: tuple[int, ...] = ()
+    outputs: Annotated[tuple[OutputRule, ...], Meta(max_length=32)] = ()
+    #: a pattern whose named groups in the newest line that fits are cumulative counts; NAME_total is its aim
+    progress: Text = ""
+    #: a pattern whose named groups in the last line that fits are counts (whole numbers) and metrics (others)
+    summary: Text = ""
+    #: a command that prints the result as one JSON object when the program has ended well
+    result: Annotated[tuple[Text, ...], Meta(max_length=256)] = ()
+    #: what exit codes other than 0 mean; `verdict` is an answer of "no" and not a crash
+    exit_codes: Annotated[dict[int, ExitMeaning], Meta(max_length=64)] = {}
+    #: a failure whose last lines fit this pattern is the machine's (it was busy), not the item's
+    transient: Text = ""
+    #: what an item that names no needs takes
+    needs: Needs | None = None
     grace_ms: Natural = 0
     nice: Annotated[int, Meta(ge=0, le=19)] = 0
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from ringrift_cluster.cli import backup, cluster, learning, raft, serve, state, tokens, work
+from ringrift_cluster.cli import backup, cluster, learning, raft, serve, state, tokens, work, workload
 from ringrift_cluster.cli.options import EXIT_CODES
 
 app = typer.Typer(
@@ -35,6 +35,7 @@ for command in (
 ):
     app.command(command.__name__)(command)
 app.add_typer(work.app, name="work")
+app.add_typer(workload.app, name="workload")
 app.add_typer(learning.models_app, name="models")
 app.add_typer(learning.matches_app, name="matches")
 app.add_typer(learning.gauntlet_app, name="gauntlet")

@@ -12,7 +12,7 @@ from statemachine.settings import Template
 from statemachine.values import MatchResult, Tally
 
 PLAIN = Template(argv=("p",))
-STRICT = Template(argv=("p",), require_outputs=("games",), require_counts=("games",), verdict_codes=(3,))
+STRICT = Template(argv=("p",), require_outputs=("games",), require_counts=("games",), exit_codes={3: "verdict"})
 GOOD = {"counts": {"games": 5}, "outputs": [{"path": "g.npz", "kind": "games", "counts": {"games": 5}}]}
 
 

@@ -1,0 +1,218 @@
+"""A result for a program that writes none: from the files it left, what it printed, or a command that knows.
+
+    outputs   files that fit a rule's pattern, counted by looking into them
+    summary   numbers in the last line that fits a pattern
+    result    a command that prints the result as one JSON object, run when the program ended well
+
+What comes out is what the program would have written to result.json, and is judged like it. Zero is never a
+result: something must have been left, and every rule that counts must have counted something.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+
+import msgspec
+
+from executors import counting, logs, outcome, processes, shim
+from executors.counting import Uncountable
+from executors.folder import Folder
+from executors.outcome import MAX_RESULT_BYTES, Failure, ResultFile, ResultOutput, Success
+from executors.processes import Exit
+from statemachine.rows import Work
+from statemachine.settings import OutputRule, Template
+
+RESULT_S = 60.0
+LAST_LINES = 20
+MAX_OUTPUTS = 1024
+#: places other than out/ in which a rule may look
+CORNERS = ("tree", "home")
+#: SQLite's own files beside a database
+_BESIDE = ("-wal", "-shm", "-journal")
+_WHOLE = re.compile(r"[0-9][0-9,_]*")
+
+
+class NothingLeft(Exception):  # noqa: N818
+    """What is missed, in a sentence."""
+
+
+def collects(template: Template) -> bool:
+    """Whether a result is put together for a program that writes none."""
+    return bool(template.outputs or template.summary or template.result)
+
+
+def verdict(folder: Folder, work: Work, template: Template, boot_id: str, stop_cause: str) -> Success | Failure:
+    """Judge an ended attempt by its folder; blocks on the disk and on a result command."""
+    ended = processes.exit_record(folder.path)
+    if ended is None or ended.error:
+        processes.end_leftovers(folder.path, boot_id)
+    result, absent = folder.result(), outcome.NO_RESULT
+    if result is None and ended is not None and collects(template):
+        try:
+            result = result_of(folder.path, template, ended, stop_cause)
+        except NothingLeft as error:
+            absent = str(error)
+    words = logs.last_words(folder.path, LAST_LINES)
+    return outcome.judge(ended, result, work, template, stop_cause, words, absent)
+
+
+def result_of(folder: Path, template: Template, ended: Exit, stop_cause: str) -> bytes | None:
+    """The bytes of a result.json, or None when nothing it left could count. Blocks on files and the command.
+
+    Raises NothingLeft.
+    """
+    if not outcome.may_have_result(ended, template, stop_cause):
+        return None
+    told = outcome.was_told(ended, stop_cause)
+    whole = outcome.ended_well(ended, template) and not told
+    try:
+        result = _asked(folder, template.result) if whole and template.result else ResultFile()
+        result = _summary(folder, template.summary, result)
+        result = _files(folder, template.outputs, result, whole)
+    except OSError as error:
+        raise NothingLeft(f"what it left could not be read: {error}") from error
+    if not result.outputs and not any(result.counts.values()):
+        raise NothingLeft(_nothing(template))
+    return msgspec.json.encode(msgspec.structs.replace(result, stopped=told))
+
+
+def _nothing(template: Template) -> str:
+    looked = [f"files {rule.glob!r}" for rule in template.outputs]
+    if template.summary:
+        looked.append(f"a line that fits {template.summary!r}")
+    if template.result:
+        looked.append("what its result command prints")
+    return f"it ended and left nothing that counts; its template looks for {', '.join(looked)}"
+
+
+# --- files --------------------------------------------------------------------------------------------------
+
+
+def _files(folder: Path, rules: tuple[OutputRule, ...], result: ResultFile, whole: bool) -> ResultFile:
+    counts, outputs = Counter(result.counts), list(result.outputs)
+    for rule in rules if whole else [rule for rule in rules if rule.partial]:
+        found = _by_rule(folder, rule, whole)
+        total = sum(output.counts.get(rule.unit, 0) for output in found)
+        if whole and not rule.optional and not found:
+            raise NothingLeft(f"it left no file {rule.glob!r}, which its template says it makes")
+        if whole and not rule.optional and rule.unit and not total:
+            raise NothingLeft(f"it left {len(found)} files {rule.glob!r} with no {rule.unit} in them")
+        if total:
+            counts[rule.unit] += total
+        # A file without anything in it is of no use to anybody.
+        outputs += [output for output in found if not rule.unit or output.counts]
+    if len(outputs) > MAX_OUTPUTS:
+        raise NothingLeft(f"it left {len(outputs)} files that fit its template, at most {MAX_OUTPUTS} are taken")
+    return msgspec.structs.replace(result, counts=dict(counts), outputs=tuple(outputs))
+
+
+def _by_rule(folder: Path, rule: OutputRule, whole: bool) -> list[ResultOutput]:
+    made = []
+    for path in matches(folder, rule):
+        counts = {}
+        if rule.count:
+            if rule.count == "lines" and not whole:
+                counting.cut_torn_line(path)
+            try:
+                counted = counting.count(path, rule.count)
+            except Uncountable as error:
+                if whole:
+                    raise NothingLeft(f"its file {path.name} cannot be counted: {error}") from error
+                continue  # torn when it was stopped; others may be whole
+            counts = {rule.unit: counted} if counted else {}
+        elif path.stat().st_size == 0:
+            continue
+        made.append(ResultOutput(_settle(folder, path), rule.kind, counts))
+    return made
+
+
+def matches(folder: Path, rule: OutputRule) -> list[Path]:
+    """Regular files that fit a rule, none of them reached through a link out of the attempt's folder."""
+    root = folder if rule.glob.split("/")[0] in CORNERS else folder / "out"
+    inside = folder.resolve()
+    return [
+        path
+        for path in sorted(root.glob(rule.glob))
+        if path.is_file()
+        and not path.is_symlink()
+        and not path.name.endswith(_BESIDE)
+        and path.resolve().is_relative_to(inside)
+    ]
+
+
+def _settle(folder: Path, path: Path) -> str:
+    """The file's path below out/; one that was made elsewhere is moved there."""
+    out = folder / "out"
+    if path.is_relative_to(out):
+        return str(path.relative_to(out))
+    target = out / path.relative_to(folder)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    path.replace(target)
+    return str(target.relative_to(out))
+
+
+# --- words --------------------------------------------------------------------------------------------------
+
+
+def _summary(folder: Path, pattern: str, result: ResultFile) -> ResultFile:
+    if not pattern:
+        return result
+    groups = _last_match(folder, re.compile(pattern))
+    counts = {name: int(re.sub("[,_]", "", text)) for name, text in groups.items() if _WHOLE.fullmatch(text)}
+    metrics: dict[str, str | int | float | bool | None] = {n: t for n, t in groups.items() if n not in counts}
+    return msgspec.structs.replace(result, counts=counts | result.counts, metrics=metrics | result.metrics)
+
+
+def _last_match(folder: Path, pattern: re.Pattern[str]) -> dict[str, str]:
+    for stream in ("stdout", "stderr"):
+        text = logs.tail_of(folder, stream, 100_000)
+        for line in reversed(text.splitlines()):
+            if found := pattern.search(line[:4096]):
+                return {name: value for name, value in found.groupdict().items() if value is not None}
+    return {}
+
+
+def _asked(folder: Path, argv: tuple[str, ...]) -> ResultFile:
+    """What the template's result command says. Its words are in result-command.log."""
+    order = shim.read_record(str(folder / "order.json")) or {}
+    argv = tuple(order.get("result") or argv)
+    said = _run(argv, order.get("env") or {}, str(order.get("cwd") or folder), folder / "result-command.log")
+    for text in (said, said.rstrip().rpartition(b"\n")[2]):
+        try:
+            return msgspec.json.decode(text, type=ResultFile)
+        except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+            problem = str(error)
+    raise NothingLeft(f"its result command {argv[0]} printed no result: {problem}")
+
+
+def _run(argv: tuple[str, ...], env: Mapping[str, str], cwd: str, log: Path) -> bytes:
+    with log.open("wb") as words:
+        try:
+            process = subprocess.Popen(
+                argv,
+                cwd=cwd,
+                env=env,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=words,
+                start_new_session=True,
+            )
+        except OSError as error:
+            raise NothingLeft(f"its result command {argv[0]} could not be started: {error}") from error
+        try:
+            said, _ = process.communicate(timeout=RESULT_S)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.communicate()
+            raise NothingLeft(f"its result command {argv[0]} said nothing within {RESULT_S:g} s") from None
+    if process.returncode != 0:
+        raise NothingLeft(f"its result command {argv[0]} exited with {process.returncode}; see {log.name}")
+    if len(said) > MAX_RESULT_BYTES:
+        raise NothingLeft(f"its result command {argv[0]} printed {len(said)} bytes, {MAX_RESULT_BYTES} are read")
+    return said
