@@ -129,4 +129,16 @@ def test_a_template_with_unknown_names_may_still_fit_an_item() -> None:
 
 def test_built_ins_are_the_documented_ones() -> None:
     text = " ".join(f"{{{name}}}" for name in templates.BUILT_IN)
-    assert "{" not in render(Template(argv=("p", text)), WORK, job(), PATHS, {}).argv[1]
+    template = Template(argv=("p", text), tree="/src", private=True)
+    assert "{" not in render(template, WORK, job(), PATHS, {}).argv[1]
+
+
+def test_a_corner_that_the_template_does_not_ask_for_is_not_known() -> None:
+    for name in ("tree", "home", "tmp"):
+        with pytest.raises(TemplateError, match="nothing provides"):
+            render(Template(argv=("p", f"{{{name}}}")), WORK, job(), PATHS, {})
+
+
+def test_board_and_players_come_from_the_config_unless_the_item_names_them() -> None:
+    template = Template(argv=("p", "{board} {players} {games} {epochs}"), defaults={"games": "1", "epochs": "20"})
+    assert render(template, WORK, job(), PATHS, {}).argv[1] == "square8 2 50 20"

@@ -37,13 +37,19 @@ def inputs_of(where: Path) -> dict[str, Path]:
     return made
 
 
-def attempt(where: Path, template: Template, stop_after_s: float = 0.0, **more: str) -> Report:
+def attempt(where: Path, template: Template, stop_when: str = "", **more: str) -> Report:
+    """`stop_when`: it is told to stop once it has said this."""
     environment = dict(os.environ) | {k: more.pop(k) for k in list(more) if k.startswith("STAND_IN")}
     params = {"source": str(STAND_INS)} | more
     files = where / "files"
     files.mkdir()
     trial = Trial(where, template, params, inputs_of(files), config="hex8_2p", grace_s=5.0, inherited=environment)
-    return trial.run(stop_after_s=stop_after_s)
+    return trial.run(interrupted=lambda: bool(stop_when) and said(trial, stop_when))
+
+
+def said(trial: Trial, text: str) -> bool:
+    logs = [trial.folder.path / name for name in ("stdout.log", "stderr.log")]
+    return any(log.exists() and text in log.read_text() for log in logs)
 
 
 WORKS = [
@@ -107,7 +113,7 @@ def test_a_wrong_argument_is_the_items_fault_and_says_so(tmp_path: Path) -> None
 
 
 def test_a_script_without_a_handler_keeps_the_games_it_wrote_before_it_was_stopped(tmp_path: Path) -> None:
-    report = attempt(tmp_path, shipped("gpu-selfplay"), stop_after_s=0.6, games="100000", STAND_IN_PACE_S="0.02")
+    report = attempt(tmp_path, shipped("gpu-selfplay"), "3 games so far", games="100000", STAND_IN_PACE_S="0.02")
     assert report.verdict == "stopped"
     assert 0 < report.counts["games"] < 100000
     assert [made.kind for made in report.outputs] == ["games"]
@@ -116,13 +122,13 @@ def test_a_script_without_a_handler_keeps_the_games_it_wrote_before_it_was_stopp
 
 
 def test_a_script_that_exits_with_0_after_sigterm_is_recorded_as_stopped(tmp_path: Path) -> None:
-    report = attempt(tmp_path, shipped("selfplay-runner"), stop_after_s=0.6, games="100000", STAND_IN_PACE_S="0.02")
+    report = attempt(tmp_path, shipped("selfplay-runner"), "game 3/", games="100000", STAND_IN_PACE_S="0.02")
     assert (report.verdict, report.exit_code) == ("stopped", 0)
     assert 0 < report.counts["games"] < 100000
 
 
 def test_a_training_that_is_stopped_publishes_no_half_model(tmp_path: Path) -> None:
-    report = attempt(tmp_path, shipped("train"), stop_after_s=0.6, epochs="100000", STAND_IN_PACE_S="0.02")
+    report = attempt(tmp_path, shipped("train"), "Epoch 3/", epochs="100000", STAND_IN_PACE_S="0.02")
     assert (report.verdict, report.error_class) == ("failed", "stopped")
     assert report.progress is not None
     assert 0 < report.progress.counts["epochs"] < report.progress.total["epochs"] == 100000
@@ -131,10 +137,10 @@ def test_a_training_that_is_stopped_publishes_no_half_model(tmp_path: Path) -> N
 # --- habits -------------------------------------------------------------------------------------------------
 
 
-def habit(tmp_path: Path, code: str, *, stop_after_s: float = 0.0, **more: object) -> tuple[Report, Trial]:
+def habit(tmp_path: Path, code: str, *, stop_when: str = "", **more: object) -> tuple[Report, Trial]:
     template = Template(argv=(sys.executable, "-c", code), **more)  # type: ignore[arg-type]
     trial = Trial(tmp_path, template, {}, {}, grace_s=0.5)
-    return trial.run(stop_after_s=stop_after_s), trial
+    return trial.run(interrupted=lambda: bool(stop_when) and said(trial, stop_when)), trial
 
 
 GAMES = OutputRule("*.jsonl", "games", "lines", "games", partial=True)
@@ -161,9 +167,9 @@ def test_a_summary_of_zeros_is_no_result(tmp_path: Path) -> None:
 def test_a_script_that_ignores_sigterm_is_killed_and_its_whole_lines_are_kept(tmp_path: Path) -> None:
     code = (
         "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); f = open('out/a.jsonl', 'w')\n"
-        "f.write('1\\n2\\n3'); f.flush(); time.sleep(600)"
+        "f.write('1\\n2\\n3'); f.flush(); print('up', flush=True); time.sleep(600)"
     )
-    report, trial = habit(tmp_path, code, outputs=(GAMES,), stop_after_s=0.4)
+    report, trial = habit(tmp_path, code, outputs=(GAMES,), stop_when="up")
     assert (report.verdict, report.ended_by) == ("stopped", "signal 9")
     assert report.counts == {"games": 2}
     assert (trial.folder.out / "a.jsonl").read_text() == "1\n2\n"
