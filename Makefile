@@ -55,8 +55,12 @@ fuzz: $(STAMP) ## hostile requests and connections, longer than make test: EXAMP
 	RINGRIFT_FUZZ_EXAMPLES=$(EXAMPLES) RINGRIFT_TEST_FLOOD=10000 $(BIN)/python -m pytest -q tests/cluster/test_schema.py \
 		tests/ringrift_cluster/raft/test_hostile.py tests/ringrift_cluster/api/test_connections.py
 
-bench: $(STAMP) ## measure: tables with the machine's name on them
+bench: $(STAMP) $(VENV)/.bench ## ours, etcd and PostgreSQL in one sitting, ten minutes (ARGS="etcd propose" for parts)
 	$(BIN)/python -m tests.bench $(ARGS)
+
+$(VENV)/.bench: pyproject.toml constraints.txt
+	-$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[bench]'
+	@touch $@
 
 clean: ## remove what the other targets made
 	rm -rf $(VENV) .demo .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache .coverage

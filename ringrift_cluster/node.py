@@ -15,7 +15,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import fcntl
-import gc
 import logging
 import os
 import signal
@@ -35,7 +34,7 @@ from executors.heartbeat import AgentRefused
 from executors.ledger import LedgerError
 from executors.logs import Logs
 from executors.options import Options
-from ringrift_cluster import __version__, badge, observability
+from ringrift_cluster import __version__, badge, interpreter, observability
 from ringrift_cluster.agreement import Agreement
 from ringrift_cluster.api.app import create_app
 from ringrift_cluster.api.connections import ConnectionLimits, Connections, with_room_for_files
@@ -61,9 +60,6 @@ EXIT_HALTED = 70
 #: its voters are of another cluster now; started again, it begins there with nothing
 EXIT_MOVED = 75
 BACKLOG = 2048
-#: how long one thread may keep the interpreter from another that wants it. Each system call of the consensus
-#: thread gives it away, so with Python's 5 ms a turn of a busy voter took a dozen times that.
-SWITCH_S = 0.0005
 PULSE_S = 0.5
 #: an agent that leaves its jobs alone is waited for this long
 LET_GO_S = 2.0
@@ -76,10 +72,7 @@ class SetupError(Exception):
 def serve(config: NodeConfig) -> int:
     """Run a node until it is told to leave; returns the process's exit code."""
     observability.configure(config.node_id, config.log_level)
-    sys.setswitchinterval(SWITCH_S)
-    # What was imported lives as long as the process: the collector need not look at it again.
-    gc.collect()
-    gc.freeze()
+    interpreter.tune()
     try:
         with _data_dir(config.data_dir), _listener(config) as listener:
             return asyncio.run(_Node(config, listener).run())

@@ -6,13 +6,13 @@ import asyncio
 import math
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+from urllib.parse import parse_qsl
 
 import msgspec
 from msgspec import Raw
-from starlette.requests import Request
 from starlette.responses import FileResponse, Response
 
 from ringrift_cluster import replica as rp
@@ -21,6 +21,9 @@ from ringrift_cluster.feed.source import FeedEntry, LogFeed
 from ringrift_cluster.feed.wire import Frame, Problem, Standing
 from statemachine.snapshot import Header, SnapshotDamaged, read_header
 
+#: a poll costs a fifth of this, so that polls never take more than that share of the loop, up to the longest moment
+_EACH_S = 0.0008
+_MOMENT_S = 0.3
 #: encoded runs of frames that are kept for the next follower at the same position
 _KEPT = 32
 
@@ -46,8 +49,9 @@ _REPLICA: dict[type[rp.ReplicaError], tuple[int, str]] = {
 class FeedRouter:
     """Serves GET snapshot, entries and backup from a replica, by the last part of the path.
 
-    An entry after a quiet moment leaves at once; those of the next `coalesce_s` are held together and leave as
-    one batch. Runs on one event loop.
+    An entry after a quiet moment leaves at once; those of the next moment are held together and leave as one
+    batch. The moment is `coalesce_s`, and longer where so many wait that answering them takes longer: what they
+    cost together has a bound. Runs on one event loop.
     """
 
     def __init__(
@@ -73,9 +77,8 @@ class FeedRouter:
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         if scope["type"] != "http":
             return
-        request = Request(scope, receive)
         try:
-            response = await self._answer(request)
+            response = await self._answer(scope)
         except _Refusal as refusal:
             response = _problem(refusal.status, refusal.code, str(refusal))
         except rp.ReplicaError as error:
@@ -83,8 +86,9 @@ class FeedRouter:
             response = _problem(status, code, str(error))
         await response(scope, receive, send)
 
-    async def _answer(self, request: Request) -> Response:
-        match (request.method, request.url.path.rsplit("/", 1)[-1]):
+    async def _answer(self, scope: Any) -> Response:
+        method, path = scope["method"], scope["path"]
+        match (method, path.rsplit("/", 1)[-1]):
             case ("GET" | "HEAD", "snapshot"):
                 return await self._snapshot()
             case ("GET", "backup"):
@@ -92,10 +96,10 @@ class FeedRouter:
                 await self._source.read(lambda state: None, consistency=rp.Consistency.LINEARIZABLE)
                 return await self._snapshot(max_behind=0)
             case ("GET", "entries"):
-                return await self._entries(request)
+                return await self._entries(dict(parse_qsl(scope["query_string"].decode("latin-1"))))
             case (_, "snapshot" | "entries" | "backup"):
-                raise _Refusal(405, "method_not_allowed", f"{request.method} is not offered here")
-        raise _Refusal(404, "not_found", f"the feed has no {request.url.path}")
+                raise _Refusal(405, "method_not_allowed", f"{method} is not offered here")
+        raise _Refusal(404, "not_found", f"the feed has no {path}")
 
     def close(self) -> None:
         """Let go of the source and of everyone who waits; polls are answered at once from now on."""
@@ -132,8 +136,7 @@ class FeedRouter:
 
     # Entries
 
-    async def _entries(self, request: Request) -> Response:
-        query = request.query_params
+    async def _entries(self, query: Mapping[str, str]) -> Response:
         after = _integer(query.get("after"), "after", 2**62)
         wait_s = _number(query.get("wait", "0"), "wait", wire.MAX_WAIT_S)
         max_bytes = _integer(query.get("max_bytes", str(1 << 20)), "max_bytes", wire.MAX_BATCH_BYTES)
@@ -216,8 +219,9 @@ class FeedRouter:
     def _applied(self) -> None:
         """Let waiting polls go: at once after a quiet moment, else when the present moment is over."""
         if self._release is None and not self._closed:
-            pause = max(self._released_s + self._coalesce_s - self._clock(), 0.0)
-            self._release = asyncio.get_running_loop().call_later(pause, self._wake)
+            moment_s = max(self._coalesce_s, min(self.waiting * _EACH_S, _MOMENT_S))
+            pause_s = max(self._released_s + moment_s - self._clock(), 0.0)
+            self._release = asyncio.get_running_loop().call_later(pause_s, self._wake)
 
     def _wake(self) -> None:
         self._release = None

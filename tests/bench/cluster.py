@@ -1,99 +1,105 @@
-"""A real cluster over HTTP: `/work/add` on the leader at several depths, and failover after kill -9.
+"""A real cluster over HTTP: single adds at several depths, and full cycles (add, claim, complete) in batches.
 
-    python -m tests.bench.cluster [--seconds 3] [--kills 10]
+    python -m tests.bench cluster
 
 Three voter processes as `ringrift-node serve` starts them; the load comes from this process, on the same cores. Every
-acknowledged item is on disk on a majority.
+acknowledged command is on disk on a majority.
 """
 
 from __future__ import annotations
 
-import argparse
 import asyncio
+import contextlib
 import itertools
-import json
-import os
-import platform
-import statistics
 import tempfile
-import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
+import msgspec
 
 from statemachine import settings as st
 from statemachine.commands import ChangeSetting
-from tests.bench.api_requests import one_connection
-from tests.support.cluster import TestCluster, eventually
+from tests.bench.sitting import Sitting
+from tests.bench.wire import Step, closed_loop, post
+from tests.support.cluster import TestCluster
 
+DEPTHS = (1, 64)
+BATCH = 100
+#: connections that cycle at the same time
+CYCLERS = 8
 _numbers = itertools.count()
+_json = msgspec.json.encode
 
 
-def item() -> dict[str, object]:
+def item(work_type: str = "") -> dict[str, object]:
+    """About 200 bytes; types vary so that no queue of one class fills up."""
     number = next(_numbers)
-    return {"work_id": f"b{number}", "work_type": f"kind{number % 500}", "params": {"games": "50", "seed": str(number)}}
+    params = {"model": "x" * 100, "seed": str(number)}
+    return {"work_id": f"b{number}", "work_type": work_type or f"kind{number % 500}", "params": params}
 
 
-async def depth(port: int, in_flight: int, batch: int, seconds: float) -> list[float]:
-    times: list[float] = []
-
-    def body(_: int) -> bytes:
-        return json.dumps(item() if batch == 1 else [item() for _ in range(batch)]).encode()
-
-    deadline = time.perf_counter() + seconds
-    await asyncio.gather(*(one_connection(port, deadline, "/work/add", body, times) for _ in range(in_flight)))
-    return sorted(times)
+def single_adds(_: int) -> Step:
+    return lambda answer: post("/work/add", _json(item()))
 
 
-def throughput(cluster: TestCluster, seconds: float) -> None:
-    print(f"{'in flight':>9} {'batch':>6} {'items/s':>9} {'p50 ms':>8} {'p99 ms':>8}")
-    for in_flight, batch in ((1, 1), (64, 1), (512, 1), (1, 100), (16, 100)):
-        port = cluster.leader().port
-        asyncio.run(depth(port, min(in_flight, 16), batch, 0.3))
-        times = asyncio.run(depth(port, in_flight, batch, seconds))
-        p50, p99 = statistics.median(times) * 1000, times[int(len(times) * 0.99)] * 1000
-        print(f"{in_flight:>9} {batch:>6} {len(times) * batch / seconds:>9.0f} {p50:>8.2f} {p99:>8.2f}")
+def cycles(number: int) -> Step:
+    """A worker that adds a hundred items, claims them and completes them, again and again."""
+    steps = itertools.cycle(("add", "claim", "complete"))
+
+    def step(answer: bytes | None) -> bytes:
+        match next(steps):
+            case "add":
+                return post("/work/add", _json([item(f"cycle{number}") for _ in range(BATCH)]))
+            case "claim":
+                claim = {"node_id": f"worker{number}", "work_types": [f"cycle{number}"], "max_items": BATCH}
+                return post("/work/claim", _json(claim))
+        granted = msgspec.json.decode(answer or b"")["items"]
+        assert len(granted) == BATCH, f"{len(granted)} items were claimed"
+        done = [{"job": g["job"], "fence": g["fence"], "counts": {"games": 1}} for g in granted]
+        return post("/work/complete", _json(done))
+
+    return step
 
 
-def failover(cluster: TestCluster, kills: int) -> None:
-    """Seconds from kill -9 of the leader to the first acknowledged item at a survivor."""
-    times = []
-    for _ in range(kills):
-        leader = cluster.leader()
-        survivors = [n for n in cluster.living() if n is not leader]
-        leader.kill()
-        killed = time.perf_counter()
-        for node in itertools.cycle(survivors):
-            try:
-                if httpx.post(f"{node.url}/work/add", json=item(), timeout=2.0).is_success:
-                    break
-            except httpx.HTTPError:
-                continue
-        times.append(time.perf_counter() - killed)
-        leader.start()
-        eventually(lambda node=leader: node.get("/status")["ready"], "the killed voter to come back", 60.0)
-    shown = " ".join(f"{t:.2f}" for t in times)
-    print(f"failover, seconds to the first acknowledged item: median {statistics.median(times):.2f}, all {shown}")
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seconds", type=float, default=3.0)
-    parser.add_argument("--kills", type=int, default=10)
-    options = parser.parse_args()
-    load = os.getloadavg()[0]
-    print(f"{platform.processor() or platform.machine()}, {os.cpu_count()} CPUs, load {load:.1f} before")
+@contextlib.contextmanager
+def voters() -> Iterator[TestCluster]:
+    """Three voters, without a bound on what may wait."""
     with tempfile.TemporaryDirectory() as folder:
         cluster = TestCluster(Path(folder), voters=3, followers=0)
         try:
             cluster.start()
-            limits = st.Limits(pending_per_class=10**9)
-            cluster.leader().propose(ChangeSetting("limits", st.encode(limits)))
-            throughput(cluster, options.seconds)
-            failover(cluster, options.kills)
+            cluster.leader().propose(ChangeSetting("limits", st.encode(st.Limits(pending_per_class=10**9))))
+            yield cluster
         finally:
             cluster.stop()
 
 
-if __name__ == "__main__":
-    main()
+def take_stalls(sitting: Sitting, cluster: TestCluster) -> None:
+    """The longest stalls since each voter began, from its metrics."""
+    names = {
+        "ringrift_raft_stall_max_seconds": "stall.consensus_ms",
+        "ringrift_http_loop_stall_max_seconds": "stall.http_ms",
+    }
+    for node in cluster.living():
+        for line in httpx.get(f"{node.url}/metrics", timeout=30.0).text.splitlines():
+            name, _, value = line.partition(" ")
+            if name in names:
+                sitting.worst(names[name], float(value) * 1000)
+
+
+def run(sitting: Sitting, seconds: float = 4.0) -> None:
+    with voters() as cluster:
+        for depth in DEPTHS:
+            ports = [cluster.leader().port]
+            asyncio.run(closed_loop(ports, min(depth, 16), 0.5, single_adds))
+            times = asyncio.run(closed_loop(ports, depth, seconds, single_adds))
+            sitting.load("http", depth, seconds, times)
+        ports = [cluster.leader().port]
+        asyncio.run(closed_loop(ports, CYCLERS, 0.5, cycles))
+        times = asyncio.run(closed_loop(ports, CYCLERS, seconds, cycles))
+        rate = len(times) * BATCH / seconds
+        sitting.note("http.batch.ops_per_s", rate)
+        sitting.note("http.batch.cycles_per_s", rate / 3)
+        print(f"http: batches of {BATCH} from {CYCLERS} workers: {rate:,.0f} operations/s, {rate / 3:,.0f} cycles/s")
+        take_stalls(sitting, cluster)

@@ -10,18 +10,18 @@ from __future__ import annotations
 import argparse
 import asyncio
 import multiprocessing
-import os
-import platform
 import statistics
 import tempfile
 import time
 from multiprocessing.connection import Connection
 from pathlib import Path
 
+from ringrift_cluster import interpreter
 from ringrift_cluster.raft.conf import VoterConfig
 from ringrift_cluster.raft.engine import RaftReplica
 from ringrift_cluster.replica import ReplicaError, ReplicaStatus
 from statemachine.commands import AddWork, encode_command
+from tests.bench.sitting import Sitting, machine
 from tests.ringrift_cluster.raft.loopback import free_ports
 
 IN_FLIGHT = (1, 64, 512)
@@ -56,6 +56,8 @@ async def load(
 
 def voter(config: VoterConfig, pipe: Connection) -> None:
     """One voter process, driven through a pipe."""
+
+    interpreter.tune()
 
     async def serve() -> None:
         replica = await asyncio.to_thread(RaftReplica.start, config)
@@ -125,17 +127,22 @@ class Cluster:
         pipe.close()
 
 
-def machine() -> str:
-    model = next(
-        (
-            line.split(":")[1].strip()
-            for line in Path("/proc/cpuinfo").read_text().splitlines()
-            if line.startswith("model name")
-        ),
-        platform.processor(),
-    )
-    load_1m = os.getloadavg()[0]
-    return f"{model}, {os.cpu_count()} cores, Python {platform.python_version()}, load {load_1m:.1f} before"
+def run(sitting: Sitting, seconds: float = 4.0) -> None:
+    """Closed loops of single commands in the leader's process, and of batches."""
+    with tempfile.TemporaryDirectory() as directory:
+        cluster = Cluster(Path(directory))
+        try:
+            for name in "abc":
+                cluster.start(name)
+            for in_flight in IN_FLIGHT:
+                leader = cluster.leader()
+                cluster.ask(leader, ("load", in_flight, 1, 0.5))
+                _, latencies, fsyncs, fsync_s, cpu_s = cluster.ask(leader, ("load", in_flight, 1, seconds))  # type: ignore[misc]
+                sitting.load("propose", in_flight, seconds, latencies)
+                print(f"  {fsyncs / seconds:.0f} fsyncs/s of {fsync_s * 1000:.2f} ms, leader {cpu_s * 1e6:.0f} us each")
+        finally:
+            for name in list(cluster.processes):
+                cluster.kill(name)
 
 
 def main() -> None:
