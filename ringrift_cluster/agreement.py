@@ -76,7 +76,8 @@ class Agreement:
             self._disagreed(
                 f"the state of {status.node_id} at entry {entry.index} is not the one that "
                 f"{' and '.join(refused)} have; "
-                "its history cannot be trusted: keep its data directory for analysis and restore it from a backup"
+                "its history cannot be trusted: run `ringrift-node voters remove` with its name, move its raft "
+                "directory away (keep it for analysis), start it again and run `ringrift-node voters add`"
             )
 
     async def _refuses(self, url: str, cluster: str, index: int, chain: bytes) -> bool:

@@ -7,7 +7,9 @@ import hashlib
 import msgspec
 
 from statemachine.machine import Machine
-from statemachine.state import Txn
+from statemachine.rows import Voters
+from statemachine.state import VOTERS_KEY, Txn
+from statemachine.values import Voter
 
 #: more fences than any cluster gives out between a backup and the day it is needed
 FENCE_LEAP = 1 << 32
@@ -15,8 +17,8 @@ FENCE_LEAP = 1 << 32
 _encode = msgspec.msgpack.Encoder().encode
 
 
-def begin_anew(machine: Machine, cluster_id: str, why: str) -> None:
-    """Make the state that of a new cluster, at the same index.
+def begin_anew(machine: Machine, cluster_id: str, voter: Voter, why: str) -> None:
+    """Make the state that of a new cluster with one voter, at the same index.
 
     Fences leap, so that none is given out again that the old cluster gave out after this point. Jobs that were live
     stay so until their leases lapse on the cluster clock, which stands still until there is a leader. The digest
@@ -25,6 +27,7 @@ def begin_anew(machine: Machine, cluster_id: str, why: str) -> None:
     txn = Txn(machine.state)
     txn.begin(machine.index, machine.state.cluster)
     txn.fence += FENCE_LEAP
-    txn.emit("ClusterBegunAnew", cluster_id, why=why)
+    txn.voters.put(VOTERS_KEY, Voters(machine.index, "", (voter,)))
+    txn.emit("ClusterBegunAnew", cluster_id, voter=voter.node, why=why)
     txn.commit()
     machine.chain = hashlib.sha256(machine.chain + _encode((cluster_id, txn.finish()))).digest()

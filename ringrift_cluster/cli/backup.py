@@ -26,6 +26,7 @@ from ringrift_cluster.cli.output import emit, size
 from ringrift_cluster.members import Member, SettingsError, parse_member
 from statemachine.machine import Machine
 from statemachine.snapshot import Header, SnapshotDamaged, read
+from statemachine.values import Voter
 
 if TYPE_CHECKING:
     from ringrift_cluster.raft.anew import Begun
@@ -118,6 +119,10 @@ def one_voter(text: str, option: str) -> Member:
     return member
 
 
+def first_voter(member: Member) -> Voter:
+    return Voter(member.id, member.raft_address, member.url)
+
+
 def restore(
     file: Annotated[Path, Argument(help="A file that `backup` wrote.")],
     data_dir: Annotated[Path, Option(help="The data directory of the new cluster's first voter.")],
@@ -136,7 +141,7 @@ def restore(
     member = one_voter(cluster, "--cluster")
     try:
         head, machine = _load(file)
-        begun = begin(data_dir, member.id, head, machine)
+        begun = begin(data_dir, first_voter(member), head, machine)
     except (RaftError, OSError) as error:
         raise fail(f"{error}.", EXIT_USAGE) from error
     emit(begun, as_json, lambda value: next_steps(value, member, data_dir))

@@ -10,7 +10,7 @@ import typer
 from rich.console import RenderableType
 from typer import Option
 
-from ringrift_cluster.cli.backup import next_steps, one_voter
+from ringrift_cluster.cli.backup import first_voter, next_steps, one_voter
 from ringrift_cluster.cli.options import EXIT_REFUSED, EXIT_USAGE, Json, fail
 from ringrift_cluster.cli.output import emit
 from ringrift_cluster.raft.errors import RaftError
@@ -104,7 +104,7 @@ def recover_quorum(
                 "started on their old files again; if that is meant, add --yes-i-have-lost-quorum.",
                 EXIT_USAGE,
             )
-        begun = recover(data_dir, member.id, found)
+        begun = recover(data_dir, first_voter(member), found)
     except (RaftError, OSError) as error:
         raise fail(f"{error}.", EXIT_USAGE) from error
     for sentence in found.lost:

@@ -6,11 +6,12 @@ grows from there; its log goes on at the index and in the term of the state it b
 
 from __future__ import annotations
 
-import json
 import secrets
 import shutil
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+
+import msgspec
 
 from ringrift_cluster.raft.datadir import DataDir, sync_directory
 from ringrift_cluster.raft.errors import JournalDamaged, RaftError
@@ -22,6 +23,7 @@ from statemachine.anew import begin_anew
 from statemachine.errors import Halt
 from statemachine.machine import Machine
 from statemachine.snapshot import Header, freeze, header
+from statemachine.values import Voter
 
 
 class Refused(RaftError):  # noqa: N818 - an answer
@@ -105,25 +107,25 @@ def _replay(paths: DataDir, found: Survivor) -> None:
         store.close()
 
 
-def recover(data_dir: Path, node_id: str, found: Survivor) -> Begun:
+def recover(data_dir: Path, voter: Voter, found: Survivor) -> Begun:
     """Begin a new cluster from a survivor's state; its old files stay beside the new ones.
 
     Raises Refused, DataDirLocked, OSError, DiskFailed.
     """
     paths = DataDir(data_dir)
     report = found.report
-    if report.node_id not in ("", node_id):
-        raise Refused(f"{data_dir} belongs to voter {report.node_id}, not {node_id}; name it in --keep")
+    if report.node_id not in ("", voter.node):
+        raise Refused(f"{data_dir} belongs to voter {report.node_id}, not {voter.node}; name it in --keep")
     with paths.alone():
         term = max(report.term, found.machine.term)
-        begun = _begin(paths, node_id, found.machine, term, report.cluster_id, "quorum was lost")
+        begun = _begin(paths, voter, found.machine, term, report.cluster_id, "quorum was lost")
         kept = data_dir / f"raft.before-{begun.cluster_id[:8]}"
         paths.raft.rename(kept)
         _put_in_place(paths)
-    return Begun(begun.cluster_id, begun.old_cluster_id, node_id, begun.index, begun.term, begun.rows, str(kept))
+    return replace(begun, kept=str(kept))
 
 
-def restore(data_dir: Path, node_id: str, head: Header, machine: Machine) -> Begun:
+def restore(data_dir: Path, voter: Voter, head: Header, machine: Machine) -> Begun:
     """Begin a new cluster from a backup in a directory without a voter's files.
 
     Raises Refused, DataDirLocked, OSError, DiskFailed.
@@ -137,7 +139,7 @@ def restore(data_dir: Path, node_id: str, head: Header, machine: Machine) -> Beg
         raise Refused("the backup is of an empty cluster; start a new one instead")
     data_dir.mkdir(parents=True, exist_ok=True)
     with paths.alone():
-        begun = _begin(paths, node_id, machine, head.term, head.cluster_id, f"restored from a backup at {head.index}")
+        begun = _begin(paths, voter, machine, head.term, head.cluster_id, f"restored from a backup at {head.index}")
         shutil.rmtree(paths.raft, ignore_errors=True)
         _put_in_place(paths)
     return begun
@@ -153,24 +155,24 @@ def _put_in_place(paths: DataDir) -> None:
     sync_directory(paths.root)
 
 
-def _begin(paths: DataDir, node_id: str, machine: Machine, term: int, old_cluster_id: str, why: str) -> Begun:
+def _begin(paths: DataDir, voter: Voter, machine: Machine, term: int, old_cluster_id: str, why: str) -> Begun:
     """Write the new voter's files beside their place."""
     new = _staging(paths)
     shutil.rmtree(new.root, ignore_errors=True)
     new.create()
     cluster_id = secrets.token_hex(12)
-    log_id = secrets.token_hex(16)
-    begin_anew(machine, cluster_id, why)
+    voter = msgspec.structs.replace(voter, log_id=secrets.token_hex(16))
+    begin_anew(machine, cluster_id, voter, why)
     frozen = freeze(machine)
     snapshots = SnapshotDir(new.snapshots)
-    snapshots.adopt(snapshots.write(frozen, header(frozen, cluster_id, (node_id,))))
+    snapshots.adopt(snapshots.write(frozen, header(frozen, cluster_id, (voter.node,))))
     store = SqliteStore(new.journal)
     try:
         journal = Journal(store.load())
         journal.reset(machine.index, machine.term)
         journal.setCurrentTerm(term, None)
-        facts = {"node_id": node_id, "voters": json.dumps([node_id]), "log_id": log_id, "cluster_id": cluster_id}
-        for name, value in (*facts.items(), ("admitted", "1")):
+        facts = {"node_id": voter.node, "log_id": voter.log_id, "cluster_id": cluster_id, "admitted": "1"}
+        for name, value in facts.items():
             journal.set_fact(name, value)
         batch = journal.take()
         if batch is not None:
@@ -179,4 +181,4 @@ def _begin(paths: DataDir, node_id: str, machine: Machine, term: int, old_cluste
         store.close()
     sync_directory(new.raft)
     rows = sum(len(rows) for rows in frozen.tables.values())
-    return Begun(cluster_id, old_cluster_id, node_id, machine.index, machine.term, rows)
+    return Begun(cluster_id, old_cluster_id, voter.node, machine.index, machine.term, rows)

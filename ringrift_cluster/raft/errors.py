@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+#: what to do with a voter whose files cannot be trusted; the others have all of it
+WAY_OUT = (
+    "`ringrift-node raft verify` tells what is left; to go on, run `ringrift-node voters remove` with this voter's "
+    "name, move its raft directory away, start it again and run `ringrift-node voters add`"
+)
+
 
 class RaftError(Exception):
     """Base of the raft room's errors."""

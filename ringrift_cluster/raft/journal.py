@@ -13,7 +13,7 @@ from typing import Any, NoReturn, Protocol
 from pysyncobj.journal import Journal as LibraryJournal
 
 from ringrift_cluster.raft.configuration import Configurations
-from ringrift_cluster.raft.errors import Diverged, JournalDamaged
+from ringrift_cluster.raft.errors import WAY_OUT, Diverged, JournalDamaged
 from ringrift_cluster.raft.messages import LogEntry
 
 SCHEMA = 1
@@ -78,7 +78,7 @@ class Journal(LibraryJournal):  # type: ignore[misc]
             if after[1] != before[1] + 1 or after[2] < before[2]:
                 raise JournalDamaged(
                     f"the journal has a gap: entry {after[1]} of term {after[2]} follows entry {before[1]} "
-                    f"of term {before[2]}; restore this voter from a snapshot or remove and re-add it"
+                    f"of term {before[2]}; {WAY_OUT}"
                 )
 
     # What the library calls
@@ -101,7 +101,7 @@ class Journal(LibraryJournal):  # type: ignore[misc]
         try:
             self.configurations.added(index, data[1:])
         except ValueError as error:
-            raise JournalDamaged(f"{error}; restore this voter, or remove it and add it again") from error
+            raise JournalDamaged(f"{error}; {WAY_OUT}") from error
 
     def clear(self) -> NoReturn:
         raise Diverged("the library wanted to clear the journal")

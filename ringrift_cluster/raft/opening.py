@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ringrift_cluster.raft.configuration import of_state
-from ringrift_cluster.raft.errors import JournalDamaged
+from ringrift_cluster.raft.errors import WAY_OUT, JournalDamaged
 from ringrift_cluster.raft.journal import Journal
 from ringrift_cluster.raft.snapshots import SnapshotDir
 from statemachine.machine import Machine
@@ -18,24 +18,20 @@ def open_machine(node_id: str, journal: Journal, snapshots: SnapshotDir) -> Mach
     """
     opened = snapshots.open()
     fresh = len(journal) == 0
-    way_out = "restore the snapshots directory, or remove this voter and add it again"
     if opened is None:
         if not fresh and journal.first_index > 1:
             raise JournalDamaged(
                 f"the journal of {node_id} begins at entry {journal.first_index} and there is no snapshot "
-                f"before it; {way_out}"
+                f"before it; {WAY_OUT}"
             )
         return Machine()
     head, machine = opened
     if fresh and not journal.fact("node_id"):
-        raise JournalDamaged(
-            f"there is a snapshot at entry {head.index} but no journal beside it; restore the journal, or remove "
-            "this voter and add it again"
-        )
+        raise JournalDamaged(f"there is a snapshot at entry {head.index} but no journal beside it; {WAY_OUT}")
     known = journal.fact("cluster_id")
     if known and head.cluster_id != known:
         raise JournalDamaged(
-            f"the snapshot at entry {head.index} is of cluster {head.cluster_id}, the journal of {known}; {way_out}"
+            f"the snapshot at entry {head.index} is of cluster {head.cluster_id}, the journal of {known}; {WAY_OUT}"
         )
     if fresh or (head.index >= journal.first_index and journal.term_at(head.index) != head.term):
         journal.reset(head.index, head.term)
@@ -44,6 +40,6 @@ def open_machine(node_id: str, journal: Journal, snapshots: SnapshotDir) -> Mach
     elif head.index < journal.first_index:
         raise JournalDamaged(
             f"the journal of {node_id} begins at entry {journal.first_index}, after its newest snapshot at "
-            f"{head.index}; {way_out}"
+            f"{head.index}; {WAY_OUT}"
         )
     return machine

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ringrift_cluster.raft.datadir import sync_directory
-from ringrift_cluster.raft.errors import DiskFailed, JournalDamaged
+from ringrift_cluster.raft.errors import WAY_OUT, DiskFailed, JournalDamaged
 from statemachine.machine import Machine
 from statemachine.snapshot import Frozen, Header, SnapshotDamaged, read, write
 
@@ -65,10 +65,7 @@ class SnapshotDir:
         path = self.path(index, term)
         header, machine = load(path)
         if (header.index, header.term) != (index, term):
-            raise JournalDamaged(
-                f"the snapshot {path} says it stands at {header.index}-{header.term}; "
-                "remove it after checking that another voter has a good one"
-            )
+            raise JournalDamaged(f"the snapshot {path} says it stands at {header.index}-{header.term}; {WAY_OUT}")
         self._latest = SnapshotFile(path, index, term, path.stat().st_size, digest(path))
         return header, machine
 
@@ -132,6 +129,4 @@ def load(path: Path) -> tuple[Header, Machine]:
         with path.open("rb") as source:
             return read(source)
     except SnapshotDamaged as error:
-        raise JournalDamaged(
-            f"the snapshot {path} is damaged: {error}; restore it from another voter or a backup"
-        ) from error
+        raise JournalDamaged(f"the snapshot {path} is damaged: {error}; {WAY_OUT}") from error

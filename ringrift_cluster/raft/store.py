@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from ringrift_cluster.raft.errors import DiskFailed, JournalDamaged
+from ringrift_cluster.raft.errors import WAY_OUT, DiskFailed, JournalDamaged
 from ringrift_cluster.raft.journal import SCHEMA, Batch, Stored
 from ringrift_cluster.raft.mark import Mark, MarkFile, read_mark
 from ringrift_cluster.raft.messages import LogEntry
@@ -29,10 +29,6 @@ BEGIN;
 CREATE TABLE entries (idx INTEGER PRIMARY KEY, term INTEGER NOT NULL, crc INTEGER NOT NULL, data BLOB NOT NULL);
 CREATE TABLE facts (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
 """
-WAY_OUT = (
-    "`ringrift-node raft verify` tells what is left; to go on, remove this voter and add it again with an empty "
-    "data directory"
-)
 #: the row that seals the others
 _SEAL = "seal"
 
@@ -138,6 +134,9 @@ class SqliteStore:
             (mode,) = run("PRAGMA journal_mode=WAL").fetchone()
             if mode != "wal":
                 raise self._damaged(f"cannot be written (its mode is {mode})")
+        else:
+            # One view for all that is read, also where a voter goes on writing.
+            run("BEGIN")
         # A damaged list of free pages would let a later write go over a page in use.
         (found,) = run("PRAGMA quick_check(1)").fetchone()
         if found != "ok":

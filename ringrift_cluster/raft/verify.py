@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from ringrift_cluster.raft.datadir import DataDir
-from ringrift_cluster.raft.errors import JournalDamaged
+from ringrift_cluster.raft.errors import WAY_OUT, JournalDamaged
 from ringrift_cluster.raft.journal import NO_OP
 from ringrift_cluster.raft.messages import LogEntry
 from ringrift_cluster.raft.snapshots import SnapshotDir, load
-from ringrift_cluster.raft.store import WAY_OUT, SqliteStore
+from ringrift_cluster.raft.store import SqliteStore
 from statemachine.errors import Halt
 from statemachine.machine import Machine
 from statemachine.snapshot import Header, SnapshotDamaged, read
@@ -140,11 +139,11 @@ def _verify_journal(paths: DataDir, report: Report) -> dict[int, LogEntry] | Non
     if log:
         report.first_index, report.last_index = min(log), max(log)
         report.last_term = log[report.last_index][2]
-    report.damages += [f"in the journal {paths.journal} {odd}; {WAY_OUT}" for odd in _odd_facts(report, facts, log)]
+    report.damages += [f"in the journal {paths.journal} {odd}; {WAY_OUT}" for odd in _odd_terms(report, log)]
     return log
 
 
-def _odd_facts(report: Report, facts: dict[str, str], log: dict[int, LogEntry]) -> Iterator[str]:
+def _odd_terms(report: Report, log: dict[int, LogEntry]) -> Iterator[str]:
     before = 0
     for index, (_, _, term) in sorted(log.items()):
         if term < before:
@@ -154,9 +153,6 @@ def _odd_facts(report: Report, facts: dict[str, str], log: dict[int, LogEntry]) 
         yield f"the last entry has term {before}, but the voter knows only term {report.term}"
     if log and report.commit > report.last_index:
         yield f"entry {report.commit} is said to be committed, but the last one is {report.last_index}"
-    voters = json.loads(facts.get("voters") or "[]")
-    if voters and report.node_id not in voters:
-        yield f"the node is {report.node_id}, which is not one of the voters {', '.join(voters)}"
 
 
 def _odds(path: Path, head: Header, index: int, term: int, known: str, log: dict[int, LogEntry]) -> Iterator[str]:

@@ -5,7 +5,10 @@ from __future__ import annotations
 from statemachine.anew import FENCE_LEAP, begin_anew
 from statemachine.deadlines import lease_end_ms
 from statemachine.errors import Code
+from statemachine.values import Voter
 from tests.support.law import Cluster, bound, completed, game_config, given, item, node, started, template
+
+FIRST = Voter("a", "h:1", "http://h:2", "1" * 32)
 
 
 def running() -> Cluster:
@@ -15,7 +18,7 @@ def running() -> Cluster:
 
 def anew(old: Cluster) -> Cluster:
     new = old.restored()
-    begin_anew(new.machine, "n" * 24, "a test")
+    begin_anew(new.machine, "n" * 24, FIRST, "a test")
     return new.new_leader()
 
 
@@ -27,19 +30,20 @@ def left(cluster: Cluster) -> int:
 def test_its_rows_are_those_of_the_old_one_and_its_digest_is_its_own():
     old = running()
     new = old.restored()
-    begin_anew(new.machine, "n" * 24, "a test")
+    begin_anew(new.machine, "n" * 24, FIRST, "a test")
     assert (new.machine.index, new.machine.term) == (old.machine.index, old.machine.term)
     assert new.machine.chain != old.machine.chain
-    same = new.state.tables.keys() - {"cluster", "events"}
+    same = new.state.tables.keys() - {"cluster", "events", "voters"}
     assert all(new.state.tables[name] == old.state.tables[name] for name in same)
+    assert new.state.voters.voters == (FIRST,)
     assert new.events("ClusterBegunAnew") == ["n" * 24]
 
 
 def test_two_new_clusters_of_one_state_have_different_digests():
     old = running()
     one, other = old.restored(), old.restored()
-    begin_anew(one.machine, "1" * 24, "a test")
-    begin_anew(other.machine, "2" * 24, "a test")
+    begin_anew(one.machine, "1" * 24, FIRST, "a test")
+    begin_anew(other.machine, "2" * 24, FIRST, "a test")
     assert one.machine.chain != other.machine.chain
 
 

@@ -13,7 +13,10 @@ from ringrift_cluster.raft.datadir import DataDir
 from ringrift_cluster.raft.errors import DataDirLocked
 from ringrift_cluster.raft.snapshots import load
 from ringrift_cluster.raft.verify import verify
+from statemachine.values import Voter
 from tests.ringrift_cluster.raft.loopback import Loopback, add, until
+
+B = Voter("b", "x:1")
 
 
 def run(story):
@@ -52,7 +55,7 @@ class TestRecover:
             found = survivor(tmp_path / "b")
             assert not found.lost
             assert found.machine.index >= last
-            begun = recover(tmp_path / "b", "b", found)
+            begun = recover(tmp_path / "b", B, found)
             assert begun.old_cluster_id not in ("", begun.cluster_id)
             assert not verify(tmp_path / "b").damages
             await serve_alone(tmp_path, "b", begun)
@@ -64,7 +67,7 @@ class TestRecover:
         async def story():
             await three_with_work(tmp_path)
             shutil.copytree(tmp_path / "b", tmp_path / "copy")
-            begun = recover(tmp_path / "b", "b", survivor(tmp_path / "b"))
+            begun = recover(tmp_path / "b", B, survivor(tmp_path / "b"))
             kept, copy = Path(begun.kept), tmp_path / "copy" / "raft"
             assert kept.parent == tmp_path / "b"
             assert (kept / "journal.db").read_bytes() == (copy / "journal.db").read_bytes()
@@ -74,7 +77,7 @@ class TestRecover:
     def test_a_voter_of_the_old_cluster_is_not_let_in(self, tmp_path):
         async def story():
             cluster, _ = await three_with_work(tmp_path)
-            begun = recover(tmp_path / "b", "b", survivor(tmp_path / "b"))
+            begun = recover(tmp_path / "b", B, survivor(tmp_path / "b"))
             async with Loopback(tmp_path, "abc") as mixed:
                 mixed.voters = {"b": cluster.voters["b"]}
                 await mixed.start("b")
@@ -107,10 +110,10 @@ class TestRecover:
             await three_with_work(tmp_path)
             found = survivor(tmp_path / "b")
             with pytest.raises(Refused, match="belongs to voter b, not a"):
-                recover(tmp_path / "b", "a", found)
+                recover(tmp_path / "b", Voter("a", "x:1"), found)
             held = DataDir(tmp_path / "b").lock()
             with pytest.raises(DataDirLocked, match="stop it first"):
-                recover(tmp_path / "b", "b", found)
+                recover(tmp_path / "b", B, found)
             held.close()
             with pytest.raises(Refused, match="holds no voter's files"):
                 survivor(tmp_path / "nobody")
@@ -135,7 +138,7 @@ class TestRestore:
         async def story():
             file = await self._backup(tmp_path)
             head, machine = load(file)
-            begun = restore(tmp_path / "new" / "n", "n", head, machine)
+            begun = restore(tmp_path / "new" / "n", Voter("n", "x:1"), head, machine)
             assert begun.index == head.index
             assert begun.cluster_id != head.cluster_id
             await serve_alone(tmp_path / "new", "n", begun)
@@ -147,7 +150,7 @@ class TestRestore:
         async def story():
             head, machine = load(await self._backup(tmp_path))
             with pytest.raises(Refused, match="holds a voter's files already"):
-                restore(tmp_path / "old" / "a", "a", head, machine)
+                restore(tmp_path / "old" / "a", Voter("a", "x:1"), head, machine)
 
         run(story())
 

@@ -167,7 +167,7 @@ class TestARestartKeepsWhatWasAcknowledged:
         data = bytearray(path.read_bytes())
         data[len(data) // 2] ^= 1
         path.write_bytes(data)
-        with pytest.raises(JournalDamaged, match=r"damaged.*restore it"):
+        with pytest.raises(JournalDamaged, match=r"damaged.*voters add"):
             Guarded(tmp_path, disk=voter.disk)
 
     def test_a_journal_without_its_snapshot_stops_the_voter(self, tmp_path):
