@@ -11,7 +11,7 @@ SEEDS ?= 40
 FIRST_SEED ?= 0
 JOBS ?= 2
 SCENARIO ?=
-SECONDS ?= 20
+SECONDS ?= 15
 SEED ?= 1
 ARGS ?=
 EXAMPLES ?= 100
@@ -48,7 +48,7 @@ lint: $(STAMP) ## style, types and the import law
 simulate: $(STAMP) ## the consensus under virtual time and faults: SEEDS=1000 FIRST_SEED=0 JOBS=2
 	$(BIN)/python -m tests.simulation --seeds $(SEEDS) --first-seed $(FIRST_SEED) --jobs $(JOBS) $(ARGS)
 
-nemesis: $(STAMP) ## real processes under kills, partitions, full disks (root): SCENARIO="kill-leader" SECONDS=20 SEED=1
+nemesis: $(STAMP) ## real processes under kills, partitions, full disks (root): SCENARIO="kill-leader" SECONDS=15 SEED=1
 	$(BIN)/python -m tests.nemesis $(SCENARIO) --seconds $(SECONDS) --seed $(SEED) $(ARGS)
 
 fuzz: $(STAMP) ## hostile requests and connections, longer than make test: EXAMPLES=100

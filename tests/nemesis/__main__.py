@@ -19,7 +19,7 @@ from tests.nemesis.scenarios import SCENARIOS
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.nemesis", description=__doc__)
     parser.add_argument("scenarios", nargs="*", metavar="SCENARIO", help=f"of {', '.join(SCENARIOS)}; all without one")
-    parser.add_argument("--seconds", type=float, default=20.0, help="of faults in each scenario")
+    parser.add_argument("--seconds", type=float, default=15.0, help="of faults in each scenario")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--rate", type=float, default=60.0, help="operations offered in a second")
     parser.add_argument("--keep", action="store_true", help="keep histories and logs of good runs as well")

@@ -20,7 +20,7 @@ HTTP_PORT, RAFT_PORT = 8770, 8771
 LEASE_S = 4.0
 #: a voter hands its leadership over with less than 64 MiB left, so the mount holds a little more than that
 DISK_BYTES = 128 << 20
-LIBRARIES = ("/usr/lib/*/faketime/libfaketime.so.1", "/usr/lib/faketime/libfaketime.so.1")
+LIBRARIES = ("/usr/lib/*/faketime/libfaketimeMT.so.1", "/usr/lib/faketime/libfaketimeMT.so.1")
 
 
 def faketime_library() -> Path | None:
@@ -91,10 +91,10 @@ class NemesisCluster(TestCluster):
         return {
             "LD_PRELOAD": str(library),
             "FAKETIME_TIMESTAMP_FILE": str(self._clock_file(name)),
-            "FAKETIME_NO_CACHE": "1",
+            # Seconds after which the file is looked at again; each time would make every look at a clock slow.
+            "FAKETIME_CACHE_DURATION": "1",
             # Only what the wall shows jumps; a machine's monotonic clock never does.
             "FAKETIME_DONT_FAKE_MONOTONIC": "1",
-            "DONT_FAKE_MONOTONIC": "1",
         }
 
     def _clock_file(self, name: str) -> Path:

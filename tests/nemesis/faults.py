@@ -23,6 +23,8 @@ from tests.nemesis.links import CUT, Rule, between, towards
 from tests.nemesis.network import CLIENTS, Network
 from tests.support.cluster import NodeProcess
 
+BACK_S = 20.0
+
 
 @dataclass(slots=True)
 class Mark:
@@ -99,6 +101,22 @@ class Stage:
         free = self.free(self.voters)
         return self.rng.choice(free) if free else None
 
+    async def back(self, *nodes: NodeProcess) -> None:
+        """Wait until started nodes take part again, so that the next fault does not meet a crippled cluster.
+
+        Without a majority (another fault's doing) nobody does, so this ends some time.
+        """
+        deadline = time.monotonic() + BACK_S
+        for node in nodes:
+            while not await self.takes_part(node) and time.monotonic() < deadline:
+                await asyncio.sleep(0.1)
+
+    async def takes_part(self, node: NodeProcess) -> bool:
+        try:
+            return bool((await self.http.get(f"{node.url}/raft/state", timeout=1.0)).json()["ready"])
+        except httpx.HTTPError:
+            return False
+
     async def pause(self, low_s: float, high_s: float) -> None:
         await asyncio.sleep(self.rng.uniform(low_s, high_s))
 
@@ -123,22 +141,26 @@ async def kill_leader(stage: Stage) -> None:
 
 
 async def _kill(stage: Stage, fault: str, node: NodeProcess) -> None:
-    with stage.take(node), stage.mark(fault, node.name):
-        node.kill()
-        await stage.pause(0.5, 4.0)
-        node.start()
+    with stage.take(node):
+        with stage.mark(fault, node.name):
+            node.kill()
+            await stage.pause(0.5, 4.0)
+            node.start()
+        await stage.back(node)
 
 
 async def kill_all(stage: Stage) -> None:
     """SIGKILL of every voter at one moment; they come back in any order."""
     voters = stage.free(stage.voters)
-    with stage.take(*voters), stage.mark("kill-all", "all voters"):
-        for voter in voters:
-            stage.cluster.signal(voter, signal.SIGKILL)
-        for voter in stage.rng.sample(voters, len(voters)):
-            voter.kill()
-            await stage.pause(0.0, 0.5)
-            voter.start()
+    with stage.take(*voters):
+        with stage.mark("kill-all", f"{len(voters)} voters"):
+            for voter in voters:
+                stage.cluster.signal(voter, signal.SIGKILL)
+            for voter in stage.rng.sample(voters, len(voters)):
+                voter.kill()
+                await stage.pause(0.0, 0.5)
+                voter.start()
+        await stage.back(*voters)
 
 
 async def kill_in_snapshot(stage: Stage) -> None:
@@ -154,6 +176,7 @@ async def kill_in_snapshot(stage: Stage) -> None:
                 node.kill()
                 await stage.pause(0.2, 2.0)
                 node.start()
+            await stage.back(node)
 
 
 def _snapshot_begins(folder: Path, patience_s: float) -> bool:
@@ -275,6 +298,7 @@ async def full_disk(stage: Stage) -> None:
         await stage.pause(0.2, 1.0)
         if not node.alive:
             node.start()
+        await stage.back(node)
 
 
 def _fill(path: Path, left: int) -> None:
@@ -311,6 +335,8 @@ async def wiped_disk(stage: Stage) -> None:
         node.folder.rename(aside)
         node.start()
         await stage.pause(4.0, 6.0)
+        if await stage.takes_part(node):
+            stage.broken.append(f"{node.name} takes part again although its disk was wiped")
         others = stage.free(stage.voters)
         down = others[: len(stage.voters) // 2]
         with stage.take(*down):
@@ -328,11 +354,12 @@ async def wiped_disk(stage: Stage) -> None:
                 )
             for other in down:
                 other.start()
-        await stage.pause(2.0, 4.0)
+        await stage.back(*down)
         node.kill()
         shutil.rmtree(node.folder)
         aside.rename(node.folder)
         node.start()
+        await stage.back(node)
 
 
 async def _commits(stage: Stage) -> int:
