@@ -6,6 +6,8 @@ import contextlib
 import os
 import secrets
 import signal
+import struct
+import subprocess
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,13 +22,7 @@ HTTP_PORT, RAFT_PORT = 8770, 8771
 LEASE_S = 4.0
 #: a voter hands its leadership over with less than 64 MiB left, so the mount holds a little more than that
 DISK_BYTES = 128 << 20
-LIBRARIES = ("/usr/lib/*/faketime/libfaketimeMT.so.1", "/usr/lib/faketime/libfaketimeMT.so.1")
-
-
-def faketime_library() -> Path | None:
-    """libfaketime, where Debian and others put it."""
-    found = (path for pattern in LIBRARIES for path in Path("/").glob(pattern.lstrip("/")))
-    return next(found, None)
+WALL_CLOCK = Path(__file__).with_name("wall_clock.c")
 
 
 @dataclass
@@ -84,27 +80,22 @@ class NemesisCluster(TestCluster):
             )
 
     def _clock(self, name: str) -> Mapping[str, str]:
-        library = faketime_library()
-        if not self.places.own_clocks or library is None:
+        if not self.places.own_clocks:
             return {}
-        self.set_clock(name, 0)
-        return {
-            "LD_PRELOAD": str(library),
-            "FAKETIME_TIMESTAMP_FILE": str(self._clock_file(name)),
-            # Seconds after which the file is looked at again; each time would make every look at a clock slow.
-            "FAKETIME_CACHE_DURATION": "1",
-            # Only what the wall shows jumps; a machine's monotonic clock never does.
-            "FAKETIME_DONT_FAKE_MONOTONIC": "1",
-        }
+        library = self.folder / "wall_clock.so"
+        if not library.exists():
+            subprocess.run(["cc", "-O2", "-shared", "-fPIC", "-o", str(library), str(WALL_CLOCK)], check=True)
+        self.set_clock(name, 0.0)
+        return {"LD_PRELOAD": str(library), "WALL_CLOCK": str(self._clock_file(name))}
 
     def _clock_file(self, name: str) -> Path:
         return self.folder / f"{name}.clock"
 
     def set_clock(self, name: str, ahead_s: float) -> None:
-        """Let a node's wall clock show that much more than the machine's."""
-        draft = self._clock_file(name).with_suffix(".draft")
-        draft.write_text(f"{ahead_s:+.1f}\n")
-        draft.replace(self._clock_file(name))
+        """Let a node's wall clock show that much more than the machine's, from now on."""
+        # Opened without truncation: the running process has it mapped.
+        with self._clock_file(name).open("r+b" if self._clock_file(name).exists() else "wb") as file:
+            file.write(struct.pack("=q", round(ahead_s * 1000)))
 
     @property
     def voter_nodes(self) -> list[NodeProcess]:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import dataclass
 
 from tests.nemesis import faults
-from tests.nemesis.cluster import Places, faketime_library
+from tests.nemesis.cluster import Places
 from tests.nemesis.faults import Fault
 
 NETWORK: tuple[Fault, ...] = (
@@ -47,8 +48,8 @@ class Scenario:
 
     def missing(self) -> str:
         """Why it cannot run here; empty when it can."""
-        if self.own_clocks and faketime_library() is None:
-            return "libfaketime is missing (Debian package libfaketime)"
+        if self.own_clocks and shutil.which("cc") is None:
+            return "a C compiler is missing (Debian package gcc)"
         return ""
 
 
@@ -74,18 +75,20 @@ SCENARIOS: dict[str, Scenario] = {
         Scenario("five-network", NETWORK, voters=5),
         Scenario(
             "random",
-            (*PROCESSES, *NETWORK, faults.full_disk),
+            (*PROCESSES, *NETWORK, faults.full_disk, faults.clock_jump),
             lanes=2,
             rest_s=2.0,
             small_disks=True,
+            own_clocks=True,
         ),
         Scenario(
             "random-five",
-            (*PROCESSES, *NETWORK, faults.full_disk),
+            (*PROCESSES, *NETWORK, faults.full_disk, faults.clock_jump),
             voters=5,
             lanes=2,
             rest_s=2.0,
             small_disks=True,
+            own_clocks=True,
         ),
     )
 }
