@@ -19,6 +19,7 @@ import msgspec
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from ringrift_cluster.api import problems
+from ringrift_cluster.api.joined import Joined
 from ringrift_cluster.api.problems import Problem
 from statemachine.errors import Code
 
@@ -136,7 +137,7 @@ class Connection(HttpToolsProtocol):
     # What asyncio calls
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        super().connection_made(transport)
+        super().connection_made(Joined(transport, self.loop))  # type: ignore[arg-type]
         self.all.enter(self)
 
     def connection_lost(self, exc: Exception | None) -> None:

@@ -276,22 +276,26 @@ class RaftNode:
         """Whether the last `gather` left something to write."""
         return self._batch is not None
 
-    def gather(self) -> None:
-        """Hand over what arrived; as the leader, make entries of what waits."""
+    def gather(self) -> bool:
+        """Hand over what arrived; as the leader, make entries of what waits. Returns whether it settled already.
+
+        Acknowledgements may commit what is on disk here: whoever waits for that need not wait for the next write.
+        """
         now = self._clock()
         role = self.inside.role
         heard = bool(self._inbox)
         while self._inbox:
             peer, message = self._inbox.popleft()
             self._receive(peer, message, now)
-        if heard and self.inside.role == LEADER and not self.journal.dirty:
-            # Acknowledgements may commit what is on disk here: whoever waits for it need not wait for the next write.
+        settled = heard and self.inside.role == LEADER and not self.journal.dirty
+        if settled:
             self.settle()
         self.reads.start_barriers(now)
         if self.membership.admitted:
             self._propose(now)
         self._note_role(role)
         self._batch = self.journal.take() if self.journal.dirty else None
+        return settled
 
     def _propose(self, now: float) -> None:
         if self.inside.role == LEADER:

@@ -190,12 +190,13 @@ class ConsensusThread:
             self._calls.popleft()()
         waiters, self._durable_waiters = self._durable_waiters, []
         writes = node.dirty
-        node.gather()
+        settled = node.gather()
+        self._flush()
         if writes or node.batch_waiting:
-            # What earlier turns wrote may be answered already: their callers need not wait for this disk.
-            self._flush()
             node.sync()
-        node.settle()
+            node.settle()
+        elif not settled:
+            node.settle()
         for waiter in waiters:
             if not waiter.done():
                 waiter.set_result(None)
@@ -206,6 +207,8 @@ class ConsensusThread:
         self._note(before, node.status)
 
     def _flush(self) -> None:
+        if not self._answers:
+            return
         answers, self._answers = self._answers, {}
         for loop, calls in answers.items():
             if not loop.is_closed():
