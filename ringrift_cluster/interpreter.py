@@ -11,7 +11,12 @@ SWITCH_S = 0.0005
 
 
 def tune() -> None:
-    """Once, when everything is imported: that lives as long as the process, and the collector leaves it alone."""
+    """Once, when everything is imported: that lives as long as the process."""
     sys.setswitchinterval(SWITCH_S)
+    leave_alone()
+
+
+def leave_alone() -> None:
+    """The collector looks no more at what is there now: modules, or the rows of a state that was loaded."""
     gc.collect()
     gc.freeze()

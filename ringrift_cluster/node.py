@@ -191,6 +191,7 @@ class _Node:
             replica = self._start_voter()
         else:
             replica = await self._start_follower(http)
+        interpreter.leave_alone()
         try:
             yield replica
         finally:

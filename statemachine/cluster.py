@@ -8,8 +8,8 @@ from msgspec.structs import replace
 from statemachine import settings as st
 from statemachine.commands import ChangeSetting, ConfigureVoters, Once, PauseCluster, RaiseFeatureLevel, kind_of
 from statemachine.errors import Code, Done, Refused
-from statemachine.rows import Cluster, PeerStatus, Request, Setting, Voters
-from statemachine.state import VOTERS_KEY, Txn
+from statemachine.rows import VOTERS_KEY, Cluster, PeerStatus, Request, Setting, Voters
+from statemachine.state import Txn
 
 #: The newest feature level that this release can apply.
 SUPPORTED_FEATURE_LEVEL = 1

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from statemachine.commands import RecordMatch
 from statemachine.errors import Code, Refused
-from statemachine.rows import Match, Standing
+from statemachine.rows import Match, Standing, standing_key
 from statemachine.state import Txn
 from statemachine.values import MatchResult, Tally
 
@@ -103,8 +103,9 @@ def summed(old: tuple[int, ...], more: tuple[int, ...], sign: int = 1) -> tuple[
 
 def _shift(txn: Txn, config: str, result: MatchResult, sign: int) -> None:
     side = result if result.a < result.b else flipped(result)
-    key = f"{config} {side.a} {side.b}"
-    row = txn.standings.get(key) or txn.standings.put(key, Standing(config, side.a, side.b))
+    fresh = Standing(config, side.a, side.b)
+    key = standing_key(fresh)
+    row = txn.standings.get(key) or txn.standings.put(key, fresh)
     if row.matches + sign == 0:
         txn.standings.delete(key)
         return

@@ -23,7 +23,10 @@ Rows hold text, integers and tuples only, are never changed in place, and contai
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from enum import StrEnum
+from operator import attrgetter
+from typing import Any
 
 from msgspec import Struct
 
@@ -414,6 +417,14 @@ Row = (
     | Voters
 )
 
+CLUSTER_KEY = "cluster"
+VOTERS_KEY = "voters"
+
+
+def standing_key(row: Standing) -> str:
+    return f"{row.config} {row.a} {row.b}"
+
+
 #: Table name to row type, in the order of the snapshot's sections. Append only.
 TABLES: dict[str, type[Struct]] = {
     "cluster": Cluster,
@@ -431,4 +442,23 @@ TABLES: dict[str, type[Struct]] = {
     "events": Event,
     "tokens": Token,
     "voters": Voters,
+}
+
+#: Table name to what a row of it is found under: a row knows its key, so nothing keeps or writes it twice.
+KEYS: dict[str, Callable[[Any], str]] = {
+    "cluster": lambda row: CLUSTER_KEY,
+    "peers": attrgetter("peer"),
+    "work": attrgetter("spec.work"),
+    "jobs": attrgetter("job"),
+    "artifacts": attrgetter("digest"),
+    "models": attrgetter("digest"),
+    "matches": attrgetter("match"),
+    "standings": standing_key,
+    "gauntlets": attrgetter("spec.gauntlet"),
+    "totals": attrgetter("config"),
+    "settings": attrgetter("name"),
+    "requests": attrgetter("request"),
+    "events": lambda row: str(row.seq),
+    "tokens": attrgetter("name"),
+    "voters": lambda row: VOTERS_KEY,
 }

@@ -3,7 +3,7 @@
     magic "RRSNAP1\\n"
     frame*      4-byte big-endian length, then msgpack
         1st     Header
-        then    ["table", [[key, row], ...]]   up to SLICE rows a frame, tables in schema order
+        then    ["table", [row, ...]]   up to SLICE rows a frame, tables in schema order
         last    ["end", number of rows]
     sha256 of everything before it (32 bytes)
 
@@ -12,6 +12,7 @@ A reader verifies the digest over the whole file before it believes a word of it
 
 from __future__ import annotations
 
+import gc
 import hashlib
 from collections.abc import Iterator
 from typing import Any, BinaryIO, TypeVar
@@ -21,6 +22,7 @@ from msgspec import Struct
 
 from statemachine.errors import UNDECODABLE
 from statemachine.machine import Machine
+from statemachine.pool import Pool
 from statemachine.rows import TABLES, Row
 
 MAGIC = b"RRSNAP1\n"
@@ -31,6 +33,9 @@ SLICE = 256
 MAX_FRAME_BYTES = 64 * 1024 * 1024
 
 CHECKSUM_BYTES = 32
+_CHUNK_BYTES = 1 << 20
+#: name of the last section; no table is called so
+_END = "end"
 
 T = TypeVar("T")
 
@@ -57,22 +62,22 @@ class Header(Struct, frozen=True):
 
 _head = msgspec.msgpack.Decoder(Header)
 _section = msgspec.msgpack.Decoder(tuple[str, msgspec.Raw])
-_end = msgspec.msgpack.Decoder(tuple[str, int])
+_number = msgspec.msgpack.Decoder(int)
 
 
 class Frozen(Struct, frozen=True):
-    """A consistent view: the tables copied shallowly, their frozen rows shared."""
+    """A consistent view: each table's rows in their order. The rows are frozen, so they are shared."""
 
     index: int
     term: int
     chain: bytes
     feature_level: int
-    tables: dict[str, dict[str, Row]]
+    tables: dict[str, list[Row]]
 
 
 def freeze(machine: Machine) -> Frozen:
-    """Copy the tables' dictionaries (not the rows); for the thread that applies entries."""
-    tables = {name: dict(rows) for name, rows in machine.state.tables.items()}
+    """List the tables' rows; for the thread that applies entries."""
+    tables = {name: list(rows.values()) for name, rows in machine.state.tables.items()}
     return Frozen(machine.index, machine.term, machine.chain, machine.state.cluster.feature_level, tables)
 
 
@@ -106,11 +111,10 @@ def write(frozen: Frozen, head: Header, out: BinaryIO) -> bytes:
     frame(head)
     total = 0
     for name, rows in frozen.tables.items():
-        items = list(rows.items())
-        total += len(items)
-        for at in range(0, len(items), SLICE):
-            frame((name, items[at : at + SLICE]))
-    frame(("end", total))
+        total += len(rows)
+        for at in range(0, len(rows), SLICE):
+            frame((name, rows[at : at + SLICE]))
+    frame((_END, total))
     checksum = digest.digest()
     out.write(checksum)
     return checksum
@@ -127,47 +131,75 @@ def read_header(src: BinaryIO) -> Header:
 
 
 def read(src: BinaryIO) -> tuple[Header, Machine]:
-    """Verify and load a snapshot into a new machine.
+    """Verify and load a snapshot into a new machine; `src` can seek, and is read twice.
 
     Raises SnapshotDamaged with a sentence; the caller adds the file's name.
     """
-    data = src.read()
-    if data[: len(MAGIC)] != MAGIC:
-        raise SnapshotDamaged("the file does not start like a snapshot")
-    body, checksum = data[:-CHECKSUM_BYTES], data[-CHECKSUM_BYTES:]
-    if hashlib.sha256(body).digest() != checksum:
-        raise SnapshotDamaged("its checksum does not match its content: it was cut short or changed")
-    frames = list(_frames(body))
-    if len(frames) < 2:
+    end = _verified(src)
+    src.seek(len(MAGIC))
+    frames = _frames(src, end)
+    first = next(frames, None)
+    if first is None:
         raise SnapshotDamaged("it has no end")
-    head = _header(frames[0])
-    return head, _load(head, frames[1:-1], frames[-1])
+    head = _header(first)
+    collects = gc.isenabled()
+    # Nothing that is made here is garbage, and looking for some again and again takes longer than the loading.
+    gc.disable()
+    try:
+        return head, _load(head, frames)
+    finally:
+        if collects:
+            gc.enable()
 
 
-def _frames(body: bytes) -> Iterator[bytes]:
+def _verified(src: BinaryIO) -> int:
+    """Where the checksum begins, after everything before it agreed with it."""
+    if src.read(len(MAGIC)) != MAGIC:
+        raise SnapshotDamaged("the file does not start like a snapshot")
+    digest = hashlib.sha256(MAGIC)
+    end, tail = len(MAGIC), b""
+    while chunk := src.read(_CHUNK_BYTES):
+        body = tail + chunk
+        tail = body[-CHECKSUM_BYTES:]
+        digest.update(body[:-CHECKSUM_BYTES])
+        end += max(len(body) - CHECKSUM_BYTES, 0)
+    if digest.digest() != tail:
+        raise SnapshotDamaged("its checksum does not match its content: it was cut short or changed")
+    return end
+
+
+def _frames(src: BinaryIO, end: int) -> Iterator[bytes]:
     at = len(MAGIC)
-    while at < len(body):
-        size = int.from_bytes(body[at : at + 4], "big")
+    while at < end:
+        size = int.from_bytes(src.read(4), "big")
         at += 4 + size
-        if at > len(body):
+        if at > end:
             raise SnapshotDamaged("it ends in the middle of a frame")
-        yield body[at - size : at]
+        yield src.read(size)
 
 
-def _load(head: Header, sections: list[bytes], end: bytes) -> Machine:
-    tables: dict[str, list[tuple[str, Row]]] = {name: [] for name in TABLES}
+def _load(head: Header, frames: Iterator[bytes]) -> Machine:
+    tables: dict[str, list[Row]] = {name: [] for name in TABLES}
     decoders: dict[str, msgspec.msgpack.Decoder[Any]] = {
-        name: msgspec.msgpack.Decoder(list[tuple[str, kind]])  # type: ignore[valid-type]
+        name: msgspec.msgpack.Decoder(list[kind])  # type: ignore[valid-type]
         for name, kind in TABLES.items()
     }
-    for section in sections:
-        name, raw = _decode(_section, section, "a section")
+    pool = Pool()
+    count = 0
+    for frame in frames:
+        name, raw = _decode(_section, frame, "a section")
+        if name == _END:
+            if _decode(_number, raw, "its end") != count or next(frames, None) is not None:
+                raise SnapshotDamaged(f"it holds {count} rows and says otherwise")
+            break
         if name not in decoders:
             raise SnapshotDamaged(f"it has a table {name!r} that this release does not know; upgrade it")
-        tables[name] += _decode(decoders[name], raw, f"a row of table {name}")
-    count = sum(len(rows) for rows in tables.values())
-    if _decode(_end, end, "its end") != ("end", count):
-        raise SnapshotDamaged(f"it holds {count} rows and says otherwise")
+        rows = _decode(decoders[name], raw, f"a row of table {name}")
+        count += len(rows)
+        pool.share(name, rows)
+        tables[name] += rows
+    else:
+        raise SnapshotDamaged("it has no end")
     machine = Machine()
     machine.state.load(tables)
     machine.index, machine.term, machine.chain = head.index, head.term, head.chain

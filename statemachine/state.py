@@ -20,7 +20,10 @@ from statemachine import settings as st
 from statemachine.errors import Code, Refused
 from statemachine.indexes import Indexes
 from statemachine.rows import (
+    CLUSTER_KEY,
+    KEYS,
     TABLES,
+    VOTERS_KEY,
     Artifact,
     Cluster,
     Event,
@@ -40,9 +43,6 @@ from statemachine.rows import (
 )
 
 R = TypeVar("R", bound=Struct)
-
-CLUSTER_KEY = "cluster"
-VOTERS_KEY = "voters"
 
 
 class State:
@@ -99,11 +99,11 @@ class State:
     def controller(self, name: str) -> st.Controller:
         return cast("st.Controller | None", self._keyed.get(f"controller/{name}")) or st.Controller()
 
-    def load(self, tables: Mapping[str, Iterable[tuple[str, Row]]]) -> None:
+    def load(self, tables: Mapping[str, Iterable[Row]]) -> None:
         """Fill an empty state with rows, settings first (deadlines depend on them)."""
         for name in sorted(tables, key=lambda name: name != "settings"):
-            rows = self.tables[name]
-            rows.update(tables[name])
+            rows, key_of = self.tables[name], KEYS[name]
+            rows.update((key_of(row), row) for row in tables[name])
             keep = self.index.keepers.get(name)
             if keep is not None:
                 for key, row in rows.items():

@@ -14,21 +14,24 @@ import contextlib
 import gc
 import io
 import json
+import multiprocessing
 import os
 import statistics
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import httpx
 import psutil
+from msgspec.structs import replace
 
 from ringrift_cluster.raft.conf import VoterConfig
 from ringrift_cluster.raft.engine import RaftReplica
 from statemachine import settings as st
 from statemachine import snapshot
 from statemachine.commands import AddWork, ChangeSetting, encode_command
+from statemachine.entries import encode_entry
 from statemachine.machine import Machine
 from statemachine.rows import Actual, Artifact, Desired, Job, Row, Work, WorkStatus
 from tests.bench.api_requests import one_connection
@@ -36,7 +39,7 @@ from tests.bench.law import processor
 from tests.support.cluster import NodeProcess, eventually, free_ports
 from tests.support.law import digest_of
 
-Tables = dict[str, list[tuple[str, Row]]]
+Tables = dict[str, list[Row]]
 NAME = "v1"
 #: the most this bench waits for a voter to be ready
 PATIENCE_S = 240.0
@@ -44,22 +47,22 @@ PATIENCE_S = 240.0
 
 def rows(items: int, ended: float) -> Tables:
     """Work items, oldest first: those that are completed, each with its job and its file, then those that wait."""
-    work: list[tuple[str, Row]] = []
-    jobs: list[tuple[str, Row]] = []
-    artifacts: list[tuple[str, Row]] = []
+    work: list[Row] = []
+    jobs: list[Row] = []
+    artifacts: list[Row] = []
     configs = [f"hex8_{n}p" for n in range(12)]
     peers = [f"node-{n}" for n in range(64)]
     for n in range(items):
         name, config, peer = f"selfplay-{n:08}", configs[n % 12], peers[n % 64]
         spec = AddWork(name, "selfplay", config, template="selfplay", params={"games": "50", "seed": str(n)})
         if n >= items * ended:
-            work.append((name, Work(spec, WorkStatus.PENDING, 2 * n + 1, n, n)))
+            work.append(Work(spec, WorkStatus.PENDING, 2 * n + 1, n, n))
             continue
         job, digest, counts = f"{name}.1", digest_of(name), {"games": 50, "positions": 2_000}
         done = Work(
             spec, WorkStatus.COMPLETED, 2 * n + 1, n, n, attempts=1, grants=1, job=job, finished_at_ms=n, counts=counts
         )
-        work.append((name, done))
+        work.append(done)
         row = Job(
             job=job,
             work=name,
@@ -78,32 +81,19 @@ def rows(items: int, ended: float) -> Tables:
             finished_at_ms=n,
             counts=counts,
         )
-        jobs.append((job, row))
+        jobs.append(row)
         file = Artifact(digest, 81_920, "games", config, 2 * n + 2, n, {"games": 50}, (peer,), job, n + 1, "games.npz")
-        artifacts.append((digest, file))
+        artifacts.append(file)
     limits = st.Limits(pending_per_class=10**9)
     made = Machine()
-    made.apply(1, 1, _entry(ChangeSetting("limits", st.encode(limits))))
-    cluster = made.state.cluster
+    made.apply(1, 1, encode_entry(1, 0, [encode_command(ChangeSetting("limits", st.encode(limits)))]))
     return {
-        "cluster": [("cluster", _at(cluster, items))],
-        "settings": list(made.state.settings.items()),
+        "cluster": [replace(made.state.cluster, clock_ms=items, seq=2 * items + 2, fence=items + 1)],
+        "settings": list(made.state.settings.values()),
         "work": work,
         "jobs": jobs,
         "artifacts": artifacts,
     }
-
-
-def _entry(command: ChangeSetting) -> bytes:
-    from statemachine.entries import encode_entry
-
-    return encode_entry(1, 0, [encode_command(command)])
-
-
-def _at(cluster: Row, items: int) -> Row:
-    from msgspec.structs import replace
-
-    return replace(cluster, clock_ms=items, seq=2 * items + 2, fence=items + 1)
 
 
 def resident() -> float:
@@ -143,8 +133,8 @@ def in_process(items: int, ended: float) -> None:
 
 async def written(folder: Path, members: str, items: int, ended: float) -> None:
     """A voter's directory whose snapshot holds the rows."""
-    http, raft = members.removeprefix(f"{NAME}=127.0.0.1:").split("/")
-    replica = RaftReplica.start(VoterConfig(node_id=NAME, voters={NAME: f"127.0.0.1:{raft}"}, data_dir=folder))
+    raft = f"127.0.0.1:{members.partition('/')[2]}"
+    replica = RaftReplica.start(VoterConfig(node_id=NAME, voters={NAME: raft}, data_dir=folder))
     try:
         while not replica.status().ready:
             await asyncio.sleep(0.05)
@@ -237,7 +227,7 @@ def as_a_voter(items: int, ended: float, seconds: float) -> None:
             process = psutil.Process(node.process.pid)
             cpu = process.cpu_times()
             status = node.get("/status")
-            assert status["work_queue"]["total_items"] >= items, status["work_queue"]
+            assert status["work_queue"]["total"] >= items, status["work_queue"]
             print(f"  restart to ready: {took:.1f} s ({cpu.user + cpu.system:.1f} s CPU), snapshot {size:.0f} MB")
             print(f"  RSS {process.memory_info().rss / 1e6:.0f} MB")
             asyncio.run(half_load(node, seconds))
@@ -273,19 +263,12 @@ def main() -> None:
             _apart(run)
 
 
-def _apart(run: object) -> None:
+def _apart(run: Callable[[], None]) -> None:
     """Run in a forked process, so that its memory is its own."""
-    assert callable(run)
-    pid = os.fork()
-    if pid == 0:
-        status = 1
-        try:
-            run()
-            status = 0
-        finally:
-            os._exit(status)
-    _, ended = os.waitpid(pid, 0)
-    if ended:
+    process = multiprocessing.get_context("fork").Process(target=run)
+    process.start()
+    process.join()
+    if process.exitcode:
         raise SystemExit("a part of the bench failed")
 
 

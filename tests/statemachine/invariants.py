@@ -168,7 +168,7 @@ def plain_indexes(index: Indexes) -> dict[str, Any]:
 def rebuilt(state: State) -> State:
     """A state made of the same rows, settings first."""
     fresh = State()
-    fresh.load({name: rows.items() for name, rows in state.tables.items()})
+    fresh.load({name: rows.values() for name, rows in state.tables.items()})
     return fresh
 
 

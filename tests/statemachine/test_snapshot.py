@@ -11,6 +11,7 @@ import pytest
 from statemachine import snapshot
 from statemachine.commands import CancelWork, ConfigureVoters, CreateToken, Once, RecordMatch, StartGauntlet
 from statemachine.machine import Machine
+from statemachine.rows import KEYS
 from statemachine.snapshot import MAGIC, Header, SnapshotDamaged
 from statemachine.values import Scope, Voter
 from tests.support.law import (
@@ -87,6 +88,21 @@ def test_every_table_comes_back_with_its_rows_in_their_order():
     assert (head.cluster_id, head.voters, head.feature_level) == ("c-1", ("a", "b", "c"), 1)
 
 
+def test_a_row_is_kept_under_the_key_it_knows():
+    for name, rows in busy().state.tables.items():
+        assert [KEYS[name](row) for row in rows.values()] == list(rows)
+
+
+def test_rows_of_a_snapshot_share_what_they_say_alike():
+    cluster = given(node("a"), item("w1"), item("w2"), bound("w1", "a"), bound("w2", "a"))
+    state = cluster.restored().state
+    first, second, job = state.work["w1"], state.work["w2"], state.jobs["w1.1"]
+    assert first.spec.config is second.spec.config is job.config
+    assert first.counts is second.metrics is job.total
+    assert job.work is first.spec.work
+    assert (state.work, state.jobs) == (cluster.state.work, cluster.state.jobs)
+
+
 def test_the_future_after_a_snapshot_is_the_future_after_the_log():
     cluster = busy()
     twin = cluster.restored()
@@ -99,7 +115,7 @@ def test_the_future_after_a_snapshot_is_the_future_after_the_log():
 def test_a_frozen_view_does_not_move_with_its_machine():
     cluster = busy()
     frozen = snapshot.freeze(cluster.machine)
-    before = dict(frozen.tables["work"])
+    before = list(frozen.tables["work"])
     cluster.do(item("later"))
     assert frozen.tables["work"] == before
     assert frozen.index == cluster.index - 1
