@@ -7,8 +7,8 @@ import hashlib
 import msgspec
 
 from statemachine.machine import Machine
-from statemachine.rows import Voters
-from statemachine.state import VOTERS_KEY, Txn
+from statemachine.rows import VOTERS_KEY, Voters
+from statemachine.state import Txn
 from statemachine.values import Voter
 
 #: more fences than any cluster gives out between a backup and the day it is needed
