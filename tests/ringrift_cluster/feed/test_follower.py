@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import io
 import random
 import threading
 from collections.abc import AsyncIterator, Callable, Coroutine
@@ -26,8 +27,10 @@ from ringrift_cluster.replica import (
     on_behalf,
 )
 from statemachine.commands import AddWork, CreateToken, RaiseFeatureLevel, RevokeToken, encode_command
+from statemachine.entries import encode_entry
 from statemachine.errors import Done
-from statemachine.snapshot import read_header
+from statemachine.machine import Machine
+from statemachine.snapshot import freeze, header, read_header, write
 from statemachine.values import Beat, Scope
 from tests.support.feeding import Cluster
 
@@ -113,19 +116,46 @@ def test_a_restarted_follower_continues_from_its_own_snapshot(tmp_path: Path) ->
     run(scenario())
 
 
-def test_a_damaged_own_snapshot_costs_a_new_one_and_nothing_else(tmp_path: Path) -> None:
+def _flipped(data: bytes, at: int) -> bytes:
+    changed = bytearray(data)
+    changed[at] ^= 1
+    return bytes(changed)
+
+
+def _of_another_cluster(_: bytes) -> bytes:
+    machine, out = Machine(), io.BytesIO()
+    machine.apply(1, 1, encode_entry(1, 0, [item("foreign")]))
+    frozen = freeze(machine)
+    write(frozen, header(frozen, "another", ("a",)), out)
+    return out.getvalue()
+
+
+DAMAGES: dict[str, Callable[[bytes], bytes]] = {
+    "a flipped bit in the magic": lambda data: _flipped(data, 2),
+    "a flipped bit in the header": lambda data: _flipped(data, 20),
+    "a flipped bit in a section": lambda data: _flipped(data, len(data) // 2),
+    "a flipped bit in the digest": lambda data: _flipped(data, -1),
+    "a truncated tail": lambda data: data[:-20],
+    "a zeroed tail": lambda data: data[:-64] + bytes(64),
+    "an empty file": lambda data: b"",
+    "garbage": lambda data: bytes(i * 7919 % 251 for i in range(len(data))),
+    "another cluster's": _of_another_cluster,
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_own_snapshot_costs_a_new_one_and_nothing_else(tmp_path: Path, damage: str) -> None:
     async def scenario() -> None:
         cluster = Cluster(tmp_path)
         cluster.leader.commit([item("w1")])
         async with following(cluster, tmp_path / "f") as replica:
             await caught_up(replica, cluster)
         file = tmp_path / "f" / "feed" / "follower.snap"
-        data = bytearray(file.read_bytes())
-        data[len(data) // 2] ^= 1
-        file.write_bytes(data)
+        file.write_bytes(DAMAGES[damage](file.read_bytes()))
         async with following(cluster, tmp_path / "f") as replica:
             await caught_up(replica, cluster)
             assert replica.snapshots_taken == 1
+            assert (await replica.read(lambda state: list(state.work))).value == ["w1"]
 
     run(scenario())
 

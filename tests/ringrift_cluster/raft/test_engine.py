@@ -257,6 +257,33 @@ def test_a_wiped_voter_is_told_and_stops(tmp_path):
     run(story())
 
 
+def test_a_voter_put_back_from_an_older_copy_is_excluded_and_the_status_says_so(tmp_path):
+    async def story():
+        async with Loopback(tmp_path) as cluster:
+            await cluster.start()
+            leader, others = await cluster.leader(), await cluster.others()
+            old = others[0].status().node_id
+            first = await leader.propose([add("w1")])
+            await until(lambda: others[0].status().applied >= first.index, "it has the first one")
+            await cluster.stop(old)
+            # Its mark is as old as its journal, so the voter itself cannot know.
+            shutil.copytree(tmp_path / old, tmp_path / "copy")
+            await cluster.start(old)
+            for n in range(5):
+                last = await leader.propose([add(f"x{n}")])
+            await until(lambda: cluster.running[old].status().applied >= last.index, "it acknowledged them all")
+            await cluster.stop(old)
+            shutil.rmtree(tmp_path / old)
+            shutil.copytree(tmp_path / "copy", tmp_path / old)
+            await cluster.start(old)
+            await until(lambda: old in leader.status().refused, "it is excluded")
+            assert "its disk lost data" in leader.status().refused[old]
+            await leader.propose([add("y")])
+            assert "y" not in (await cluster.running[old].read(lambda state: set(state.work))).value
+
+    run(story())
+
+
 def test_a_voter_without_the_secret_is_not_let_in(tmp_path):
     async def story():
         async with Loopback(tmp_path) as cluster:
