@@ -45,6 +45,8 @@ class NemesisCluster(TestCluster):
     cpu_slots: int = 0
     network: Network | None = None
     places: Places = field(default_factory=Places)
+    #: names of those that vote now
+    voting: list[str] = field(default_factory=list)
 
     @staticmethod
     def names(voters: int, followers: int) -> list[str]:
@@ -56,6 +58,7 @@ class NemesisCluster(TestCluster):
         secret = self.folder / "secret"
         secret.write_text(secrets.token_hex(16))
         voters = self.names(self.voters, 0)
+        self.voting = list(voters)
         members = ",".join(f"{v}={network.address(v)}:{HTTP_PORT}/{RAFT_PORT}" for v in voters)
         for name in self.names(self.voters, self.followers):
             folder = self.folder / name
@@ -99,7 +102,7 @@ class NemesisCluster(TestCluster):
 
     @property
     def voter_nodes(self) -> list[NodeProcess]:
-        return [n for n in self.nodes.values() if n.role == "voter"]
+        return [self.nodes[name] for name in self.voting]
 
     def signal(self, node: NodeProcess, number: signal.Signals) -> None:
         if node.alive:
@@ -116,5 +119,5 @@ class NemesisCluster(TestCluster):
                 self.signal(node, signal.SIGCONT)
         super().stop()
         if self.places.small_disks:
-            for node in self.voter_nodes:
+            for node in (self.nodes[name] for name in self.names(self.voters, 0)):
                 unmount(node.folder)

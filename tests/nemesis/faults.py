@@ -78,7 +78,7 @@ class Stage:
     def everybody(self) -> set[str]:
         return {*self.cluster.nodes, CLIENTS}
 
-    async def leader(self) -> NodeProcess | None:
+    async def leader(self, *, free_only: bool = True) -> NodeProcess | None:
         """Who says that it leads, in the highest term; None when nobody does or another fault has it."""
 
         async def term(node: NodeProcess) -> int:
@@ -89,10 +89,10 @@ class Stage:
             seen = answer.json()
             return int(seen["term"]) if seen["role"] == "leader" else -1
 
-        free = self.free(self.voters)
-        terms = await asyncio.gather(*map(term, free))
+        asked = self.free(self.voters) if free_only else [n for n in self.voters if n.alive]
+        terms = await asyncio.gather(*map(term, asked))
         best = max(terms, default=-1)
-        return free[terms.index(best)] if best >= 0 else None
+        return asked[terms.index(best)] if best >= 0 else None
 
     async def victim(self, *, leader: bool) -> NodeProcess | None:
         """A free voter, or the leader if it is free."""
@@ -302,15 +302,16 @@ async def full_disk(stage: Stage) -> None:
 
 
 def _fill(path: Path, left: int) -> None:
-    with path.open("wb") as out:
-        free = shutil.disk_usage(path.parent).free
-        if free > left:
-            os.posix_fallocate(out.fileno(), 0, free - left)
-        if left == 0:
-            # The last pages, whatever others took or gave back meanwhile.
-            with contextlib.suppress(OSError):
-                while True:
-                    os.write(out.fileno(), bytes(4096))
+    """Fill the disk, whatever the node writes or removes meanwhile, until so many bytes are left."""
+    chunk = bytes(1 << 20)
+    with path.open("wb", buffering=0) as out:
+        while shutil.disk_usage(path.parent).free > left:
+            try:
+                out.write(chunk)
+            except OSError:
+                if len(chunk) == 1:
+                    return
+                chunk = chunk[: len(chunk) // 2]
 
 
 async def clock_jump(stage: Stage) -> None:

@@ -58,19 +58,17 @@ async def _load(
     rng = random.Random(f"{scenario.name} {seed}")
     clients = Clients({n.name: n.url for n in cluster.nodes.values()}, rng.randrange(1 << 30), rate)
     try:
-        async with httpx.AsyncClient(trust_env=False) as http:
+        async with httpx.AsyncClient(trust_env=False) as http, asyncio.TaskGroup() as group:
             stage = Stage(cluster, network, rng, http)
-            load = asyncio.create_task(clients.run())
+            group.create_task(clients.run())
             began_at = time.monotonic()
             await asyncio.sleep(QUIET_S)
             until = time.monotonic() + seconds
-            await asyncio.gather(
-                *(_lane(scenario, stage, until) for _ in range(scenario.lanes if scenario.faults else 0))
-            )
+            lanes = [_lane(scenario, stage, until) for _ in range(scenario.lanes if scenario.faults else 0)]
+            await asyncio.gather(*lanes)
             await asyncio.sleep(max(until - time.monotonic(), 0.0) + QUIET_S)
             ended_at = time.monotonic()
             clients.stop()
-            await load
     finally:
         await clients.close()
     history = clients.history

@@ -247,13 +247,13 @@ def queue_ops(draw: s.DrawFn) -> Op:
     return made
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(s.lists(register_ops(), max_size=5))
 def test_a_register_is_judged_as_by_trying_everything(ops: list[Op]) -> None:
     assert check(ops, REGISTER).ok == brute(ops, REGISTER)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(s.lists(queue_ops(), max_size=4))
 def test_a_queue_is_judged_as_by_trying_everything(ops: list[Op]) -> None:
     ops = [add("x", 0, 1), *ops]
