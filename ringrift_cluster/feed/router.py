@@ -7,6 +7,7 @@ import math
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qsl
@@ -24,6 +25,8 @@ from statemachine.snapshot import Header, SnapshotDamaged, read_header
 #: a poll costs a fifth of this, so that polls never take more than that share of the loop, up to the longest moment
 _EACH_S = 0.0008
 _MOMENT_S = 0.3
+#: polls that are answered in one turn of the loop
+_AT_ONCE = 16
 #: encoded runs of frames that are kept for the next follower at the same position
 _KEPT = 32
 
@@ -66,7 +69,8 @@ class FeedRouter:
         self._coalesce_s = coalesce_s
         self._max_waiting = max_waiting
         self._clock = clock
-        self._changed = asyncio.Event()
+        #: polls that wait, in the order in which they came
+        self._parked: dict[asyncio.Future[None], None] = {}
         self._released_s = -math.inf
         self._release: asyncio.TimerHandle | None = None
         self._ticket: int | None = None
@@ -144,7 +148,6 @@ class FeedRouter:
         cluster = query.get("cluster", "")
         started = self._clock()
         while True:
-            changed = self._changed
             held_s = self._clock() - started
             status = self._source.status()
             if status.halted:
@@ -154,7 +157,7 @@ class FeedRouter:
             frames, complete = self._read(after, chain, max_bytes)
             if frames or held_s >= wait_s or self._closed:
                 break
-            await self._wait(changed, wait_s - held_s)
+            await self._wait(wait_s - held_s)
         last = frames[-1].index if frames else after
         standing = Standing(
             cluster_id=status.cluster_id,
@@ -200,20 +203,22 @@ class FeedRouter:
             self._encoded.popitem(last=False)
         return known
 
-    async def _wait(self, changed: asyncio.Event, seconds: float) -> None:
+    async def _wait(self, seconds: float) -> None:
         if self.waiting >= self._max_waiting:
             raise _Refusal(429, "busy", f"{self._max_waiting} followers wait here already; ask another voter")
+        loop = asyncio.get_running_loop()
         if self._ticket is None:
-            loop = asyncio.get_running_loop()
             self._ticket = self._source.subscribe(lambda: _post(loop, self._applied))
             return
+        parked: asyncio.Future[None] = loop.create_future()
+        self._parked[parked] = None
+        timer = loop.call_later(seconds, _let_go, parked)
         self.waiting += 1
         try:
-            async with asyncio.timeout(seconds):
-                await changed.wait()
-        except TimeoutError:
-            pass
+            await parked
         finally:
+            timer.cancel()
+            self._parked.pop(parked, None)
             self.waiting -= 1
 
     def _applied(self) -> None:
@@ -226,8 +231,20 @@ class FeedRouter:
     def _wake(self) -> None:
         self._release = None
         self._released_s = self._clock()
-        changed, self._changed = self._changed, asyncio.Event()
-        changed.set()
+        self._release_some(len(self._parked))
+
+    def _release_some(self, count: int) -> None:
+        """Let the next `count` polls go, some in each turn of the loop: other requests come in between."""
+        for parked in list(islice(self._parked, min(count, _AT_ONCE))):
+            del self._parked[parked]
+            _let_go(parked)
+        if count > _AT_ONCE and self._parked:
+            asyncio.get_running_loop().call_soon(self._release_some, count - _AT_ONCE)
+
+
+def _let_go(parked: asyncio.Future[None]) -> None:
+    if not parked.done():
+        parked.set_result(None)
 
 
 def _post(loop: asyncio.AbstractEventLoop, call: Callable[[], None]) -> None:

@@ -117,6 +117,31 @@ def test_one_batch_is_encoded_once_for_all_who_wait_for_it(tmp_path: Path, monke
     run(scenario())
 
 
+def test_a_crowd_is_answered_some_at_a_time_and_nobody_twice(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        desk = Desk(tmp_path)
+        polls = [asyncio.create_task(desk.batch(wait=10)) for _ in range(100)]
+        await eventually(lambda: desk.router.waiting == 100)
+        desk.commit("w1")
+        seen = []
+        while not all(poll.done() for poll in polls):
+            seen.append(desk.router.waiting)
+            await asyncio.sleep(0)
+        assert any(0 < waiting < 100 for waiting in seen)
+        assert {len(poll.result().frames) for poll in polls} == {1}
+
+    run(scenario())
+
+
+def test_polls_that_end_without_news_leave_nothing_behind(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        desk = Desk(tmp_path)
+        await asyncio.gather(*(desk.batch(wait=0.02) for _ in range(20)))
+        assert not desk.router._parked
+
+    run(scenario())
+
+
 def test_a_poll_without_news_ends_with_an_empty_batch(tmp_path: Path) -> None:
     async def scenario() -> None:
         desk = Desk(tmp_path)
