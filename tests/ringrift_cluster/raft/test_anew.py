@@ -15,6 +15,7 @@ from ringrift_cluster.raft.snapshots import load
 from ringrift_cluster.raft.verify import verify
 from statemachine.values import Voter
 from tests.ringrift_cluster.raft.loopback import Loopback, add, until
+from tests.ringrift_cluster.raft.test_changes import Growing
 
 B = Voter("b", "x:1")
 
@@ -60,6 +61,25 @@ class TestRecover:
             assert not verify(tmp_path / "b").damages
             await serve_alone(tmp_path, "b", begun)
             assert not verify(tmp_path / "b").damages
+
+        run(story())
+
+    def test_it_grows_back_to_three(self, tmp_path):
+        async def story():
+            await three_with_work(tmp_path)
+            found = survivor(tmp_path / "b")
+            async with Growing(tmp_path, "b") as cluster:
+                recover(tmp_path / "b", Voter("b", cluster.voters["b"]), found)
+                await cluster.start()
+                leader = await cluster.leader()
+                for name in "ac":
+                    # What the others still have is of the old cluster: it is moved away.
+                    (tmp_path / name / "raft").rename(tmp_path / name / "raft.old")
+                    await leader.add_voter(await cluster.join(name))
+                await cluster.all_count("a", "b", "c")
+                placed = await cluster.running["c"].propose([add("new")])
+                held = await cluster.running["a"].read(lambda s: set(s.work), at_least=placed.index, wait_s=5)
+                assert held.value == {*(f"w{n}" for n in range(20)), "new"}
 
         run(story())
 
