@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -11,9 +12,11 @@ from ringrift_cluster.raft.configuration import of_state
 from ringrift_cluster.raft.counters import Counters
 from ringrift_cluster.raft.journal import Journal
 from ringrift_cluster.raft.membership import Membership
-from ringrift_cluster.raft.snapshots import SnapshotDir, SnapshotFile
+from ringrift_cluster.raft.snapshots import SnapshotDir, SnapshotFile, digest
 from statemachine.machine import Machine
 from statemachine.snapshot import freeze, header
+
+log = logging.getLogger(__name__)
 
 PRUNE_S = 10.0
 
@@ -52,6 +55,8 @@ class Compaction:
         #: the oldest index that will do, and who waits for it
         self._asked: list[tuple[int, Callable[[SnapshotFile], None]]] = []
         self._pruned_at = 0.0
+        #: the file that each voter began to fetch last
+        self._fetched: dict[str, tuple[int, int]] = {}
         #: work for another thread
         self.jobs: deque[Job] = deque()
 
@@ -112,6 +117,29 @@ class Compaction:
             self._asked = [(oldest, done) for oldest, done in self._asked if file.index < oldest]
             for done in served:
                 done(file)
+
+        self.jobs.append(Job(run, finish))
+
+    def asked_again(self, peer: str, index: int, term: int, machine: Callable[[], Machine]) -> None:
+        """A voter fetches a file from its beginning; for the second time, the first copy was no good there.
+
+        The file may have rotted here since it was verified: look at it, and write another one if so.
+        """
+        latest = self._snapshots.latest
+        if self._fetched.get(peer) != (index, term):
+            self._fetched[peer] = (index, term)
+            return
+        if latest is None or (latest.index, latest.term) != (index, term):
+            return
+        found: list[str] = []
+
+        def run() -> None:
+            found.append(digest(latest.path) if latest.path.exists() else "")
+
+        def finish() -> None:
+            if found[0] != latest.sha256:
+                log.error('event=snapshot_rotten file=%s detail="another one is written"', latest.path)
+                self._asked.append((machine().index, lambda file: None))
 
         self.jobs.append(Job(run, finish))
 

@@ -448,6 +448,8 @@ class RaftNode:
             request.index, request.snapshot_term, request.offset, self.config.limits.part_bytes, now
         )
         self._send(peer, Part(request.index, request.snapshot_term, request.offset, data))
+        if request.offset == 0:
+            self._compaction.asked_again(peer, request.index, request.snapshot_term, lambda: self.machine)
 
     def _take_part(self, peer: str, part: Part, now: float) -> None:
         file = self._fetch.take(peer, part, now)

@@ -113,6 +113,27 @@ class TestAnOfferedSnapshot:
         run_jobs(voter)
         assert voter.inside.applied == 20
 
+    def test_a_file_that_rotted_at_its_source_is_found_out_and_written_anew(self, tmp_path):
+        other, file = source(tmp_path / "a")
+        data = file.path.read_bytes()
+        file.path.write_bytes(data[:-1] + bytes((data[-1] ^ 1,)))
+        other.get("b", AppendEntries(1, 21, 20, 1, [entry(21, 1)]))
+        voter = Guarded(tmp_path / "c", node_id="c")
+        for _ in range(2):
+            voter.get("b", offer(file))
+            fetch(voter, other)
+            run_jobs(voter)
+            assert voter.inside.applied == 1
+        run_jobs(other)
+        run_jobs(other)
+        newer = other.node._snapshots.latest
+        assert newer is not None
+        assert newer.index == 21
+        voter.get("b", offer(newer))
+        fetch(voter, other)
+        run_jobs(voter)
+        assert voter.node.machine.chain == other.node.machine.chain
+
     def test_one_at_or_below_the_commit_index_is_answered_and_not_fetched(self, tmp_path):
         _, file = source(tmp_path / "a")
         voter = Guarded(tmp_path / "c", node_id="c")
