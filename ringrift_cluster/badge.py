@@ -22,6 +22,7 @@ import msgspec
 from ringrift_cluster.api.tokens import Joining, fresh_secret, hash_of
 from ringrift_cluster.client.errors import problem_of
 from ringrift_cluster.replica import Replica, ReplicaError
+from ringrift_cluster.settings import OWN_TOKEN_FILE as FILE
 from statemachine.commands import CreateToken, RevokeToken, encode_command
 from statemachine.errors import Rejected
 from statemachine.tokens import name_of
@@ -29,7 +30,6 @@ from statemachine.values import Scope
 
 log = logging.getLogger("ringrift.badge")
 
-FILE = "node-token"
 #: a node looks this often whether its token is still good
 EVERY_S = 15.0
 SOON_S = 0.5

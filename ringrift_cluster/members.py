@@ -22,6 +22,8 @@ class Member:
     host: str
     port: int
     raft_port: int
+    #: of its HTTP port
+    scheme: str = "http"
 
     @property
     def address(self) -> str:
@@ -29,7 +31,7 @@ class Member:
 
     @property
     def url(self) -> str:
-        return f"http://{self.address}"
+        return f"{self.scheme}://{self.address}"
 
     @property
     def raft_address(self) -> str:

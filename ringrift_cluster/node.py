@@ -50,6 +50,7 @@ from ringrift_cluster.raft.errors import RaftError
 from ringrift_cluster.replica import ReplicaError
 from ringrift_cluster.settings import NodeConfig
 from ringrift_cluster.supervise import TaskReport, supervise
+from ringrift_cluster.tls import Tls, TlsError
 from ringrift_cluster.vitals import Executor, counters
 
 log = logging.getLogger("ringrift.node")
@@ -122,6 +123,22 @@ def _listener(config: NodeConfig) -> Iterator[socket.socket]:
         yield listener
 
 
+def _tls(config: NodeConfig) -> Tls | None:
+    """The node's TLS; its certificate must be its own. Raises SetupError."""
+    if config.tls is None:
+        return None
+    try:
+        found = Tls(config.tls)
+    except TlsError as error:
+        raise SetupError(str(error)) from error
+    said = found.facts
+    if said is not None and (said.node_id != config.node_id or said.voter < config.is_voter):
+        whose = f"{'voter' if said.voter else 'node'} {said.node_id}" if said.node_id else "no node"
+        own = f"{'voter' if config.is_voter else 'node'} {config.node_id}"
+        raise SetupError(f"the certificate {config.tls.cert} is of {whose}, and this is {own}; give it one of its own")
+    return found
+
+
 class _Server(uvicorn.Server):
     """uvicorn without its own signal handlers: the node decides when to leave."""
 
@@ -160,8 +177,12 @@ class _Node:
             kept = None if token else badge.stored(config.data_dir)
         except (OSError, UnicodeDecodeError) as error:
             raise SetupError(f"this node's own token cannot be read: {error}") from error
+        self._tls = _tls(config)
+        if self._tls is not None and self._tls.http_server is not None:
+            loop.add_signal_handler(signal.SIGHUP, self._tls.refresh)
+        verify = self._tls.http_client if self._tls is not None else True
         self._badge = badge.Badge(config.node_id, token, kept, [m.url for m in config.voters])
-        async with httpx.AsyncClient(timeout=timeout, auth=self._badge, limits=limits) as http:
+        async with httpx.AsyncClient(timeout=timeout, auth=self._badge, limits=limits, verify=verify) as http:
             if await self._join(http):
                 async with self._replica(http) as replica:
                     await self._live(replica, http, token)
@@ -214,6 +235,8 @@ class _Node:
                 data_dir=config.data_dir,
                 bind=f"{config.bind}:{config.raft_port or own.raft_port}",
                 secret=secret,
+                server_tls=self._tls.link_server if self._tls else None,
+                client_tls=self._tls.link_client if self._tls else None,
                 timing=Timing(
                     heartbeat_s=config.append_period_s,
                     election_min_s=config.election_min_s,
@@ -265,6 +288,7 @@ class _Node:
         executor = Executor(replica, hired)
         controllers = Controllers(replica, http=http) if isinstance(replica, RaftReplica) else None
         feed = FeedRouter(replica)
+        tls_numbers = self._tls.numbers if self._tls is not None else dict[str, float]
         connections = Connections(with_room_for_files(ConnectionLimits()))
         services = Services(
             replica=replica,
@@ -278,10 +302,15 @@ class _Node:
             feed=feed,
             pulse=lambda: self._pulse(replica),
             loops=self._loops(controllers),
-            counters=lambda: {**counters(replica, executor, controllers, self._stall_max_s), **connections.numbers()},
+            counters=lambda: {
+                **counters(replica, executor, controllers, self._stall_max_s),
+                **connections.numbers(),
+                **tls_numbers(),
+            },
             closing=self._leaving.is_set,
             token=token,
             guarded=self._badge.joined,
+            exposure=config.exposure,
             version=__version__,
         )
         server = _Server(
@@ -300,6 +329,8 @@ class _Node:
                 backlog=BACKLOG,
             )
         )
+        server.config.load()
+        server.config.ssl = self._tls.http_server if self._tls is not None else None
         log.info(
             "event=node_started role=%s url=%s data_dir=%s voters=%s pid=%d",
             config.role,
@@ -321,6 +352,8 @@ class _Node:
                 others = {m.id: m.url for m in config.voters if m.id != config.node_id}
                 agreement = Agreement(replica, others, http, self._halted)
                 tasks.append(group.create_task(self._supervised("agreement", agreement.run)))
+            if self._tls is not None:
+                tasks.append(group.create_task(self._supervised("tls", self._tls.watch)))
             if token is not None:
                 tasks.append(group.create_task(self._supervised("badge", lambda: self._badge.keep(replica))))
             serving = group.create_task(server.serve(sockets=[self._listener]), name="http")

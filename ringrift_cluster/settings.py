@@ -14,7 +14,7 @@ import re
 import secrets
 import socket
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -33,10 +33,13 @@ from ringrift_cluster.members import (
 )
 from ringrift_cluster.retired import retired
 from ringrift_cluster.sources import Network, Role, Settings, load
+from ringrift_cluster.tls import TlsFiles
 
 __all__ = ["Member", "Network", "NodeConfig", "Role", "Settings", "SettingsError", "load", "node_config", "resolve"]
 
 NODE_ID_FILE = "node-id"
+#: the token that a follower bought (see `badge`)
+OWN_TOKEN_FILE = "node-token"  # noqa: S105 - a file name
 
 
 #: election timeout bounds and the append period of each preset, in seconds
@@ -68,7 +71,10 @@ class NodeConfig:
     #: what a follower without the auth token buys its own token with
     join_token: SecretStr | None
     cluster_secret: SecretStr | None
-    insecure: bool
+    #: None: plain HTTP, and voters' links without encryption
+    tls: TlsFiles | None
+    #: what is open to the network because of --insecure, in a sentence; else empty
+    exposure: str
     election_min_s: float
     election_max_s: float
     append_period_s: float
@@ -86,7 +92,8 @@ class NodeConfig:
     @property
     def url(self) -> str:
         """Where other nodes reach this one's HTTP."""
-        return f"http://{join(self.advertise_host, self.advertise_port)}"
+        scheme = "https" if self.tls is not None and self.tls.cert is not None else "http"
+        return f"{scheme}://{join(self.advertise_host, self.advertise_port)}"
 
     @property
     def is_voter(self) -> bool:
@@ -103,11 +110,13 @@ def resolve(
     auth_token: SecretStr | None = None,
     cluster_secret: SecretStr | None = None,
     join_token: SecretStr | None = None,
+    joined: bool = False,
 ) -> NodeConfig:
     """Decide what the node is. Pure.
 
     `stored_id` is the identity its data directory already has, `fresh_id` the one to use when nothing
-    else names it; the three secrets are the ones read from files. Raises SettingsError.
+    else names it; the three secrets are the ones read from files;
+    `joined` says that it has bought a token of its own. Raises SettingsError.
     """
     if not settings.cluster:
         raise SettingsError(
@@ -153,7 +162,12 @@ def resolve(
             "A join token makes followers, and this node is a voter; give --auth-token-file the cluster's own token"
             " in place of --join-token-file."
         )
-    _check_exposure(settings, role, secret)
+    tls = _tls_files(settings, role)
+    if tls is not None:
+        members = tuple(replace(m, scheme="https") for m in members)
+    guarded = token is not None or (role is Role.FOLLOWER and (joined or join_with is not None))
+    _check_exposure(settings, role, secret, tls, guarded)
+    exposure = _exposure(settings, tls, guarded)
     low, high, period = TIMING[settings.network]
     return NodeConfig(
         node_id=mine.id if mine else (wanted or fresh_id),
@@ -171,7 +185,8 @@ def resolve(
         auth_token=token,
         join_token=join_with,
         cluster_secret=secret,
-        insecure=settings.insecure,
+        tls=tls,
+        exposure=exposure,
         election_min_s=low,
         election_max_s=high,
         append_period_s=period,
@@ -182,7 +197,7 @@ def resolve(
         fresh_within_s=settings.fresh_within_s,
         snapshot_every_entries=settings.snapshot_every_entries,
         fail_on_subscription_failure=settings.fail_on_subscription_failure,
-        warnings=(*_count_warnings(members), *_exposure_warnings(settings, token), *retired(environ or {})),
+        warnings=(*_count_warnings(members), *((exposure,) if exposure else ()), *retired(environ or {})),
     )
 
 
@@ -286,19 +301,51 @@ def _covers(bind: str, host: str) -> bool:
     return not is_loopback(bind) or is_loopback(host) or bind == host
 
 
-def _check_exposure(settings: Settings, role: Role, secret: SecretStr | None) -> None:
+def _tls_files(settings: Settings, role: Role) -> TlsFiles | None:
+    """The files of TLS, when there are as many as it takes. Raises SettingsError."""
+    cert, key, ca = (p.expanduser() if p else None for p in (settings.tls_cert, settings.tls_key, settings.tls_ca))
+    if (cert is None) != (key is None) or (cert is not None and ca is None):
+        raise SettingsError("TLS takes --tls-cert, --tls-key and --tls-ca together; give all three.")
+    if ca is None:
+        return None
+    if cert is None and role is Role.VOTER:
+        raise SettingsError("A voter under --tls-ca shows a certificate of its own; give --tls-cert and --tls-key too.")
+    return TlsFiles(ca, cert, key)
+
+
+def _check_exposure(
+    settings: Settings, role: Role, secret: SecretStr | None, tls: TlsFiles | None, guarded: bool
+) -> None:
     if is_loopback(settings.bind):
         return
-    if not settings.insecure:
+    encrypted = tls is not None and tls.cert is not None
+    if not settings.insecure and not (encrypted and guarded):
+        wants_token = "--auth-token-file" if role is Role.VOTER else "--auth-token-file or --join-token-file"
+        missing = [] if encrypted else ["its traffic is not encrypted (--tls-cert, --tls-key, --tls-ca)"]
+        missing += [] if guarded else [f"it asks nobody for a token ({wants_token})"]
         raise SettingsError(
-            f"--bind {settings.bind} opens this node to the network and its traffic is not encrypted; give"
-            " --insecure if the network is trusted (a VPN, a private subnet), or bind to 127.0.0.1."
+            f"--bind {settings.bind} opens this node to the network and {' and '.join(missing)}; give what is missing,"
+            " or bind to 127.0.0.1, or give --insecure if everybody on that network is trusted."
         )
-    if role is Role.VOTER and secret is None:
+    if role is Role.VOTER and secret is None and not encrypted:
         raise SettingsError(
             f"A voter on {settings.bind} needs a cluster secret to know its fellow voters by; give"
-            " --cluster-secret-file (or RINGRIFT_CLUSTER_SECRET) the same value on every voter."
+            " --cluster-secret-file (or RINGRIFT_CLUSTER_SECRET) the same value on every voter, or TLS."
         )
+
+
+def _exposure(settings: Settings, tls: TlsFiles | None, guarded: bool) -> str:
+    """What --insecure leaves open to the network, in a sentence."""
+    encrypted = tls is not None and tls.cert is not None
+    if is_loopback(settings.bind) or (encrypted and guarded):
+        return ""
+    if not encrypted and not guarded:
+        return (
+            f"insecure: everyone who reaches {settings.bind} reads and changes everything, and the traffic is in clear"
+        )
+    if guarded:
+        return f"insecure: the traffic on {settings.bind} is in clear, the tokens in it included"
+    return f"insecure: everyone who reaches {settings.bind} reads and changes everything, no token is asked for"
 
 
 def _count_warnings(members: tuple[Member, ...]) -> list[str]:
@@ -306,13 +353,6 @@ def _count_warnings(members: tuple[Member, ...]) -> list[str]:
     if count % 2 == 0:
         return [f"{count} voters survive no more failures than {count - 1} do; use 3 or 5."]
     return [f"{count} voters make every commit wait for {count // 2 + 1} of them; use 3 or 5."] if count > 7 else []
-
-
-def _exposure_warnings(settings: Settings, token: SecretStr | None) -> list[str]:
-    if is_loopback(settings.bind) or token is not None:
-        return []
-    variable = "RINGRIFT_CLUSTER_AUTH_TOKEN"
-    return [f"Everyone who reaches {settings.bind} can change the cluster: no auth token is set ({variable})."]
 
 
 # --- the edge: identity file and secret files -----------------------------------------------------
@@ -336,6 +376,7 @@ def node_config(flags: Mapping[str, Any], config: Path | None = None) -> NodeCon
         auth_token=_secret_from(settings.auth_token_file, "auth_token_file"),
         cluster_secret=_secret_from(settings.cluster_secret_file, "cluster_secret_file"),
         join_token=_secret_from(settings.join_token_file, "join_token_file"),
+        joined=(data_dir / OWN_TOKEN_FILE).exists(),
     )
     _store_id(data_dir, decided.node_id)
     return decided

@@ -219,6 +219,13 @@ class Connection(HttpToolsProtocol):
 
     # The ends
 
+    def shutdown(self) -> None:
+        """The node leaves. Under TLS an idle connection is cut: its client would have to say goodbye first."""
+        if not self._in_progress() and self.transport.get_extra_info("ssl_object") is not None:
+            self.transport.abort()
+        else:
+            super().shutdown()
+
     def _too_large(self) -> Problem:
         limits = self.all.limits
         return Problem(

@@ -53,7 +53,7 @@ async def dump(call: Call, query: DumpQuery) -> StreamingResponse:
     admit(call.services)
     index, tables, status = await _view(call.services, query.table)
     call.index = index
-    return StreamingResponse(_written(index, tables, status), media_type="application/json")
+    return StreamingResponse(_written(index, tables, status, call.services.exposure), media_type="application/json")
 
 
 async def _view(services: Services, table: str) -> tuple[int, Tables, ReplicaStatus]:
@@ -72,13 +72,14 @@ async def _view(services: Services, table: str) -> tuple[int, Tables, ReplicaSta
     raise Problem("stale", f"the log moved on during each of {TRIES} views; try again, or ask a quieter node")
 
 
-async def _written(index: int, tables: Tables, status: ReplicaStatus) -> AsyncIterator[bytes]:
+async def _written(index: int, tables: Tables, status: ReplicaStatus, exposure: str) -> AsyncIterator[bytes]:
     head = {
         "cluster_id": status.cluster_id,
         "node_id": status.node_id,
         "index": index,
         "term": status.term,
         "digest": status.chain,
+        "exposure": exposure,
     }
     yield msgspec.json.encode(head)[:-1] + b',"tables":{'
     for number, (name, rows) in enumerate(tables.items()):

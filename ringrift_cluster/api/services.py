@@ -119,6 +119,8 @@ class Services:
     new_id: Callable[[], str] = lambda: uuid.uuid4().hex
     #: the configured token, which is good for everything
     token: str | None = None
+    #: what is open to the network because of --insecure, in a sentence
+    exposure: str = ""
     #: ask for tokens although none is configured here: the node joined a cluster that does
     guarded: bool = False
     version: str = "0.1.0"

@@ -124,6 +124,8 @@ class Status(Struct, frozen=True):
     read_only: str | None
     #: voters that were turned away, or excluded because their disk lost data, and why
     refused: Mapping[str, str]
+    #: what is open to the network because of --insecure, in a sentence
+    exposure: str
     totals: dict[str, Totals]
     champions: dict[str, str]
     #: why nothing runs although items wait
@@ -199,6 +201,7 @@ def compose(services: Services, view: Overview, stalled: Why | None, index: int)
         halted=now.halted,
         read_only=now.read_only,
         refused=now.refused,
+        exposure=services.exposure,
         totals=view.totals,
         champions=view.champions,
         stalled=stalled,
@@ -248,6 +251,7 @@ EXAMPLE = Status(
     halted=None,
     read_only=None,
     refused={},
+    exposure="",
     totals={"hex8_2p": Totals("hex8_2p", games=1_000)},
     champions={},
     stalled=None,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from ringrift_cluster.cli import backup, cluster, learning, raft, serve, state, tokens, work, workload
+from ringrift_cluster.cli import backup, certs, cluster, learning, raft, serve, state, tokens, work, workload
 from ringrift_cluster.cli.options import EXIT_CODES
 
 app = typer.Typer(
@@ -41,6 +41,7 @@ app.add_typer(learning.matches_app, name="matches")
 app.add_typer(learning.gauntlet_app, name="gauntlet")
 app.add_typer(cluster.settings_app, name="settings")
 app.add_typer(tokens.app, name="token")
+app.add_typer(certs.app, name="certs")
 app.add_typer(state.app, name="state")
 app.add_typer(raft.app, name="raft")
 

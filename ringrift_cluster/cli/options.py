@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,6 +12,7 @@ import typer
 from typer import Option
 
 from ringrift_cluster.client import Client, ClientError, NotFound, OutcomeUnknown, Unavailable, Unreachable
+from ringrift_cluster.tls import TlsError
 
 DEFAULT_API = "http://127.0.0.1:8770"
 
@@ -65,6 +67,13 @@ def exit_code(error: ClientError) -> int:
     return EXIT_REFUSED
 
 
+def secured(api: str) -> str:
+    """Addresses without a scheme, and the default one, under https."""
+    if api == DEFAULT_API:
+        return api.replace("http:", "https:")
+    return ",".join(one if "://" in one else f"https://{one.strip()}" for one in api.split(",") if one.strip())
+
+
 @contextmanager
 def connect(api: str, token: str | None = None, token_file: Path | None = None) -> Iterator[Client]:
     """A client for one command; its errors end the command with a sentence and an exit code."""
@@ -73,8 +82,13 @@ def connect(api: str, token: str | None = None, token_file: Path | None = None) 
             token = token_file.expanduser().read_text(encoding="utf-8").strip()
         except (OSError, UnicodeDecodeError) as error:
             raise fail(f"the token file {token_file} cannot be read: {error}.", EXIT_USAGE) from error
+    ca = Path(named).expanduser() if (named := os.environ.get("RINGRIFT_TLS_CA")) else None
+    if ca is not None:
+        api = secured(api)
     try:
-        client = Client(api, token=token, retry_s=15.0, contact_s=2.0)
+        client = Client(api, token=token, ca=ca, retry_s=15.0, contact_s=2.0)
+    except TlsError as error:
+        raise fail(f"RINGRIFT_TLS_CA: {error}.", EXIT_USAGE) from error
     except ValueError as error:
         raise fail(f"--api: {error}.", EXIT_USAGE) from error
     with client:

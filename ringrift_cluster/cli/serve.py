@@ -40,8 +40,11 @@ def serve(
         Path | None, Option(help="File with the join token that a follower buys its own token with, once.")
     ] = None,
     cluster_secret_file: Annotated[Path | None, Option(help="File with the secret that voters share.")] = None,
+    tls_cert: Annotated[Path | None, Option(help="This node's certificate (PEM); see `ringrift-node certs`.")] = None,
+    tls_key: Annotated[Path | None, Option(help="Its private key (PEM).")] = None,
+    tls_ca: Annotated[Path | None, Option(help="The cluster's authority (PEM); alone: a client only.")] = None,
     insecure: Annotated[
-        bool | None, Option("--insecure", help="Allow a bind that is not loopback, without encryption.")
+        bool | None, Option("--insecure", help="Allow a bind beyond loopback without TLS or without tokens.")
     ] = None,
     network: Annotated[Network | None, Option(help="fast: one site; wide: several.")] = None,
     stop_jobs: Annotated[

@@ -7,6 +7,7 @@ import ssl
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
 from functools import update_wrapper
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Concatenate, ParamSpec, Self, TypeVar
 
@@ -15,6 +16,7 @@ import httpx
 from ringrift_cluster.client import flows
 from ringrift_cluster.client.session import Session
 from ringrift_cluster.client.steps import Answer, Emit, Failed, Flow, Next, Open, Pause, Send, Step
+from ringrift_cluster.tls import client_context
 from statemachine.rows import Event
 
 P = ParamSpec("P")
@@ -27,8 +29,13 @@ def _failed(error: httpx.HTTPError) -> Failed:
     return Failed(str(error) or type(error).__name__, sent=not isinstance(error, _UNSENT))
 
 
-def _trust(addresses: str | Sequence[str]) -> ssl.SSLContext:
-    """Whom to trust: reading the bundle of authorities takes a while, so only where some address needs it."""
+def _trust(addresses: str | Sequence[str], ca: Path | None) -> ssl.SSLContext:
+    """Whom to trust: the cluster's authority, else the system's. Raises TlsError.
+
+    Reading the system's bundle takes a while, so only where some address needs it.
+    """
+    if ca is not None:
+        return client_context(ca)
     secure = any("https:" in address for address in ([addresses] if isinstance(addresses, str) else addresses))
     return httpx.create_ssl_context() if secure else ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
 
@@ -71,7 +78,8 @@ class Client:
         with Client("a:8770,b:8770,c:8770") as cluster:
             cluster.work_add(NewWork(work_type="selfplay", config="hex8_2p"))
 
-    Addresses are URLs or host:port. Calls raise ClientError; `timeout_s` bounds a request, `retry_s` a call.
+    Addresses are URLs or host:port; `ca` is the file of the cluster's authority where it speaks TLS. Calls raise
+    ClientError; `timeout_s` bounds a request, `retry_s` a call.
     Not to be shared between threads.
     """
 
@@ -80,13 +88,14 @@ class Client:
         addresses: str | Sequence[str],
         *,
         token: str | None = None,
+        ca: Path | None = None,
         timeout_s: float = 10.0,
         retry_s: float = 30.0,
         contact_s: float = 10.0,
         transport: httpx.BaseTransport | None = None,
     ) -> None:
         self.session = Session(addresses, token=token, timeout_s=timeout_s, retry_s=retry_s, contact_s=contact_s)
-        self._http = httpx.Client(transport=transport, verify=_trust(addresses))
+        self._http = httpx.Client(transport=transport, verify=_trust(addresses, ca))
 
     def close(self) -> None:
         self._http.close()
@@ -218,13 +227,14 @@ class AsyncClient:
         addresses: str | Sequence[str],
         *,
         token: str | None = None,
+        ca: Path | None = None,
         timeout_s: float = 10.0,
         retry_s: float = 30.0,
         contact_s: float = 10.0,
         transport: httpx.AsyncBaseTransport | None = None,
     ) -> None:
         self.session = Session(addresses, token=token, timeout_s=timeout_s, retry_s=retry_s, contact_s=contact_s)
-        self._http = httpx.AsyncClient(transport=transport, verify=_trust(addresses))
+        self._http = httpx.AsyncClient(transport=transport, verify=_trust(addresses, ca))
 
     async def close(self) -> None:
         await self._http.aclose()

@@ -57,6 +57,8 @@ class Dump(Struct, frozen=True):
     digest: str
     #: table to key to row, as plain data
     tables: dict[str, dict[str, dict[str, Any]]]
+    #: what the node leaves open to the network because of --insecure
+    exposure: str = ""
 
 
 # --- looking --------------------------------------------------------------------------------------

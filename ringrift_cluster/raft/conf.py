@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ssl
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -84,9 +84,9 @@ class VoterConfig:
     #: address to listen on; None means the one in `voters`
     bind: str | None = None
     secret: bytes | None = None
-    #: contexts of mutual TLS between voters, once there are any
-    server_tls: ssl.SSLContext | None = None
-    client_tls: ssl.SSLContext | None = None
+    #: the present contexts of mutual TLS between voters, on the side that was dialled and on the one that dials
+    server_tls: Callable[[], ssl.SSLContext] | None = None
+    client_tls: Callable[[], ssl.SSLContext] | None = None
     timing: Timing = field(default_factory=Timing)
     limits: Limits = field(default_factory=Limits)
 

@@ -18,7 +18,7 @@ import random
 import secrets
 import socket
 import ssl
-from collections.abc import Coroutine, Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -41,6 +41,7 @@ from ringrift_cluster.raft.messages import (
     encode,
 )
 from ringrift_cluster.raft.seal import SEAL_BYTES, Seal
+from ringrift_cluster.tls import certified
 from statemachine.errors import UNDECODABLE
 
 log = logging.getLogger(__name__)
@@ -86,11 +87,11 @@ class Home(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Security:
-    """How voters know each other: the shared secret, and TLS contexts once there are any."""
+    """How voters know each other: the shared secret, and mutual TLS. The contexts are asked for at each handshake."""
 
     secret: bytes | None = None
-    server_tls: ssl.SSLContext | None = None
-    client_tls: ssl.SSLContext | None = None
+    server_tls: Callable[[], ssl.SSLContext] | None = None
+    client_tls: Callable[[], ssl.SSLContext] | None = None
 
 
 class _Link:
@@ -282,7 +283,7 @@ class Transport:
     async def _serve(self, taken: socket.socket, stranger: Stranger) -> None:
         loop = asyncio.get_running_loop()
         reader = asyncio.StreamReader(limit=READ_LIMIT)
-        tls = self._security.server_tls
+        tls = self._security.server_tls() if self._security.server_tls else None
         try:
             protocol = asyncio.StreamReaderProtocol(reader)
             transport, _ = await loop.connect_accepted_socket(
@@ -307,11 +308,10 @@ class Transport:
             if address is None:
                 break
             host, port = split_address(address)
+            tls = self._security.client_tls() if self._security.client_tls else None
             try:
                 async with asyncio.timeout(HANDSHAKE_S):
-                    reader, writer = await asyncio.open_connection(
-                        host, port, limit=READ_LIMIT, ssl=self._security.client_tls
-                    )
+                    reader, writer = await asyncio.open_connection(host, port, limit=READ_LIMIT, ssl=tls)
             except (OSError, TimeoutError):
                 established = False
             else:
@@ -434,6 +434,7 @@ class Transport:
         theirs = decode_greeting(their_bytes)
         if not isinstance(theirs, Hello) or (dialed is not None and theirs.node_id != dialed):
             raise _Refused(f"expected {dialed or 'a greeting'}")
+        self._check_certificate(writer, theirs.node_id)
         if stranger is not None:
             stranger.greeted = theirs.node_id in self._addresses and theirs.node_id != self._node_id
         dialer, acceptor = (our_bytes, their_bytes) if dialed else (their_bytes, our_bytes)
@@ -474,6 +475,16 @@ class Transport:
             return None
         text = len(dialer).to_bytes(4, "big") + dialer + acceptor
         return Seal(security.secret, ours, text), Seal(security.secret, theirs, text)
+
+    def _check_certificate(self, writer: asyncio.StreamWriter, named: str) -> None:
+        """Under TLS the greeting's name must be the one on the certificate, and that a voter's. Raises _Refused."""
+        if self._security.server_tls is None:
+            return
+        shown = certified(writer.get_extra_info("ssl_object"))
+        if shown != (named, True):
+            self._counters.refusals["wrong_certificate"] += 1
+            whose = f"{'voter' if shown[1] else 'node'} {shown[0]}" if shown else "no node"
+            raise _Refused(f"{named} showed a certificate of {whose}")
 
     def _mac(self, role: bytes, dialer: bytes, acceptor: bytes) -> bytes:
         if self._security.secret is None:

@@ -64,6 +64,40 @@ def test_the_stored_identity_is_kept() -> None:
     assert decide(cluster=THREE, stored_id="gpu-7", port=9031).node_id == "gpu-7"
 
 
+TLS = {"tls_cert": "c", "tls_key": "k", "tls_ca": "ca"}
+
+
+def test_with_a_token_and_tls_a_node_listens_on_the_network_without_more_words() -> None:
+    voter = decide(cluster=REMOTE, node_id="a", bind="0.0.0.0", auth_token="t", **TLS)
+    assert (voter.url, voter.exposure, voter.warnings) == ("https://10.0.0.1:8770", "", ())
+    assert {m.url[:8] for m in voter.voters} == {"https://"}
+    joining = load({"cluster": REMOTE, "bind": "10.0.0.9", **TLS, "join_token": "j"})
+    joined = load({"cluster": REMOTE, "bind": "10.0.0.9", **TLS})
+    for settings, has_own in ((joining, False), (joined, True)):
+        config = resolve(settings, stored_id=None, hostname="box", fresh_id="box-abc123", joined=has_own)
+        assert (config.url, config.exposure) == ("https://10.0.0.9:8770", "")
+
+
+def test_a_client_of_tls_serves_its_own_machine_in_clear() -> None:
+    follower = decide(cluster=REMOTE, tls_ca="ca", port=9000)
+    assert follower.url == "http://127.0.0.1:9000"
+    assert follower.voters[0].url.startswith("https://")
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        ({}, "everyone who reaches 10.0.0.9 reads and changes everything, and the traffic is in clear"),
+        ({"auth_token": "t"}, "the tokens in it included"),
+        (TLS, "no token is asked for"),
+    ],
+)
+def test_what_insecure_leaves_open_is_said_in_words(flags: dict[str, Any], said: str) -> None:
+    config = decide(cluster=REMOTE, bind="10.0.0.9", insecure=True, **flags)
+    assert said in config.exposure
+    assert config.exposure in config.warnings
+
+
 CONTRADICTIONS: dict[str, tuple[dict[str, Any], str]] = {
     "no voters": ({}, "No voters are named"),
     "another identity": ({"cluster": THREE, "node_id": "n1", "stored_id": "n2"}, "belongs to node n2"),
@@ -83,6 +117,18 @@ CONTRADICTIONS: dict[str, tuple[dict[str, Any], str]] = {
     "bound to loopback": ({"cluster": REMOTE, "node_id": "a"}, "give --bind 0.0.0.0"),
     "wildcard without address": ({"cluster": THREE, "bind": "0.0.0.0"}, "give --advertise HOST"),
     "open without saying so": ({"cluster": REMOTE, "bind": "10.0.0.9"}, "--insecure"),
+    "open without TLS": ({"cluster": REMOTE, "bind": "10.0.0.9", "auth_token": "t"}, "not encrypted"),
+    "open without a token": ({"cluster": REMOTE, "bind": "10.0.0.9", **TLS}, "asks nobody for a token"),
+    "open as a client only": (
+        {"cluster": REMOTE, "bind": "10.0.0.9", "tls_ca": "ca", "join_token": "j"},
+        "not encrypted",
+    ),
+    "half of TLS": ({"cluster": THREE, "port": 1, "tls_cert": "c"}, "give all three"),
+    "a voter without a certificate": ({"cluster": THREE, "node_id": "n1", "tls_ca": "ca"}, "a certificate of its own"),
+    "a voter that joins": (
+        {"cluster": THREE, "node_id": "n1", "join_token": "j"},
+        "A join token makes followers",
+    ),
     "open voter without secret": (
         {"cluster": REMOTE, "node_id": "a", "bind": "10.0.0.1", "insecure": True},
         "needs a cluster secret",

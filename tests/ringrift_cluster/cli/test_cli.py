@@ -20,6 +20,7 @@ from ringrift_cluster.api.app import create_app
 from ringrift_cluster.api.services import Services
 from ringrift_cluster.cli.app import app
 from ringrift_cluster.cli.main import SIBLINGS, stranger
+from ringrift_cluster.cli.options import secured
 from ringrift_cluster.cli.output import short, size, span
 from ringrift_cluster.feed import FeedRouter
 from ringrift_cluster.raft.mark import Mark, encode_mark, read_mark
@@ -158,6 +159,7 @@ def test_all_commands_are_called_by_some_test() -> None:
     others = {
         ("serve",), ("dev",), ("logs",), ("gauntlet", "run"), ("raft", "verify"), ("models", "rollback"),
         ("token", "create"), ("backup",), ("restore",), ("raft", "recover"),
+        ("certs", "init"), ("certs", "issue"), ("certs", "renew"), ("certs", "show"),
     }  # fmt: skip
     assert set(ALL) - set(CALLS) == others | {("workload", "try")}  # test_workload.py
 
@@ -179,6 +181,39 @@ def test_the_secret_of_a_token_is_shown_once_or_kept_in_a_file_for_its_owner(
     shown = cli("token", "list")
     assert "0 of 3" in shown
     assert secret not in shown
+
+
+def test_an_authority_and_certificates_are_made_shown_and_renewed(tmp_path: Path) -> None:
+    where = ["--dir", str(tmp_path / "pki")]
+
+    def certs(*words: str, code: int = 0) -> str:
+        result = runner.invoke(app, ["certs", *words, *where])
+        assert result.exit_code == code, result.output
+        return result.output
+
+    assert "ca.crt cannot be read" in certs("issue", "v1", code=2)
+    assert "authority" in certs("init")
+    assert "exists" in certs("init", code=2)
+    assert "127.0.0.1" in certs("issue", "v1", "--voter", "--host", "db.example.org")
+    assert "certs renew v1" in certs("issue", "v1", code=2)
+    assert "neither a host name" in certs("issue", "v2", "--host", "n\u00f6", code=2)
+    keys = sorted((tmp_path / "pki").glob("*.key"))
+    assert [(key.name, key.stat().st_mode & 0o777) for key in keys] == [("ca.key", 0o600), ("v1.key", 0o600)]
+    before = (tmp_path / "pki" / "v1.crt").read_bytes()
+    certs("renew", "v1")
+    assert (tmp_path / "pki" / "v1.crt").read_bytes() != before
+    shown = json.loads(certs("show", "--json"))
+    assert [(one["facts"]["node_id"], one["facts"]["voter"]) for one in shown] == [("", False), ("v1", True)]
+    assert "db.example.org" in shown[1]["facts"]["hosts"]
+    assert "holds no PEM" in certs("show", str(keys[0]), code=2)
+    assert "cannot be read" in certs("renew", "v9", code=2)
+
+
+def test_addresses_are_https_where_the_authority_is_known(tmp_path: Path) -> None:
+    assert secured("http://127.0.0.1:8770") == "https://127.0.0.1:8770"
+    assert secured("a:1, b:2,http://c:3") == "https://a:1,https://b:2,http://c:3"
+    nothing = runner.invoke(app, ["status"], env={"RINGRIFT_TLS_CA": str(tmp_path / "none")})
+    assert (nothing.exit_code, "cannot be read" in nothing.output) == (2, True)
 
 
 def test_a_champion_is_rolled_back_by_a_command(cli: Any) -> None:

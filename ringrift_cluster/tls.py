@@ -1,0 +1,187 @@
+"""TLS of one node: contexts made from files that may be replaced while the node runs.
+
+    http_server    this node's certificate; clients prove themselves by tokens
+    http_client    trusts the cluster's authority alone
+    link_server, link_client    both ends of a voters' link show a voter's certificate
+
+New handshakes use the new files; connections that are up stay as they are. Files that do not fit together (one of a
+pair is replaced a moment before the other) change nothing until they do.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import datetime as dt
+import logging
+import ssl
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from ringrift_cluster.certs import CertificateError, Facts, facts, identity
+
+log = logging.getLogger("ringrift.tls")
+
+#: how often the files are looked at
+LOOK_S = 2.0
+#: a warning is due when fewer days are left
+LATE_DAYS = 21
+
+
+class TlsError(Exception):
+    """Why the files cannot be used, in one sentence."""
+
+
+@dataclass(frozen=True, slots=True)
+class TlsFiles:
+    """PEM files. Without a certificate the node is a client only: it checks others and serves plain HTTP."""
+
+    ca: Path
+    cert: Path | None = None
+    key: Path | None = None
+
+
+def certified(peer: ssl.SSLObject | ssl.SSLSocket | None) -> tuple[str, bool] | None:
+    """(node id, whether a voter's) of the certificate that the other end of a connection has shown."""
+    shown = peer.getpeercert() if peer is not None else None
+    names = shown.get("subjectAltName", ()) if shown else ()
+    return identity([str(name[1]) for name in names if name[0] == "URI"])
+
+
+def client_context(ca: Path) -> ssl.SSLContext:
+    """For HTTP clients of the cluster. Raises TlsError."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.minimum_version = ssl.TLSVersion.TLSv1_3
+    _trust(context, ca)
+    return context
+
+
+class Tls:
+    """The contexts of a node and the files behind them. HTTP's are changed in place, on the loop that uses them."""
+
+    def __init__(self, files: TlsFiles) -> None:
+        """Raises TlsError."""
+        self.files = files
+        self.http_client = client_context(files.ca)
+        self.http_server: ssl.SSLContext | None = None
+        self.facts: Facts | None = None
+        self._links: tuple[ssl.SSLContext, ssl.SSLContext] | None = None
+        self._seen = self._signature()
+        self._complained = ""
+        if files.cert is not None:
+            self._links = self._make_links()
+            self.facts = self._read_facts()
+            self.http_server = _server()
+            self._load(self.http_server)
+            self._warn_if_late()
+
+    # Voters' links: another thread uses these, so a new pair takes the place of the old one in one step
+
+    def link_server(self) -> ssl.SSLContext:
+        """For the voter that was dialled."""
+        assert self._links is not None
+        return self._links[0]
+
+    def link_client(self) -> ssl.SSLContext:
+        """For the voter that dials."""
+        assert self._links is not None
+        return self._links[1]
+
+    def numbers(self) -> Mapping[str, float]:
+        """For the metrics."""
+        if self.facts is None:
+            return {}
+        ends = dt.datetime.fromisoformat(self.facts.not_after)
+        return {"tls_certificate_left_seconds": (ends - dt.datetime.now(dt.UTC)).total_seconds()}
+
+    async def watch(self) -> None:
+        """Take replaced files into use, for ever."""
+        while True:
+            await asyncio.sleep(LOOK_S)
+            if await asyncio.to_thread(self._signature) != self._seen:
+                self.refresh()
+
+    def refresh(self) -> None:
+        """Take the files as they are now into use, unless they do not fit together. On the HTTP loop."""
+        signature = self._signature()
+        try:
+            # Everything is tried on contexts of their own first: a live one never holds half a pair.
+            links = self._make_links() if self.files.cert is not None else None
+            found = self._read_facts() if self.files.cert is not None else None
+            client_context(self.files.ca)
+        except TlsError as error:
+            if str(error) != self._complained:
+                self._complained = str(error)
+                log.error('event=tls_not_renewed detail="%s; the old files stay in use"', error)
+            return
+        _trust(self.http_client, self.files.ca)
+        if self.http_server is not None:
+            self._load(self.http_server)
+        self._links, self.facts = links, found
+        self._seen, self._complained = signature, ""
+        log.info("event=tls_renewed until=%s", found.not_after if found else "-")
+        self._warn_if_late()
+
+    def _signature(self) -> tuple[tuple[int, int, int], ...]:
+        seen = []
+        for path in (self.files.ca, self.files.cert, self.files.key):
+            try:
+                stat = path.stat() if path is not None else None
+            except OSError:
+                stat = None
+            seen.append((stat.st_ino, stat.st_size, stat.st_mtime_ns) if stat else (0, 0, 0))
+        return tuple(seen)
+
+    def _make_links(self) -> tuple[ssl.SSLContext, ssl.SSLContext]:
+        server, client = _server(), ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        client.minimum_version = ssl.TLSVersion.TLSv1_3
+        # Whom we reached is read from the certificate's URI (see `certified`): a voter's name is no host name.
+        client.check_hostname = False
+        for context in (server, client):
+            context.verify_mode = ssl.CERT_REQUIRED
+            _trust(context, self.files.ca)
+            self._load(context)
+        return server, client
+
+    def _load(self, context: ssl.SSLContext) -> None:
+        cert, key = self.files.cert, self.files.key
+        assert cert is not None
+        try:
+            context.load_cert_chain(cert, key)
+        except ssl.SSLError as error:
+            raise TlsError(f"{cert} and {key} are not a certificate and its key ({error.reason or error})") from error
+        except OSError as error:
+            raise TlsError(f"{cert} or {key} cannot be read ({error.strerror})") from error
+
+    def _read_facts(self) -> Facts:
+        cert = self.files.cert
+        assert cert is not None
+        try:
+            return facts(cert.read_bytes(), dt.datetime.now(dt.UTC))
+        except OSError as error:
+            raise TlsError(f"{cert} cannot be read ({error.strerror})") from error
+        except CertificateError as error:
+            raise TlsError(f"{cert}: {error}") from error
+
+    def _warn_if_late(self) -> None:
+        if self.facts is not None and self.facts.days_left < LATE_DAYS:
+            log.warning(
+                'event=tls_ends_soon cert=%s days=%d detail="renew it with ringrift-node certs renew"',
+                self.files.cert,
+                self.facts.days_left,
+            )
+
+
+def _server() -> ssl.SSLContext:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.minimum_version = ssl.TLSVersion.TLSv1_3
+    return context
+
+
+def _trust(context: ssl.SSLContext, ca: Path) -> None:
+    try:
+        context.load_verify_locations(cafile=ca)
+    except ssl.SSLError as error:
+        raise TlsError(f"{ca} holds no PEM certificate of an authority") from error
+    except OSError as error:
+        raise TlsError(f"{ca} cannot be read ({error.strerror})") from error

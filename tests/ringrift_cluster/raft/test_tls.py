@@ -1,0 +1,101 @@
+"""Voters under mutual TLS: who is believed to be a voter, and by which name."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from ringrift_cluster.raft.conf import VoterConfig
+from ringrift_cluster.tls import Tls, TlsFiles
+from tests.ringrift_cluster.raft.loopback import Loopback, add, until
+from tests.support.pki import Authority
+
+
+class Certified(Loopback):
+    """Voters with a certificate each, and no other secret."""
+
+    def __init__(self, directory: Path) -> None:
+        super().__init__(directory)
+        self.authority = Authority(directory / "pki")
+        self.tls = {name: Tls(self.authority.issue(name)) for name in self.voters}
+
+    def config(self, name: str, *, secret: bytes | None = None) -> VoterConfig:
+        tls = self.tls.get(name)
+        if tls is None:
+            return super().config(name, secret=None)
+        return replace(super().config(name, secret=None), server_tls=tls.link_server, client_tls=tls.link_client)
+
+
+def test_certified_voters_need_no_other_secret(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with Certified(tmp_path) as cluster:
+            await cluster.start()
+            leader = await cluster.leader()
+            assert (await leader.propose([add("w1")])).index > 0
+            await cluster.others()
+
+    asyncio.run(scenario())
+
+
+def stranger(kind: str, cluster: Certified, tmp_path: Path) -> None:
+    """Give voter c something else than its own certificate."""
+    authority = cluster.authority
+    match kind:
+        case "none at all":
+            del cluster.tls["c"]
+        case "a node's":
+            cluster.tls["c"] = Tls(authority.files("c", authority.make("c", voter=False)))
+        case "another voter's":
+            cluster.tls["c"] = Tls(authority.files("c", authority.make("b")))
+        case "another authority's":
+            foreign = Authority(tmp_path / "foreign").issue("c")
+            # It believes the cluster's voters; they must not believe it.
+            cluster.tls["c"] = Tls(TlsFiles(authority.ca, foreign.cert, foreign.key))
+
+
+@pytest.mark.parametrize("kind", ["none at all", "a node's", "another voter's", "another authority's"])
+def test_whoever_shows_another_certificate_than_its_own_as_a_voter_stays_out(kind: str, tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with Certified(tmp_path) as cluster:
+            stranger(kind, cluster, tmp_path)
+            await cluster.start()
+            leader = await cluster.leader()
+            assert (await leader.propose([add("w1")])).index > 0
+            # The one whose id sorts first dials, so a and b dial c.
+            refusals = cluster.running["a"].counters.refusals
+            if kind in ("a node's", "another voter's"):
+                await until(lambda: refusals["wrong_certificate"] > 2, "c to be refused for its certificate")
+            await until(lambda: leader.status().voters_heard.count("c") == 0, "nobody to hear c")
+            assert cluster.running["c"].status().leader_id is None
+            assert not cluster.running["c"].status().ready
+
+    asyncio.run(scenario())
+
+
+def test_a_new_certificate_counts_for_new_links_and_the_old_ones_stay_up(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with Certified(tmp_path) as cluster:
+            await cluster.start()
+            await cluster.others()
+            connections = {name: voter.counters.connections for name, voter in cluster.running.items()}
+            cluster.authority.issue("a")
+            cluster.tls["a"].refresh()
+            leader = await cluster.leader()
+            await leader.propose([add("w1")])
+            assert {name: voter.counters.connections for name, voter in cluster.running.items()} == connections
+            await cluster.stop("b")
+            await cluster.start("b")
+            await until(lambda: cluster.running["b"].status().ready, "b to be back under a's new certificate")
+            # A certificate that is not a voter's is in use at once too: the links that are up are not asked again.
+            cluster.authority.files("a", cluster.authority.make("a", voter=False))
+            cluster.tls["a"].refresh()
+            await cluster.stop("b")
+            await cluster.start("b")
+            refusals = cluster.running["b"].counters.refusals
+            await until(lambda: refusals["wrong_certificate"] > 0, "b to refuse a's new certificate")
+            assert cluster.running["c"].counters.refusals["wrong_certificate"] == 0
+
+    asyncio.run(scenario())

@@ -1,0 +1,200 @@
+"""Certificates: what they say, and how a running node takes new ones into use."""
+
+from __future__ import annotations
+
+import asyncio
+import datetime as dt
+import logging
+import ssl
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+
+from ringrift_cluster.certs import CertificateError, Pair, facts, identity, issue, make_authority
+from ringrift_cluster.tls import Tls, TlsError, TlsFiles, certified, client_context
+from tests.support.pki import Authority
+
+NOW = dt.datetime(2030, 1, 1, tzinfo=dt.UTC)
+
+
+@pytest.fixture
+def authority(tmp_path: Path) -> Authority:
+    return Authority(tmp_path / "pki")
+
+
+# --- what a certificate says ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("node_id", "voter"), [("v1", True), ("gpu-1", False), ("10.0.0.1:8770", True), ("a/b@c+d", False)]
+)
+def test_a_certificate_names_its_node_its_role_and_its_hosts(node_id: str, voter: bool) -> None:
+    root = make_authority("root", NOW, 100)
+    made = issue(root, node_id, voter, ("db.example.org", "10.0.0.1", "[fd00::1]"), NOW, 30)
+    said = facts(made.cert, NOW)
+    assert (said.node_id, said.voter, said.authority, said.days_left) == (node_id, voter, False, 30)
+    assert set(said.hosts) == {"db.example.org", "10.0.0.1", "fd00::1", "localhost", "127.0.0.1", "::1"}
+    top = facts(root.cert, NOW)
+    assert (top.authority, top.node_id, top.subject) == (True, "", said.issuer)
+
+
+def test_a_certificate_that_names_two_nodes_names_none() -> None:
+    assert identity(["urn:ringrift:voter:a"]) == ("a", True)
+    assert identity(["urn:ringrift:voter:a", "urn:ringrift:node:b"]) is None
+    assert identity(["https://a"]) is None
+
+
+def test_what_cannot_be_certified_is_refused_in_a_sentence() -> None:
+    root, other = make_authority("root", NOW, 9), make_authority("other", NOW, 9)
+    for authority, host, said in (
+        (root, "no host\u00e4", "host name"),
+        (Pair(root.cert, other.key), "h", "does not belong"),
+        (Pair(b"", root.key), "h", "no PEM certificate"),
+        (Pair(root.cert, b""), "h", "no unencrypted PEM key"),
+    ):
+        with pytest.raises(CertificateError, match=said):
+            issue(authority, "a", True, (host,), NOW, 9)
+
+
+# --- files in use -----------------------------------------------------------------------------------
+
+
+def test_files_that_do_not_fit_together_are_named(authority: Authority, tmp_path: Path) -> None:
+    good = authority.issue("v1")
+    other = authority.issue("v2")
+    junk = tmp_path / "junk"
+    junk.write_text("no certificate")
+    for files, said in (
+        (TlsFiles(good.ca, good.cert, other.key), "not a certificate and its key"),
+        (TlsFiles(junk), "no PEM certificate of an authority"),
+        (TlsFiles(tmp_path / "none"), "cannot be read"),
+        (TlsFiles(good.ca, tmp_path / "none", good.key), "cannot be read"),
+    ):
+        with pytest.raises(TlsError, match=said):
+            Tls(files)
+
+
+def test_a_client_needs_the_authority_alone(authority: Authority) -> None:
+    only = Tls(TlsFiles(authority.ca))
+    assert (only.http_server, only.numbers()) == (None, {})
+    only.refresh()
+
+
+def test_old_protocols_are_not_spoken(authority: Authority) -> None:
+    tls = Tls(authority.issue("v1"))
+    assert tls.http_server is not None
+    contexts = (tls.http_server, tls.http_client, tls.link_server(), tls.link_client())
+    assert {context.minimum_version for context in contexts} == {ssl.TLSVersion.TLSv1_3}
+    assert tls.link_server().verify_mode is ssl.CERT_REQUIRED
+    assert (tls.link_client().verify_mode, tls.http_client.check_hostname) == (ssl.CERT_REQUIRED, True)
+
+
+@asynccontextmanager
+async def echoing(context: ssl.SSLContext):  # type: ignore[no-untyped-def]
+    async def echo(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while data := await reader.read(100):
+            writer.write(data)
+        writer.close()
+
+    server = await asyncio.start_server(echo, "127.0.0.1", 0, ssl=context)
+    try:
+        yield server.sockets[0].getsockname()[1]
+    finally:
+        server.close()
+
+
+async def opened(port: int, context: ssl.SSLContext) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    return await asyncio.open_connection("127.0.0.1", port, ssl=context)
+
+
+async def answers(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
+    writer.write(b"hello")
+    return await reader.read(5) == b"hello"
+
+
+def serial(writer: asyncio.StreamWriter) -> str:
+    return str(writer.get_extra_info("peercert")["serialNumber"])
+
+
+def test_a_new_certificate_serves_new_connections_and_old_ones_go_on(authority: Authority) -> None:
+    async def scenario() -> None:
+        tls = Tls(authority.issue("v1"))
+        assert tls.http_server is not None
+        client = client_context(authority.ca)
+        async with echoing(tls.http_server) as port:
+            old = await opened(port, client)
+            authority.issue("v1")
+            tls.refresh()
+            new = await opened(port, client)
+            assert serial(old[1]) != serial(new[1])
+            assert certified(new[1].get_extra_info("ssl_object")) == ("v1", True)
+            assert await answers(*old)
+            assert await answers(*new)
+            for _, writer in (old, new):
+                writer.transport.abort()
+
+    asyncio.run(scenario())
+
+
+def test_half_a_pair_changes_nothing_until_the_other_half_is_there(
+    authority: Authority, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "ringrift.tls")
+    files = authority.issue("v1")
+    tls = Tls(files)
+    before = tls.facts
+    links = tls.link_server()
+    fresh = authority.make("v1")
+    assert files.cert is not None
+    assert files.key is not None
+    files.cert.write_bytes(fresh.cert)
+    tls.refresh()
+    tls.refresh()
+    assert (tls.facts, tls.link_server()) == (before, links)
+    assert caplog.text.count("event=tls_not_renewed") == 1
+    files.key.write_bytes(fresh.key)
+    tls.refresh()
+    assert tls.facts != before
+    assert tls.link_server() is not links
+    assert "event=tls_renewed" in caplog.text
+
+
+def test_a_replaced_file_is_noticed_without_a_signal(authority: Authority, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ringrift_cluster.tls.LOOK_S", 0.01)
+
+    async def scenario() -> None:
+        tls = Tls(authority.issue("v1"))
+        before = tls.facts
+        watching = asyncio.create_task(tls.watch())
+        authority.issue("v1")
+        async with asyncio.timeout(10):
+            while tls.facts == before:
+                await asyncio.sleep(0.01)
+        watching.cancel()
+
+    asyncio.run(scenario())
+
+
+def test_a_second_authority_is_believed_as_soon_as_it_is_in_the_file(authority: Authority, tmp_path: Path) -> None:
+    async def scenario() -> None:
+        tls = Tls(authority.issue("v1"))
+        other = Authority(tmp_path / "other")
+        newer = Tls(other.issue("v2"))
+        assert newer.http_server is not None
+        async with echoing(newer.http_server) as port:
+            with pytest.raises(ssl.SSLCertVerificationError):
+                await opened(port, tls.http_client)
+            authority.ca.write_bytes(authority.pair.cert + other.pair.cert)
+            tls.refresh()
+            both = await opened(port, tls.http_client)
+            assert await answers(*both)
+            both[1].transport.abort()
+
+    asyncio.run(scenario())
+
+
+def test_a_certificate_that_ends_soon_is_spoken_of(authority: Authority, caplog: pytest.LogCaptureFixture) -> None:
+    tls = Tls(authority.files("v1", authority.make("v1", days=5)))
+    assert "event=tls_ends_soon" in caplog.text
+    assert 4 * 86_400 < tls.numbers()["tls_certificate_left_seconds"] <= 5 * 86_400
