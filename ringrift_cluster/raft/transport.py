@@ -359,10 +359,12 @@ class Transport:
                 self._counters.refusals["slow" if isinstance(error, TimeoutError) else "left_early"] += 1
             log.debug("event=link_closed peer=%s reason=lost", peer or dialed or "?")
         finally:
-            if peer is None and stranger is not None:
-                # What it did not read is not kept for it.
+            if peer is None and (stranger is not None or self._security.client_tls is not None):
+                # What it did not read is not kept for it, nor does TLS wait for its goodbye.
                 writer.transport.abort()
-            writer.close()
+            # A TLS transport that is closed twice no longer hears `abort`.
+            if not writer.transport.is_closing():
+                writer.close()
             if peer is not None and (current := self._links.get(peer)) and current.writer is writer:
                 self._drop(peer, current)
         return peer is not None
