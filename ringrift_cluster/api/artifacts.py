@@ -16,6 +16,7 @@ from ringrift_cluster.api.locks import ANYBODY
 from ringrift_cluster.api.problems import Problem
 from ringrift_cluster.api.views import Cursor, View, look, scan
 from ringrift_cluster.api.writes import carry_out
+from ringrift_cluster.ranges import admit_range
 from ringrift_cluster.replica import on_behalf
 from statemachine import queries
 from statemachine.commands import RegisterArtifact
@@ -26,7 +27,7 @@ from statemachine.values import Scope
 
 route = Routes("artifacts", "Files named by their content.")
 
-_DIGEST = re.compile(r"^[0-9a-f]{64}$")
+_DIGEST = re.compile(r"[0-9a-f]{64}")
 #: bytes gathered before a thread writes them
 WRITE_BYTES = 1024 * 1024
 
@@ -60,7 +61,7 @@ async def listing(call: Call, query: ArtifactFilter) -> ArtifactList:
 
 
 def checked(digest: str) -> str:
-    if not _DIGEST.match(digest):
+    if not _DIGEST.fullmatch(digest):
         raise Problem(Code.INVALID, f"a digest is 64 lower-case hex digits, not {digest[:80]!r}")
     return digest
 
@@ -97,14 +98,16 @@ async def info(call: Call, digest: str, query: View) -> ArtifactView:
     "/artifacts/{digest}",
     "The bytes of a file that this node holds",
     scope=Scope.READ,
-    produces={"application/octet-stream": "The file; `Range` and `If-Range` are honoured."},
-    errors=(Code.NOT_FOUND, Code.INVALID),
+    produces={"application/octet-stream": "The file; one `Range` and `If-Range` are honoured."},
+    errors=(Code.NOT_FOUND, Code.INVALID, "range_not_satisfiable"),
     statuses=(200, 206),
 )
 async def fetch(call: Call, digest: str) -> FileResponse:
     """`HEAD` tells size and presence. The entity tag is the digest, so a part always fits the rest."""
     path = call.services.blobs.path(checked(digest))
     if path is not None:
+        if not admit_range(call.scope["headers"], size := path.stat().st_size):
+            raise Problem("range_not_satisfiable", f"the file {digest} has {size} bytes")
         return FileResponse(
             path,
             media_type="application/octet-stream",

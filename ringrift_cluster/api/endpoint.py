@@ -264,7 +264,10 @@ class Bound:
 def parse_query(raw: bytes, kind: type[Struct]) -> Struct:
     """Query parameters as a Struct; a bad or unknown one is named in the problem."""
     try:
-        pairs = dict(parse_qsl(raw.decode("latin-1"), keep_blank_values=True, max_num_fields=64))
+        given = parse_qsl(raw.decode("latin-1"), keep_blank_values=True, max_num_fields=64)
+        pairs = dict(given)
+        if len(pairs) < len(given):
+            raise ValueError("a parameter is given twice")
         return msgspec.convert(pairs, kind, strict=False)
     except ValueError as error:  # msgspec's ValidationError is one
         raise Problem(Code.INVALID, f"the query: {error}") from None

@@ -12,7 +12,8 @@ from msgspec import Struct
 from ringrift_cluster.api import problems
 from ringrift_cluster.api.endpoint import Endpoint, Routes
 from ringrift_cluster.api.problems import ProblemDocument
-from ringrift_cluster.api.views import View
+from ringrift_cluster.api.views import Cursor, View
+from statemachine.errors import Code
 
 _REF = "#/components/schemas/{name}"
 _PATH_ARGUMENT = re.compile(r"\{([a-z_]+)(:path)?\}")
@@ -153,6 +154,8 @@ def _responses(endpoint: Endpoint, schemas: dict[Any, Any]) -> dict[str, Any]:
         codes.append("invalid")
         if issubclass(endpoint.query, View):
             codes.append("too_many_waits")
+        if issubclass(endpoint.query, Cursor):
+            codes.append(Code.EXPIRED)
     by_status: dict[int, dict[str, None]] = {}
     for code in codes:
         by_status.setdefault(problems.TABLE[code].status, {})[str(code)] = None

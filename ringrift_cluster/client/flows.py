@@ -46,6 +46,9 @@ from statemachine.queries import Why
 from statemachine.rows import Event
 from statemachine.values import Counts, JobProgress, MatchResult, Output, Params
 
+#: an event is one line, and none is nearly as long
+MAX_LINE_BYTES = 1 << 20
+
 
 class Dump(Struct, frozen=True):
     """The whole state, or one table of it, at one index. `digest` is the running chain there."""
@@ -319,6 +322,8 @@ def events(
         chunk: bytes | Failed | None = b""
         while isinstance(chunk, bytes):
             *lines, rest = (rest + chunk).split(b"\n")
+            if len(rest) > MAX_LINE_BYTES:
+                raise Invalid(Problem("unexpected", f"an event has no end after {MAX_LINE_BYTES} bytes"))
             for line in lines:
                 if line:
                     event = _event(line)

@@ -6,7 +6,7 @@ import asyncio
 import math
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -14,12 +14,13 @@ from urllib.parse import parse_qsl
 
 import msgspec
 from msgspec import Raw
-from starlette.responses import FileResponse, Response
+from starlette.responses import FileResponse, Response, StreamingResponse
 
 from ringrift_cluster import replica as rp
 from ringrift_cluster.feed import wire
 from ringrift_cluster.feed.source import FeedEntry, LogFeed
 from ringrift_cluster.feed.wire import Frame, Problem, Standing
+from ringrift_cluster.ranges import admit_range
 from statemachine.snapshot import Header, SnapshotDamaged, read_header
 
 #: a poll costs a fifth of this, so that polls never take more than that share of the loop, up to the longest moment
@@ -29,6 +30,9 @@ _MOMENT_S = 0.3
 _AT_ONCE = 16
 #: encoded runs of frames that are kept for the next follower at the same position
 _KEPT = 32
+_KEPT_BYTES = 32 * 1024 * 1024
+#: a large batch leaves in pieces, each once the one before it was read: nobody who reads slowly holds more than that
+_PIECE_BYTES = 256 * 1024
 
 
 class _Refusal(Exception):  # noqa: N818 - an answer
@@ -75,6 +79,7 @@ class FeedRouter:
         self._release: asyncio.TimerHandle | None = None
         self._ticket: int | None = None
         self._encoded: OrderedDict[tuple[int, int, bytes], Raw] = OrderedDict()
+        self._encoded_bytes = 0
         self._closed = False
         self.waiting = 0
 
@@ -94,11 +99,11 @@ class FeedRouter:
         method, path = scope["method"], scope["path"]
         match (method, path.rsplit("/", 1)[-1]):
             case ("GET" | "HEAD", "snapshot"):
-                return await self._snapshot()
+                return await self._snapshot(scope)
             case ("GET", "backup"):
                 # What was acknowledged anywhere before now is in the file.
                 await self._source.read(lambda state: None, consistency=rp.Consistency.LINEARIZABLE)
-                return await self._snapshot(max_behind=0)
+                return await self._snapshot(scope, max_behind=0)
             case ("GET", "entries"):
                 return await self._entries(dict(parse_qsl(scope["query_string"].decode("latin-1"))))
             case (_, "snapshot" | "entries" | "backup"):
@@ -118,7 +123,7 @@ class FeedRouter:
 
     # Snapshot
 
-    async def _snapshot(self, max_behind: int = 5_000) -> Response:
+    async def _snapshot(self, scope: Any, max_behind: int = 5_000) -> Response:
         if not self._source.status().cluster_id:
             # A snapshot names its cluster, and this one has no name before its first leader gave it one.
             raise _Refusal(503, "not_ready", "the cluster has no id yet; ask again in a moment")
@@ -136,6 +141,8 @@ class FeedRouter:
             "ringrift-term": str(head.term),
             "ringrift-chain": head.chain.hex(),
         }
+        if not admit_range(scope["headers"], size):
+            raise _Refusal(416, "range_not_satisfiable", f"the snapshot has {size} bytes")
         return FileResponse(file.path, headers=headers, media_type="application/octet-stream")
 
     # Entries
@@ -170,8 +177,12 @@ class FeedRouter:
             contact_age_ms=status.contact_age_ms,
             held_ms=int(held_s * 1000),
         )
-        body = wire.encode(wire.EncodedBatch(standing, self._encode(frames)))
-        return Response(body, media_type=wire.MSGPACK)
+        encoded = self._encode(frames)
+        body = wire.encode(wire.EncodedBatch(standing, encoded if len(encoded) <= _PIECE_BYTES else Raw(b"")))
+        if len(encoded) <= _PIECE_BYTES:
+            return Response(body, media_type=wire.MSGPACK)
+        length = {"content-length": str(len(body) + len(encoded))}
+        return StreamingResponse(_pieces(body, encoded), headers=length, media_type=wire.MSGPACK)
 
     def _read(self, after: int, chain: bytes, max_bytes: int) -> tuple[Sequence[FeedEntry], bool]:
         """Entries after the position and whether they reach the end; refuses a position of another history."""
@@ -196,11 +207,15 @@ class FeedRouter:
             return Raw(b"\x90")
         key = (frames[0].index, frames[-1].index, frames[-1].chain)
         known = self._encoded.pop(key, None)
-        if known is None:
+        if known is not None:
+            self._encoded_bytes -= len(known)
+        else:
             known = Raw(wire.encode([Frame(f.index, f.term, f.entry, f.chain) for f in frames]))
         self._encoded[key] = known
-        if len(self._encoded) > _KEPT:
-            self._encoded.popitem(last=False)
+        self._encoded_bytes += len(known)
+        while len(self._encoded) > _KEPT or (self._encoded_bytes > _KEPT_BYTES and len(self._encoded) > 1):
+            _, dropped = self._encoded.popitem(last=False)
+            self._encoded_bytes -= len(dropped)
         return known
 
     async def _wait(self, seconds: float) -> None:
@@ -245,6 +260,14 @@ class FeedRouter:
 def _let_go(parked: asyncio.Future[None]) -> None:
     if not parked.done():
         parked.set_result(None)
+
+
+async def _pieces(head: bytes, frames: Raw) -> AsyncIterator[bytes]:
+    """The frames are one block of memory, however many followers are at it."""
+    yield head
+    view = memoryview(frames)
+    for start in range(0, len(view), _PIECE_BYTES):
+        yield bytes(view[start : start + _PIECE_BYTES])
 
 
 def _post(loop: asyncio.AbstractEventLoop, call: Callable[[], None]) -> None:

@@ -7,6 +7,7 @@ import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import httpx
 import msgspec
@@ -17,6 +18,8 @@ from statemachine.errors import UNDECODABLE, Code, Refused
 from statemachine.values import Beat
 
 CONNECT_S = 2.0
+#: what a full batch may take on its way, beyond the wait for it
+TRANSFER_S = 60.0
 _UNSENT = (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout, httpx.UnsupportedProtocol)
 
 
@@ -89,6 +92,34 @@ class Voters:
             return list(self._order)
         return [leader, *(v for v in self._order if v != leader)]
 
+    async def _ask(
+        self,
+        method: str,
+        voter: str,
+        path: str,
+        *,
+        within_s: float,
+        most_bytes: int = wire.MAX_SMALL_ANSWER_BYTES,
+        headers: Mapping[str, str],
+        **request: Any,
+    ) -> tuple[int, bytes]:
+        """Status and body of one request. Raises httpx.HTTPError, also when the answer has no end."""
+        # As it comes: a small body that unpacks into a large one would be over every limit at once.
+        plain = {**headers, "accept-encoding": "identity"}
+        body = bytearray()
+        try:
+            async with (
+                asyncio.timeout(within_s),
+                self._http.stream(method, self._urls[voter] + path, headers=plain, **request) as response,
+            ):
+                async for chunk in response.aiter_raw():
+                    body += chunk
+                    if len(body) > most_bytes:
+                        raise httpx.ReadError(f"its answer is over {most_bytes} bytes")
+        except TimeoutError as error:
+            raise httpx.ReadTimeout(f"its answer took over {within_s:g} s") from error
+        return response.status_code, bytes(body)
+
     # The feed
 
     async def poll(self, cluster: str, after: int, chain: bytes, wait_s: float, max_bytes: int) -> Polled:
@@ -103,23 +134,25 @@ class Voters:
         sent_at = self._clock()
         timeout = httpx.Timeout(CONNECT_S, read=wait_s + 3.0)
         try:
-            async with self._http.stream(
-                "GET", self._urls[self.current] + wire.ENTRIES, params=params, timeout=timeout, headers=self._headers
-            ) as response:
-                body = bytearray()
-                async for chunk in response.aiter_bytes():
-                    body += chunk
-                    if len(body) > wire.MAX_ANSWER_BYTES:
-                        raise Unreachable(f"voter {self.current} sent more than {wire.MAX_ANSWER_BYTES} bytes at once")
+            status, body = await self._ask(
+                "GET",
+                self.current,
+                wire.ENTRIES,
+                within_s=wait_s + TRANSFER_S,
+                most_bytes=wire.MAX_ANSWER_BYTES,
+                params=params,
+                timeout=timeout,
+                headers=self._headers,
+            )
         except httpx.HTTPError as error:
             raise Unreachable(f"voter {self.current} does not answer ({_reason(error)})") from error
-        if response.status_code == 409:
-            problem = wire.problem_of(bytes(body))
+        if status == 409:
+            problem = wire.problem_of(body)
             raise PositionRefused(problem.code, problem.detail)
-        if response.status_code != 200:
-            raise _no_answer(self.current, response.status_code, wire.problem_of(bytes(body)))
+        if status != 200:
+            raise _no_answer(self.current, status, wire.problem_of(body))
         try:
-            batch = wire.decode_batch(bytes(body))
+            batch = wire.decode_batch(body)
         except UNDECODABLE as error:
             raise Unreachable(f"voter {self.current} sent a batch that cannot be read: {error}") from error
         self.leader = batch.standing.leader_id
@@ -134,7 +167,7 @@ class Voters:
         target.unlink(missing_ok=True)
         for _ in range(5):
             have = target.stat().st_size if target.exists() else 0
-            headers = dict(self._headers)
+            headers = {**self._headers, "accept-encoding": "identity"}
             if have and etag:
                 headers |= {"range": f"bytes={have}-", "if-range": etag}
             try:
@@ -142,11 +175,13 @@ class Voters:
                     "GET", self._urls[self.current] + wire.SNAPSHOT, headers=headers, timeout=httpx.Timeout(30.0)
                 ) as response:
                     if response.status_code not in (200, 206):
-                        problem = wire.problem_of(await response.aread())
-                        raise _no_answer(self.current, response.status_code, problem)
+                        said = await anext(response.aiter_raw(64 * 1024), b"")
+                        raise _no_answer(self.current, response.status_code, wire.problem_of(said))
                     etag = response.headers.get("etag", "")
                     with target.open("ab" if response.status_code == 206 else "wb") as out:
-                        async for chunk in response.aiter_bytes():
+                        async for chunk in response.aiter_raw():
+                            if out.tell() + len(chunk) > wire.MAX_SNAPSHOT_BYTES:
+                                raise Unreachable(f"the snapshot of voter {self.current} has no end")
                             out.write(chunk)
                 return
             except httpx.HTTPError as error:
@@ -187,8 +222,11 @@ class Voters:
     async def _propose_to(self, voter: str, body: bytes, left_s: float) -> rp.Proposed:
         headers = {"content-type": wire.MSGPACK, **self._speaking()}
         try:
-            response = await self._http.post(
-                self._urls[voter] + wire.PROPOSE,
+            status, said = await self._ask(
+                "POST",
+                voter,
+                wire.PROPOSE,
+                within_s=left_s + 1.0,
                 params={"timeout": min(left_s, wire.MAX_WAIT_S)},
                 content=body,
                 headers=headers,
@@ -198,13 +236,13 @@ class Voters:
             raise rp.NoLeader(f"voter {voter} does not answer ({_reason(error)})") from error
         except httpx.HTTPError as error:
             raise rp.OutcomeUnknown(f"voter {voter} took the proposal and did not answer ({_reason(error)})") from error
-        if response.status_code == 200:
+        if status == 200:
             try:
-                placed = wire.decode_placed(response.content)
+                placed = wire.decode_placed(said)
             except UNDECODABLE as error:
                 raise rp.OutcomeUnknown(f"voter {voter} sent an answer that cannot be read: {error}") from error
             return rp.Proposed(placed.index, placed.term, tuple(placed.results))
-        raise _replica_error(voter, response.status_code, wire.problem_of(response.content))
+        raise _replica_error(voter, status, wire.problem_of(said))
 
     async def heartbeat(self, beat: Beat, timeout_s: float) -> int:
         """Send a sign of life to whichever voter takes it; returns the index it was applied at.
@@ -220,8 +258,11 @@ class Voters:
             if left <= 0:
                 break
             try:
-                response = await self._http.post(
-                    self._urls[voter] + wire.HEARTBEAT,
+                status, said = await self._ask(
+                    "POST",
+                    voter,
+                    wire.HEARTBEAT,
+                    within_s=left,
                     content=body,
                     headers=headers,
                     timeout=httpx.Timeout(left, connect=min(CONNECT_S, left)),
@@ -229,12 +270,12 @@ class Voters:
             except httpx.HTTPError as error:
                 problem = rp.NoLeader(f"voter {voter} does not answer ({_reason(error)})")
                 continue
-            if response.status_code == 200:
-                return _index_of(voter, response.content)
-            answer = wire.problem_of(response.content)
+            if status == 200:
+                return _index_of(voter, said)
+            answer = wire.problem_of(said)
             if answer.code in tuple(Code):
                 raise Refused(Code(answer.code), answer.detail)
-            problem = _replica_error(voter, response.status_code, answer)
+            problem = _replica_error(voter, status, answer)
         raise problem
 
     async def transfer(self, target: str | None) -> str:
@@ -242,8 +283,11 @@ class Voters:
         said = "no voter could be reached"
         for voter in self._leader_first():
             try:
-                response = await self._http.post(
-                    self._urls[voter] + "/admin/election/start",
+                status, body = await self._ask(
+                    "POST",
+                    voter,
+                    "/admin/election/start",
+                    within_s=20.0,
                     json={"target": target} if target else {},
                     headers=self._speaking(),
                     timeout=httpx.Timeout(20.0, connect=CONNECT_S),
@@ -251,16 +295,25 @@ class Voters:
             except httpx.HTTPError as error:
                 said = f"voter {voter} does not answer ({_reason(error)})"
                 continue
-            if response.status_code == 200:
-                leader = response.json().get("leader_id")
-                if isinstance(leader, str):
-                    return leader
-            said = wire.problem_of(response.content).detail or f"voter {voter} answered {response.status_code}"
+            if status == 200:
+                return _leader_of(voter, body)
+            said = wire.problem_of(body).detail or f"voter {voter} answered {status}"
         raise rp.NoLeader(said)
 
 
 class _Taken(msgspec.Struct):
     index: int
+
+
+class _Led(msgspec.Struct):
+    leader_id: str
+
+
+def _leader_of(voter: str, body: bytes) -> str:
+    try:
+        return msgspec.json.decode(body, type=_Led).leader_id
+    except UNDECODABLE as error:
+        raise rp.OutcomeUnknown(f"voter {voter} sent an answer that cannot be read: {error}") from error
 
 
 def _index_of(voter: str, body: bytes) -> int:

@@ -19,6 +19,10 @@ MAX_BATCH_BYTES = 8 * 1024 * 1024
 #: what a follower reads of an answer at most
 MAX_ANSWER_BYTES = MAX_BATCH_BYTES + 2 * MAX_ENTRY_BYTES
 
+#: what is read of any other answer, and of a snapshot
+MAX_SMALL_ANSWER_BYTES = 16 * 1024 * 1024
+MAX_SNAPSHOT_BYTES = 64 * 1024 * 1024 * 1024
+
 #: codes of a 409: the position cannot be continued here, a snapshot has to take its place
 OTHER_CLUSTER, OTHER_HISTORY, FELL_OUT = "other_cluster", "other_history", "fell_out"
 
