@@ -7,11 +7,14 @@ import os
 import sys
 import time
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
 from functools import partial
 
-from tests.simulation.run import Outcome, simulate
+from tests.simulation.run import Options, Outcome, simulate
+from tests.simulation.story import shrink
+from tests.simulation.switches import SWITCHES
 
-STORY_LINES = 40
+STORY_LINES = 60
 
 
 def main() -> int:
@@ -21,31 +24,78 @@ def main() -> int:
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--seconds", type=float, default=20.0, help="virtual seconds of one run")
     parser.add_argument("--seed", type=int, help="run this one alone")
-    parser.add_argument("--trace", action="store_true", help="tell the story while it happens")
+    parser.add_argument("--trace", action="store_true", help="tell the story of --seed while it happens")
+    parser.add_argument("--only", type=numbers, help="of the seed's faults those with these numbers: 3,7,8 or none")
+    parser.add_argument("--faults", type=names, default=(), help="kinds of faults: crash,partition")
+    parser.add_argument("--voters", type=int, default=0, help="3 or 5; left out, the seed chooses")
+    parser.add_argument("--disable", type=names, default=(), help=f"switch corrections off: {','.join(SWITCHES)}")
+    parser.add_argument("--whole", action="store_true", help="do not look for a shorter story")
+    parser.add_argument("--proof", action="store_true", help="switch off one correction after the other")
     args = parser.parse_args()
     if os.environ.get("PYTHONHASHSEED") != "0":
         # Sets of nodes iterate in hash order, and the order is part of the story.
         os.environ["PYTHONHASHSEED"] = "0"
         os.execv(sys.executable, [sys.executable, "-m", "tests.simulation", *sys.argv[1:]])
+    if args.proof:
+        return prove(args.seeds, args.first_seed)
+    options = Options(args.seconds, kinds=args.faults, only=args.only, size=args.voters, disabled=args.disable)
     seeds = range(args.first_seed, args.first_seed + args.seeds) if args.seed is None else [args.seed]
-    run = partial(simulate, virtual_s=args.seconds, trace=args.trace)
+    run = partial(simulate, options=options, trace=args.trace)
     started = time.perf_counter()
     if args.jobs == 1 or len(seeds) == 1:
-        outcomes = [tell(outcome) for outcome in map(run, seeds)]
+        outcomes = [tell(outcome, options, args.whole or args.trace) for outcome in map(run, seeds)]
     else:
         with ProcessPoolExecutor(args.jobs) as pool:
-            outcomes = [tell(outcome) for outcome in pool.map(run, seeds)]
+            outcomes = [tell(outcome, options, args.whole) for outcome in pool.map(run, seeds)]
     return summary(outcomes, time.perf_counter() - started)
 
 
-def tell(outcome: Outcome) -> Outcome:
-    """Print the short story of a run that broke."""
+def names(text: str) -> tuple[str, ...]:
+    return tuple(name for name in text.split(",") if name)
+
+
+def numbers(text: str) -> tuple[int, ...]:
+    return () if text == "none" else tuple(int(number) for number in text.split(","))
+
+
+def tell(outcome: Outcome, options: Options, whole: bool) -> Outcome:
+    """Print the shortest story of a run that broke, and how to see it again."""
     if outcome.broken:
-        print(f"seed {outcome.seed} broke: {outcome.broken}")
-        for line in outcome.story[-STORY_LINES:]:
+        print(f"seed {outcome.seed} broke: {outcome.broken}", flush=True)
+        shown = options
+        story = outcome
+        if not whole:
+            story, shown = shrink(outcome, options)
+            print(f"    with {len(shown.plan(outcome.seed))} of {len(options.plan(outcome.seed))} faults:")
+        for line in story.story[-STORY_LINES:]:
             print(f"    {line}")
-        print(f"    again: python -m tests.simulation --seed {outcome.seed} --trace", flush=True)
+        print(f"    again: python -m tests.simulation --seed {outcome.seed}{shown.as_arguments()} --trace", flush=True)
     return outcome
+
+
+def prove(seeds: int, first_seed: int) -> int:
+    """For each correction the first seed that breaks without it; 1 when one was never missed."""
+    missed = 0
+    for name, switch in SWITCHES.items():
+        options = Options(kinds=switch.kinds, size=switch.size, disabled=(name,))
+        caught = None
+        for seed in range(first_seed, first_seed + seeds):
+            outcome = simulate(seed, options)
+            if outcome.broken:
+                caught = outcome
+                break
+        if caught is None:
+            missed += 1
+            print(f"{name:4} {switch.says}: not missed in {seeds} seeds", flush=True)
+            continue
+        control = simulate(caught.seed, replace(options, disabled=()))
+        missed += control.broken is not None
+        print(
+            f"{name:4} {switch.says}: seed {caught.seed} at {caught.virtual_s:.1f} s, {caught.broken}; "
+            f"with the correction: {control.broken or 'nothing breaks'}",
+            flush=True,
+        )
+    return 1 if missed else 0
 
 
 def summary(outcomes: list[Outcome], wall_s: float) -> int:
@@ -53,14 +103,18 @@ def summary(outcomes: list[Outcome], wall_s: float) -> int:
     broken = [o for o in outcomes if o.broken]
     virtual = sum(o.virtual_s for o in outcomes)
     cpu = sum(o.cpu_s for o in outcomes)
+    ledgers = [o.checks.ledger for o in outcomes]
     print(
         f"{len(outcomes)} seeds, {len(broken)} broken; {virtual:.0f} virtual s in {cpu:.1f} CPU s "
         f"({virtual / max(cpu, 1e-9):.1f} x), {wall_s:.1f} s on the wall; "
         f"{sum(len(o.checks.acknowledged) for o in outcomes)} acknowledged, "
-        f"{sum(o.checks.unknown for o in outcomes)} unknown, {sum(o.checks.refused for o in outcomes)} refused, "
+        f"{sum(o.checks.unknown for o in outcomes)} unknown, {sum(len(o.checks.refused) for o in outcomes)} refused, "
         f"{sum(o.checks.reads for o in outcomes)} linearizable reads, "
         f"{sum(o.checks.applied for o in outcomes)} applies, {sum(o.checks.installs for o in outcomes)} installs, "
-        f"{sum(o.terms for o in outcomes)} terms, {sum(o.messages for o in outcomes)} messages"
+        f"{sum(o.terms for o in outcomes)} terms, {sum(o.messages for o in outcomes)} messages, "
+        f"{sum(o.checks.followed for o in outcomes)} digests of followers, {sum(x.started for x in ledgers)} jobs "
+        f"started, {sum(len(x.completed) for x in ledgers)} completed, "
+        f"{sum(sum(x.games.values()) for x in ledgers)} games"
     )
     return 1 if broken else 0
 

@@ -1,4 +1,4 @@
-"""A cluster of simulated voters: what connects them, and how it is brought to rest."""
+"""A cluster of simulated machines: what connects them, and how it is brought to rest."""
 
 from __future__ import annotations
 
@@ -7,32 +7,50 @@ from pathlib import Path
 from ringrift_cluster.raft.messages import Raft
 from tests.simulation.checks import Checks
 from tests.simulation.clients import Client
+from tests.simulation.disk import FAST_S
+from tests.simulation.follower import Follower
+from tests.simulation.ledger import Ledger
 from tests.simulation.network import Network
+from tests.simulation.operator import Operator
 from tests.simulation.voter import Voter, handshake
-from tests.simulation.world import World
+from tests.simulation.world import Broken, World
 
-FAST_DISK = (0.0002, 0.003)
+Machine = Voter | Follower
 
 
 class Cluster:
-    """The voters, their clients and what connects them."""
+    """The voters, the followers, their clients and what connects them."""
 
-    def __init__(self, world: World, size: int, directory: Path) -> None:
+    def __init__(self, world: World, size: int, directory: Path, followers: int = 2) -> None:
         self.world = world
-        self.checks = Checks()
         self.network = Network(world, self._deliver)
+        ledger = Ledger(world)
+        self.voters: list[Voter] = []
+        self.checks = checks = Checks(world, ledger, self.voters)
         names = [f"v{i}" for i in range(1, size + 1)]
-        self.voters = [Voter(n, names, world, self.network, directory / n, self.checks.watch) for n in names]
+        servers = {}
+        for name in names:
+            voter = Voter(name, names, world, self.network, servers, directory / name, checks.watch)
+            voter.on_end = lambda sentence, voter=voter: self._ended(voter, sentence)  # type: ignore[misc]
+            servers[name] = voter.serve
+            self.voters.append(voter)
+        self.followers = [
+            Follower(f"f{i}", names, world, self.network, servers, directory / f"f{i}", ledger, checks.watch_follower)
+            for i in range(1, followers + 1)
+        ]
+        servers |= {f.name: f.serve for f in self.followers}
         self._by_name = {v.name: v for v in self.voters}
-        self.clients = [Client(i, world, self.voters, self.checks) for i in range(6)]
+        self.clients = [Client(i, world, self.voters, checks) for i in range(5)]
+        self.operator = Operator(world, self.voters, ledger)
 
     def _deliver(self, sender: str, receiver: str, message: Raft) -> None:
         self._by_name[receiver].deliver(sender, message)
 
     def start(self) -> None:
-        for voter in self.voters:
-            self.world.after(self.world.between(0.0, 0.5), voter.start)
+        for machine in (*self.voters, *self.followers):
+            self.world.after(self.world.between(0.0, 0.5), machine.start)
         self._reconnect()
+        self.operator.start()
         for client in self.clients:
             client.start()
 
@@ -46,30 +64,73 @@ class Cluster:
                     handshake(self.world, self.network, a, b)
         self.world.after(self.world.between(0.1, 0.3), self._reconnect)
 
+    def leader(self) -> Voter | None:
+        """Who leads the newest term that somebody leads."""
+        leaders = [v for v in self.voters if v.node is not None and v.node.status.role == "leader"]
+        return max(leaders, key=lambda v: v.node.status.term if v.node else 0) if leaders else None
+
+    def disturb(self) -> None:
+        self.checks.disturbed_at = self.world.now
+
     def break_connection(self, a: Voter, b: Voter) -> None:
+        self.disturb()
         if self.network.close(a.name, b.name):
             for end, other in ((a, b), (b, a)):
                 if end.node is not None:
                     end.node.disconnected(other.name)
                     end.wake()
 
-    def crash(self, voter: Voter) -> None:
-        self.world.tell(f"crash {voter.name}")
-        voter.crash()
+    def crash(self, machine: Machine) -> None:
+        if isinstance(machine, Follower):
+            self.world.tell(f"crash {machine.name} at {machine.seen}")
+            machine.crash()
+            return
+        node = machine.node
+        assert node is not None
+        self.world.tell(f"crash {machine.name} at {node.inside.applied}, commit {node.inside.commit}, {machine.role}")
+        machine.crash()
+        self._gone(machine)
+
+    def _gone(self, voter: Voter) -> None:
+        self.disturb()
         for other in self.voters:
             if other is not voter:
                 self.break_connection(voter, other)
 
-    def restart(self, voter: Voter) -> None:
-        if not voter.alive:
-            self.world.tell(f"restart {voter.name}")
-            voter.start()
+    def _ended(self, voter: Voter, sentence: str) -> None:
+        """The process of a voter ended by itself; the machine goes on and starts it again when it can."""
+        self.world.tell(f"{voter.name} ended: {sentence}")
+        self._gone(voter)
 
-    def heal(self) -> None:
+    def restart(self, machine: Machine) -> None:
+        if not machine.alive:
+            self.world.tell(f"restart {machine.name}")
+            if isinstance(machine, Voter):
+                self.disturb()
+            machine.start()
+
+    def pause(self, machine: Machine) -> None:
+        if machine is self.leader():
+            self.disturb()
+        machine.pause()
+
+    def slow_down(self, slowness: float) -> None:
+        self.disturb()
+        self.network.slowness = slowness
+
+    def hand_over(self, target: str | None) -> None:
+        leader = self.leader()
+        if leader is not None and leader.name != target:
+            self.disturb()
+            leader.call(lambda node: node.hand_over(target, 3.0, lambda found: None))
+
+    def heal(self, *, keep_connections: bool = False) -> None:
         self.world.tell("heal")
+        if self.network.slowness > 1.0:
+            self.disturb()
         for a, b in sorted(self.network.cuts):
             # A long cut breaks the connection with all it held back; a short one only delays.
-            if self.world.chance(0.5):
+            if not keep_connections and self.world.chance(0.5) and a in self._by_name and b in self._by_name:
                 self.break_connection(self._by_name[a], self._by_name[b])
         self.network.heal()
 
@@ -79,11 +140,39 @@ class Cluster:
         """Stop the faults and let everyone in again."""
         self.world.tell("calm")
         self.heal()
+        self.disturb()
         for voter in self.voters:
             voter.resume()
-            voter.fsync_s = FAST_DISK
+            voter.disk.fsync_s = FAST_S
+            voter.disk.low = voter.disk.full = False
             self.restart(voter)
+        for follower in self.followers:
+            follower.resume()
+            self.restart(follower)
+
+    def transferred(self) -> None:
+        """With everybody up and clients at work, leadership moves when it is asked to."""
+        leader = self.leader()
+        if leader is None:
+            return
+
+        def done(found: str | None) -> None:
+            if found is None or found == leader.name:
+                raise Broken(f"{leader.name} could not hand over in a calm cluster; {found or 'nobody'} leads")
+
+        self.world.tell(f"{leader.name} is asked to hand over")
+        self.disturb()
+        leader.call(lambda node: node.hand_over(None, 4.0, done))
 
     def converged(self) -> bool:
+        goal = self.checks.acknowledged_to
         nodes = [v.node for v in self.voters]
-        return all(n is not None and n.ready and n.machine.index >= self.checks.acknowledged_to for n in nodes)
+        voters = all(n is not None and n.ready and n.machine.index >= goal for n in nodes)
+        return voters and all(f.replica is not None and f.replica.status().applied >= goal for f in self.followers)
+
+    def unfinished(self) -> str | None:
+        """Who is not where everybody should be, or None."""
+        if self.converged():
+            return None
+        states = [v.node.status if v.node else v.name for v in self.voters]
+        return f"{states} {[f.replica.status() if f.replica else f.name for f in self.followers]}"

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from ringrift_cluster.raft.errors import DiskFailed
 from ringrift_cluster.raft.journal import Batch, Stored
 from ringrift_cluster.raft.messages import LogEntry
 from tests.simulation.world import Broken
+
+FAST_S = (0.0002, 0.003)
+SLOW_S = (0.02, 0.3)
 
 
 class Disk:
@@ -14,21 +18,38 @@ class Disk:
         self.owner = owner
         self.facts: dict[str, str] = {}
         self.entries: dict[int, LogEntry] = {}
+        #: everything up to here is in the journal or in a snapshot
+        self.base = 0
+        #: seconds of one fsync, at least and at most
+        self.fsync_s = FAST_S
+        #: less free space than the floor: the voter's door closes
+        self.low = False
+        #: no space at all: the next write fails
+        self.full = False
 
     def load(self) -> Stored:
         return Stored(dict(self.facts), [self.entries[i] for i in sorted(self.entries)])
 
     def write(self, batch: Batch) -> None:
+        if self.full:
+            raise DiskFailed(f"{self.owner}: no space left on the device")
         self._check(batch.facts)
         if batch.clear:
             self.entries.clear()
+            self.base = batch.entries[0][1]
         if batch.truncate_from is not None:
             self.entries = {i: e for i, e in self.entries.items() if i < batch.truncate_from}
         if batch.drop_before is not None:
             self.entries = {i: e for i, e in self.entries.items() if i >= batch.drop_before}
+            self.base = max(self.base, batch.drop_before - 1)
         for entry in batch.entries:
             self.entries[entry[1]] = entry
         self.facts.update(batch.facts)
+
+    def holds(self, index: int, term: int) -> bool:
+        """Whether this entry would be there after a power cut."""
+        entry = self.entries.get(index)
+        return index <= self.base if entry is None else entry[2] == term
 
     def _check(self, facts: dict[str, str]) -> None:
         before, after = int(self.facts.get("term", "0")), int(facts.get("term", self.facts.get("term", "0")))

@@ -61,11 +61,22 @@ class Network:
         """Undo all cuts: what they held back arrives now."""
         self.cuts.clear()
         self.slowness = 1.0
+        self.carry_on()
+
+    def carry_on(self) -> None:
+        """What cuts held back sets out again; where there still is one it waits on."""
         for connection in list(self.connections.values()):
             stalled, connection.stalled = connection.stalled, Counter()
             for sender, count in stalled.items():
                 for _ in range(count):
                     self._carry(connection, sender)
+
+    def delay(self) -> float:
+        """Seconds that the next message takes."""
+        delay = (0.0001 + 0.0019 * self._world.rng.random()) * self.slowness
+        if self._world.rng.random() < 0.01:
+            delay += 0.05 * self._world.rng.random()
+        return delay
 
     def send(self, sender: str, receiver: str, message: Message) -> None:
         connection = self.connection(sender, receiver)
@@ -76,10 +87,7 @@ class Network:
     def _carry(self, connection: Connection, sender: str) -> None:
         receiver = connection.pair[0] if connection.pair[1] == sender else connection.pair[1]
         world = self._world
-        delay = world.between(0.0001, 0.002) * self.slowness
-        if world.chance(0.01):
-            delay += world.between(0.0, 0.05)
-        when = max(world.now + delay, connection.last_at.get(sender, 0.0))
+        when = max(world.now + self.delay(), connection.last_at.get(sender, 0.0))
         connection.last_at[sender] = when
 
         def arrive() -> None:

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import gc
+import logging
 import random
 import tempfile
 import time
+from asyncio import events
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,10 +16,43 @@ from ringrift_cluster.raft.seams import outside
 from tests.simulation.checks import Checks
 from tests.simulation.cluster import Cluster
 from tests.simulation.faults import Faults
-from tests.simulation.world import Broken, World
+from tests.simulation.plan import Strike, draw
+from tests.simulation.switches import without
+from tests.simulation.world import BEGAN_AT, Broken, World
 
+#: one run, and how much of it is quiet at the end
+VIRTUAL_S = 20.0
 QUIET_S = 6.0
 _MEMORY = Path("/dev/shm")
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """How long a run is, and which of its faults strike."""
+
+    virtual_s: float = VIRTUAL_S
+    #: kinds of faults; none means all
+    kinds: tuple[str, ...] = ()
+    #: numbers of the strikes that happen; None means all
+    only: tuple[int, ...] | None = None
+    #: corrections that are switched off
+    disabled: tuple[str, ...] = ()
+    #: voters; 0 lets the seed choose
+    size: int = 0
+
+    def plan(self, seed: int) -> list[Strike]:
+        drawn = draw(seed, self.virtual_s - QUIET_S, self.kinds)
+        return [s for s in drawn if self.only is None or s.number in self.only]
+
+    def as_arguments(self) -> str:
+        """What the command line takes to run the same."""
+        said = f" --seconds {self.virtual_s:g}" if self.virtual_s != VIRTUAL_S else ""
+        said += f" --faults {','.join(self.kinds)}" if self.kinds else ""
+        said += f" --voters {self.size}" if self.size else ""
+        said += f" --disable {','.join(self.disabled)}" if self.disabled else ""
+        if self.only is not None:
+            said += f" --only {','.join(map(str, self.only)) or 'none'}"
+        return said
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,49 +67,72 @@ class Outcome:
     checks: Checks
     terms: int
     messages: int
+    #: virtual second of the failure, or of the end
+    failed_at: float
 
 
-def simulate(seed: int, *, virtual_s: float = 20.0, trace: bool = False) -> Outcome:
+def simulate(seed: int, options: Options = Options(), *, trace: bool = False) -> Outcome:
     """Run one seed. Every fourth has 5 voters, the others 3."""
+    logging.disable(logging.CRITICAL)
     world = World(seed, trace)
-    outside.clock, outside.rng = world.clock, random.Random(seed)
-    size = 5 if seed % 4 == 0 else 3
+    outside.rng = random.Random(seed)
+    random.seed(seed)
+    size = options.size or (5 if seed % 4 == 0 else 3)
     started = time.process_time()
+    # A run makes few cycles and ends soon; the collector would only walk the rows again and again.
+    gc.disable()
     broken: str | None = None
-    with tempfile.TemporaryDirectory(dir=_MEMORY if _MEMORY.is_dir() else None) as directory:
+    with (
+        tempfile.TemporaryDirectory(dir=_MEMORY if _MEMORY.is_dir() else None) as directory,
+        without(options.disabled),
+    ):
         cluster = Cluster(world, size, Path(directory))
         try:
-            cluster.start()
-            faults = Faults(cluster)
-            faults.start()
-            world.run_until(1000.0 + virtual_s - QUIET_S)
-            faults.stop()
-            cluster.calm()
-            end = world.now + QUIET_S
-            world.run_until(end - 2.0)
-            for client in cluster.clients:
-                client.stopped = True
-            world.run_until(end)
-            patience = world.now + 10.0
-            while world.now < patience and not (cluster.converged() and all(c.idle for c in cluster.clients)):
-                world.run_until(world.now + 0.1)
-            if not cluster.converged():
-                states = [v.node.status if v.node else v.name for v in cluster.voters]
-                raise Broken(f"not converged after the faults: {states}")
-            cluster.checks.finish(cluster.voters)
+            _play(cluster, options, options.plan(seed))
         except Exception as error:
-            if not isinstance(error, Broken):
-                world.tell(f"{type(error).__name__}: {error}")
             broken = f"{type(error).__name__}: {error}"
+            world.tell(broken)
             if trace:
                 raise
-    return Outcome(
+        finally:
+            events._set_running_loop(None)
+    checks = cluster.checks
+    outcome = Outcome(
         seed,
         broken,
         world.story,
-        world.now - 1000.0,
+        world.now - BEGAN_AT,
         time.process_time() - started,
-        cluster.checks,
-        max(cluster.checks.leaders, default=0),
+        checks,
+        max(checks.leaders, default=0),
         cluster.network.messages,
+        world.now,
     )
+    gc.enable()
+    return outcome
+
+
+def _play(cluster: Cluster, options: Options, plan: Sequence[Strike]) -> None:
+    world = cluster.world
+    cluster.start()
+    faults = Faults(cluster, plan)
+    faults.start()
+    world.run_until(BEGAN_AT + options.virtual_s - QUIET_S)
+    faults.stop()
+    cluster.calm()
+    end = world.now + QUIET_S
+    world.run_until(end - 4.0)
+    cluster.transferred()
+    world.run_until(end - 2.0)
+    for client in cluster.clients:
+        client.stopped = True
+    world.run_until(end)
+    patience = world.now + 10.0
+    while world.now < patience and (cluster.unfinished() or not all(c.idle for c in cluster.clients)):
+        world.run_until(world.now + 0.1)
+    unfinished = cluster.unfinished()
+    if unfinished:
+        raise Broken(f"not converged after the faults: {unfinished}")
+    if not all(c.idle for c in cluster.clients):
+        raise Broken("a client waits for an answer for ever")
+    cluster.checks.finish(cluster.voters)

@@ -1,24 +1,50 @@
-"""One simulated machine: it drives the real `RaftNode` in turns, with a disk that takes its time."""
+"""One simulated machine with a voter: it drives the real `RaftNode` in turns, with a disk that takes its time."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from random import Random
+from typing import cast
 
+import httpx
+
+from ringrift_cluster.controllers.runner import Controllers
 from ringrift_cluster.raft.conf import Limits, Timing, VoterConfig
+from ringrift_cluster.raft.engine import RaftReplica
+from ringrift_cluster.raft.errors import DiskFailed
 from ringrift_cluster.raft.messages import Hello, Message, Raft, Welcome
 from ringrift_cluster.raft.node import RaftNode
+from ringrift_cluster.raft.seams import outside
 from ringrift_cluster.raft.snapshots import SnapshotDir
+from ringrift_cluster.raft.thread import ConsensusThread
 from tests.simulation.disk import Disk
+from tests.simulation.http import Http, Serve
+from tests.simulation.loop import Clock, VirtualLoop
 from tests.simulation.network import Network
+from tests.simulation.policies import Policies
+from tests.simulation.site import Site
+from tests.simulation.thread import VirtualThread
 from tests.simulation.world import World
 
-TICK_S = 0.025
-LIMITS = Limits(snapshot_entries=60, tail_entries=25, part_bytes=2_000, in_flight=64, queue=512, window_entries=100_000)
+TICK_S = 0.04
+SPACE_CHECK_S = 1.0
+LIMITS = Limits(snapshot_entries=60, tail_entries=25, part_bytes=2_000, in_flight=64, queue=512, window_entries=300)
+
+
+@dataclass(slots=True)
+class Life:
+    """What a machine holds from its start to its crash."""
+
+    node: RaftNode
+    loop: VirtualLoop
+    site: Site
+    controllers: Controllers
 
 
 class Voter:
-    """A machine that can crash, restart and pause."""
+    """A machine that can crash, restart and pause. `watch` is told after each turn."""
 
     def __init__(
         self,
@@ -26,6 +52,7 @@ class Voter:
         names: list[str],
         world: World,
         network: Network,
+        servers: Mapping[str, Callable[[], Serve | None]],
         directory: Path,
         watch: Callable[[Voter], None],
     ) -> None:
@@ -33,19 +60,34 @@ class Voter:
         self._names = names
         self._world = world
         self._network = network
+        self._servers = servers
         self._directory = directory
         self._watch = watch
+        # Clocks run up to a twentieth apart, and no two show the same time.
+        self._rate = Random(f"clock {name} {world.seed}").uniform(0.95, 1.05)
         self.disk = Disk(name)
         self.node: RaftNode | None = None
+        self._life: Life | None = None
         #: counts lives, so that what belongs to an earlier one is recognised
         self.life = 0
         self.paused = False
-        self.fsync_s = (0.0002, 0.003)
+        #: the last index that was compared with the log, and the furthest that was ever applied in this life
         self.seen = 0
+        self.furthest = 0
+        #: when it last led, in virtual seconds
+        self.led_at = -1.0
+        self.role = ""
+        self.commit_seen = 0
+        #: whether a quorum had answered it lately when it last led
+        self.healthy = False
+        self.resumed_at = 0.0
         self._calls: list[Callable[[], None]] = []
         self._busy = False
         self._turn_due = False
         self._durable: list[Callable[[], None]] = []
+        self._working = False
+        #: called when the process ended by itself
+        self.on_end: Callable[[str], None] = lambda sentence: None
 
     @property
     def alive(self) -> bool:
@@ -57,9 +99,10 @@ class Voter:
         return self._busy
 
     def start(self) -> None:
+        world = self._world
         self.life += 1
         self.paused = False
-        self._busy = self._turn_due = False
+        self._busy = self._turn_due = self._working = False
         self._calls, self._durable = [], []
         self._directory.mkdir(exist_ok=True)
         config = VoterConfig(
@@ -69,26 +112,53 @@ class Voter:
             timing=Timing(),
             limits=LIMITS,
         )
-        self.node = RaftNode(
-            config,
-            self.disk,
-            SnapshotDir(self._directory),
-            self,
-            clock=self._world.clock,
-            rng=self._world.rng,
-        )
-        self.seen = self.node.machine.index
+        clock = self.clock = Clock(world, self._rate, world.between(1.0, 1000.0))
+        outside.clock = clock
+        self.node = RaftNode(config, self.disk, SnapshotDir(self._directory), self, clock=clock, rng=world.rng)
+        loop = VirtualLoop(world, clock)
+        loop.enter()
+        replica = RaftReplica(cast(ConsensusThread, VirtualThread(self, self.node, config)))
+        site = Site(loop, clock, replica)
+        http = Http(world, self._network, self.name, self._servers)
+        controllers = Policies(self, world, replica, cast(httpx.AsyncClient, http), clock)
+        self._life = Life(self.node, loop, site, controllers)
+        loop.create_task(site.beats.run())
+        loop.create_task(controllers.run())
+        self.seen = self.furthest = self.node.machine.index
         self.node.begin()
         self._tick(self.life)
+        self._check_space(self.life)
 
     def crash(self) -> None:
         """Lose everything that was not synced; a batch on its way may or may not have made it."""
         node = self.node
         assert node is not None
-        if self._busy and self._world.chance(0.5):
+        if self._busy and not self.disk.full and self._world.chance(0.5):
             node.sync()
-        self.node = None
+        if self._working:
+            self._tear()
+        self._end()
+
+    def _end(self) -> None:
+        life = self._life
+        assert life is not None
+        self.node = self._life = None
         self.life += 1
+        self.role = ""
+        self.commit_seen = 0
+        life.loop.kill()
+        for report in life.controllers.reports.values():
+            if report.failures:
+                self._world.fail(f"{self.name}: the controller {report.name} failed: {report.last_error}")
+
+    def _tear(self) -> None:
+        """What another thread was writing is there in part."""
+        for draft in (*self._directory.glob("*.tmp"), *self._directory.glob("*.part")):
+            with draft.open("r+b") as out:
+                out.truncate(draft.stat().st_size // 2)
+
+    def serve(self) -> Serve | None:
+        return self._life.site.serve if self._life is not None else None
 
     # The node's links and the network's door
 
@@ -126,19 +196,41 @@ class Voter:
         self.wake()
         self._world.after(TICK_S, lambda: self._tick(life))
 
+    def _check_space(self, life: int) -> None:
+        if life != self.life or self.node is None:
+            return
+        low = f"{self.name} has too little free space" if self.disk.low else None
+        self.call(lambda node: node.close_door(low))
+        self._world.after(SPACE_CHECK_S, lambda: self._check_space(life))
+
     def wake(self) -> None:
         if self.node is None or self.paused or self._busy or self._turn_due:
             return
         self._turn_due = True
         life = self.life
-        self._world.after(self._world.between(0.00002, 0.0003), lambda: self._turn(life))
+        self._world.after(0.00002 + 0.00028 * self._world.rng.random(), lambda: self._turn(life))
 
     def pause(self) -> None:
         self.paused = True
+        if self._life is not None:
+            self._life.loop.pause()
 
     def resume(self) -> None:
         self.paused = False
+        self.resumed_at = self._world.now
+        self.healthy = False
+        if self._life is not None:
+            self._life.loop.resume()
+        if self.role == "leader":
+            # It believes so until its next turn.
+            self.led_at = self._world.now
         self.wake()
+
+    def enter(self) -> None:
+        """What runs next runs on this machine."""
+        outside.clock = self.clock
+        if self._life is not None:
+            self._life.loop.enter()
 
     def _turn(self, life: int) -> None:
         if life != self.life or self.node is None:
@@ -146,6 +238,7 @@ class Voter:
         self._turn_due = False
         if self.paused:
             return
+        self.enter()
         calls, self._calls = self._calls, []
         for call in calls:
             call()
@@ -154,7 +247,7 @@ class Voter:
         self.node.gather()
         if dirty or self.node.batch_waiting:
             self._busy = True
-            self._world.after(self._world.between(*self.fsync_s), lambda: self._synced(life, durable))
+            self._world.after(self._world.between(*self.disk.fsync_s), lambda: self._synced(life, durable))
         else:
             self._settle(durable)
 
@@ -164,8 +257,14 @@ class Voter:
         if self.paused:
             self._world.after(0.01, lambda: self._synced(life, durable))
             return
+        self.enter()
         self._busy = False
-        self.node.sync()
+        try:
+            self.node.sync()
+        except DiskFailed as error:
+            self._end()
+            self.on_end(str(error))
+            return
         self._settle(durable)
 
     def _settle(self, durable: list[Callable[[], None]]) -> None:
@@ -178,11 +277,15 @@ class Voter:
         job = node.take_job()
         if job is not None:
             life = self.life
+            self._working = True
 
             def work() -> None:
-                if life == self.life:
-                    job.run()
-                    self.call(lambda _: job.finish())
+                if life != self.life:
+                    return
+                self.enter()
+                self._working = False
+                job.run()
+                self.call(lambda _: job.finish())
 
             self._world.after(self._world.between(0.002, 0.2), work)
         if node.dirty or node.behind or self._calls:

@@ -1,0 +1,151 @@
+"""HTTP between simulated machines: what httpx offers, over virtual time, to a machine's ASGI application."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from typing import Any
+from urllib.parse import urlencode, urlsplit
+
+import anyio.to_thread
+import httpx
+import msgspec
+
+from tests.simulation.network import Network
+from tests.simulation.world import World
+
+
+async def _inline(func: Callable[..., Any], *args: Any, **options: Any) -> Any:
+    """Threads of the file response happen at one moment."""
+    return func(*args)
+
+
+anyio.to_thread.run_sync = _inline
+
+
+@dataclass(slots=True)
+class Answer:
+    """A response; `cut_short` says that the connection broke in its body."""
+
+    status_code: int = 0
+    headers: dict[str, str] = field(default_factory=dict)
+    content: bytes = b""
+    cut_short: bool = False
+
+    @property
+    def is_success(self) -> bool:
+        return 200 <= self.status_code < 300
+
+    def json(self) -> Any:
+        return msgspec.json.decode(self.content)
+
+    async def aread(self) -> bytes:
+        return self.content
+
+    async def aiter_bytes(self) -> AsyncIterator[bytes]:
+        if self.cut_short:
+            yield self.content[: len(self.content) // 2]
+            raise httpx.ReadError("the connection broke")
+        yield self.content
+
+
+#: a machine's server: (scope, body, reply); it never replies when it dies first
+Serve = Callable[[dict[str, Any], bytes, Callable[[Answer], None]], None]
+
+
+class Http:
+    """Stands in for `httpx.AsyncClient` at one machine. `servers` maps host names to who listens there now."""
+
+    def __init__(self, world: World, network: Network, owner: str, servers: Mapping[str, Callable[[], Serve | None]]):
+        self._world = world
+        self._network = network
+        self._owner = owner
+        self._servers = servers
+
+    async def get(self, url: str, **options: Any) -> Answer:
+        return await self._exchange("GET", url, b"", **options)
+
+    async def post(self, url: str, *, content: bytes = b"", json: Any = None, **options: Any) -> Answer:
+        body = content if json is None else msgspec.json.encode(json)
+        return await self._exchange("POST", url, body, **options)
+
+    @asynccontextmanager
+    async def stream(self, method: str, url: str, **options: Any) -> AsyncIterator[Answer]:
+        yield await self._exchange(method, url, b"", **options)
+
+    async def _exchange(
+        self,
+        method: str,
+        url: str,
+        body: bytes,
+        *,
+        params: Mapping[str, Any] | None = None,
+        headers: Mapping[str, str] | None = None,
+        timeout: httpx.Timeout | float = 5.0,
+    ) -> Answer:
+        patience = timeout if isinstance(timeout, httpx.Timeout) else httpx.Timeout(timeout)
+        target = urlsplit(url)
+        host = target.hostname or ""
+        await asyncio.sleep(self._network.delay())
+        if not self._network.reachable(self._owner, host):
+            await asyncio.sleep(patience.connect or 0.0)
+            raise httpx.ConnectTimeout(f"{host} does not answer")
+        serve = self._servers[host]()
+        if serve is None:
+            raise httpx.ConnectError(f"nobody listens at {host}")
+        scope = {
+            "type": "http",
+            "method": method,
+            "path": target.path,
+            "query_string": urlencode(params or {}).encode(),
+            "headers": [(k.lower().encode(), v.encode()) for k, v in (headers or {}).items()],
+        }
+        answered: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
+
+        def reply(answer: Answer) -> None:
+            self._world.after(self._network.delay(), lambda: arrive(answer))
+
+        def arrive(answer: Answer) -> None:
+            if answered.done():
+                return
+            if self._network.reachable(self._owner, host):
+                answer.cut_short = self._world.chance(0.01)
+                answered.set_result(answer)
+            elif self._world.chance(0.5):
+                answered.set_exception(httpx.ReadError("the connection broke"))
+
+        serve(scope, body, reply)
+        try:
+            async with asyncio.timeout(patience.read):
+                return await answered
+        except TimeoutError:
+            raise httpx.ReadTimeout(f"{host} did not answer in time") from None
+
+
+async def run_asgi(app: Any, scope: dict[str, Any], body: bytes) -> Answer:
+    """One request through an ASGI application."""
+    answer = Answer()
+    chunks: list[bytes] = []
+
+    asked = False
+
+    async def receive() -> dict[str, Any]:
+        nonlocal asked
+        if asked:
+            # The client stays until it has its answer.
+            await asyncio.get_running_loop().create_future()
+        asked = True
+        return {"type": "http.request", "body": body, "more_body": False}
+
+    async def send(event: dict[str, Any]) -> None:
+        if event["type"] == "http.response.start":
+            answer.status_code = event["status"]
+            answer.headers = {k.decode(): v.decode() for k, v in event["headers"]}
+        else:
+            chunks.append(event.get("body", b""))
+
+    await app(scope, receive, send)
+    answer.content = b"".join(chunks)
+    return answer
