@@ -432,7 +432,13 @@ class RaftNode:
     # Snapshots
 
     def want_snapshot(self, max_behind: int, done: Callable[[SnapshotFile], None]) -> None:
-        """Call `done` with a file at most `max_behind` entries old, making one when there is none."""
+        """Call `done` with a file at most `max_behind` entries old, making one when there is none.
+
+        The entries after the file are still in the window, or whoever takes it could not go on from it.
+        """
+        latest = self._snapshots.latest
+        if latest is not None and self.window.since(latest.index, 1) is None:
+            max_behind = -1
         self._compaction.want(self.machine, max_behind, done)
 
     def take_job(self) -> Job | None:

@@ -221,3 +221,21 @@ class TestALeaderWithACompactedLog:
         voter.take(Part)
         voter.get("c", FetchPart(given.index, given.snapshot_term, 100))
         assert voter.take(Part)[0][1].data
+
+
+class TestASnapshotForFollowers:
+    def test_one_that_the_window_does_not_follow_on_is_written_anew(self, tmp_path):
+        # Large entries fill the window by their bytes long before a file is old by its entries.
+        voter = Guarded(tmp_path / "a", limits=Limits(window_entries=10))
+        voter.follow(term=1, last=20, commit=20)
+        files: list[SnapshotFile] = []
+        voter.node.want_snapshot(0, files.append)
+        voter.turn()
+        run_jobs(voter)
+        voter.get("b", AppendEntries(1, 60, 20, 1, entries(21, 60, 1)))
+        assert voter.node.window.since(20, 1) is None
+        voter.node.want_snapshot(5_000, files.append)
+        voter.turn()
+        run_jobs(voter)
+        assert [file.index for file in files] == [20, 60]
+        assert voter.node.window.since(60, 1) == []
