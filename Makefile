@@ -16,10 +16,10 @@ SEED ?= 1
 ARGS ?=
 EXAMPLES ?= 100
 
-.PHONY: demo test lint coverage simulate nemesis fuzz bench clean help
+.PHONY: demo test lint coverage simulate simulate-proof nemesis fuzz bench clean help
 
 help: ## say what there is
-	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /	/'
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /	/'
 
 $(STAMP): pyproject.toml constraints.txt
 	@echo "== installing into $(VENV) (once; torch is the large part)"
@@ -45,8 +45,11 @@ lint: $(STAMP) ## style, types and the import law
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-simulate: $(STAMP) ## the consensus under virtual time and faults: SEEDS=1000 FIRST_SEED=0 JOBS=2
+simulate: $(STAMP) ## the whole cluster under virtual time and faults: SEEDS=1000 FIRST_SEED=0 JOBS=2
 	$(BIN)/python -m tests.simulation --seeds $(SEEDS) --first-seed $(FIRST_SEED) --jobs $(JOBS) $(ARGS)
+
+simulate-proof: $(STAMP) ## switch off one correction of pysyncobj after the other: the first seed that misses it
+	$(BIN)/python -m tests.simulation --proof --seeds $(SEEDS) --first-seed 1
 
 nemesis: $(STAMP) ## real processes under kills, partitions, full disks (root): SCENARIO="kill-leader" SECONDS=15 SEED=1
 	$(BIN)/python -m tests.nemesis $(SCENARIO) --seconds $(SECONDS) --seed $(SEED) $(ARGS)

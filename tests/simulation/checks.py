@@ -11,9 +11,9 @@ from tests.simulation.ledger import Ledger
 from tests.simulation.voter import Voter
 from tests.simulation.world import Broken, World
 
-#: a leader that a quorum answered so lately is not deposed
+#: a leader that a quorum always answered so lately is not deposed
 HEALTHY_S = 0.15
-#: unless something befell the cluster within this time
+#: for so long, while nothing befell the cluster but silent voters
 QUIET_S = 1.5
 
 
@@ -42,6 +42,10 @@ class Checks:
     @property
     def acknowledged_to(self) -> int:
         return max(self.acknowledged.values(), default=0)
+
+    def committed(self, index: int, term: int) -> bool:
+        known = self.log.get(index)
+        return known is not None and known[0] == term
 
     # Voters
 
@@ -95,11 +99,13 @@ class Checks:
             voter.led_at = self.world.now
             if node.inside.commit > voter.commit_seen:
                 self._on_majority(voter, node.inside.commit)
-            voter.healthy = node.contact_age_s(voter.clock()) < HEALTHY_S
+            if node.contact_age_s(voter.clock()) >= HEALTHY_S:
+                voter.unhealthy_at = self.world.now
         elif voter.role == "leader":
             self.world.tell(f"{voter.name} no longer leads, term {status.term}, at {status.applied}")
-            quiet = self.world.now - self.disturbed_at > QUIET_S
-            if voter.healthy and quiet and self.world.now - voter.led_at < HEALTHY_S:
+            since = max(self.disturbed_at, voter.unhealthy_at)
+            quiet = self.world.now - since > QUIET_S and node.proposals.closed is None
+            if quiet and self.world.now - voter.led_at < HEALTHY_S:
                 raise Broken(f"{voter.name} was deposed in term {status.term} while a quorum answered it")
         voter.role = status.role
         voter.commit_seen = node.inside.commit

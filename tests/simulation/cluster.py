@@ -16,6 +16,8 @@ from tests.simulation.voter import Voter, handshake
 from tests.simulation.world import Broken, World
 
 Machine = Voter | Follower
+#: entries sent against entries that had to be sent
+MOST_REPEATS = 1.2
 
 
 class Cluster:
@@ -32,6 +34,7 @@ class Cluster:
         for name in names:
             voter = Voter(name, names, world, self.network, servers, directory / name, checks.watch)
             voter.on_end = lambda sentence, voter=voter: self._ended(voter, sentence)  # type: ignore[misc]
+            voter.disk.committed = checks.committed
             servers[name] = voter.serve
             self.voters.append(voter)
         self.followers = [
@@ -150,7 +153,7 @@ class Cluster:
             follower.resume()
             self.restart(follower)
 
-    def transferred(self) -> None:
+    def hand_over_busy(self) -> None:
         """With everybody up and clients at work, leadership moves when it is asked to."""
         leader = self.leader()
         if leader is None:
@@ -160,9 +163,32 @@ class Cluster:
             if found is None or found == leader.name:
                 raise Broken(f"{leader.name} could not hand over in a calm cluster; {found or 'nobody'} leads")
 
+        self._busy_for(leader, 0.3)
         self.world.tell(f"{leader.name} is asked to hand over")
         self.disturb()
-        leader.call(lambda node: node.hand_over(None, 4.0, done))
+        self.world.after(0.1, lambda: leader.call(lambda node: node.hand_over(None, 1.5, done)))
+
+    def send_much(self) -> None:
+        """With everybody up and nothing lost, entries are sent to each voter once."""
+        leader = self.leader()
+        if leader is None or leader.node is None:
+            return
+        sent, last = self.network.entries_sent, leader.node.journal.last_index
+        self._busy_for(leader, 0.5)
+
+        def count() -> None:
+            if self.leader() is not leader or leader.node is None:
+                return
+            new = (leader.node.journal.last_index - last) * (len(self.voters) - 1)
+            carried = self.network.entries_sent - sent
+            if carried > MOST_REPEATS * new:
+                raise Broken(f"{leader.name} sent {carried} entries in a calm cluster where {new} were to be sent")
+
+        self.world.after(1.0, count)
+
+    def _busy_for(self, leader: Voter, seconds: float) -> None:
+        for i in range(int(seconds / 0.005)):
+            self.world.after(0.005 * i, lambda: self.operator.burst(leader))
 
     def converged(self) -> bool:
         goal = self.checks.acknowledged_to

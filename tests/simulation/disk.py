@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+
 from ringrift_cluster.raft.errors import DiskFailed
 from ringrift_cluster.raft.journal import Batch, Stored
 from ringrift_cluster.raft.messages import LogEntry
@@ -20,6 +22,8 @@ class Disk:
         self.entries: dict[int, LogEntry] = {}
         #: everything up to here is in the journal or in a snapshot
         self.base = 0
+        #: whether some replica has applied the entry at an index with a term
+        self.committed: Callable[[int, int], bool] = lambda index, term: False
         #: seconds of one fsync, at least and at most
         self.fsync_s = FAST_S
         #: less free space than the floor: the voter's door closes
@@ -34,6 +38,8 @@ class Disk:
         if self.full:
             raise DiskFailed(f"{self.owner}: no space left on the device")
         self._check(batch.facts)
+        if batch.truncate_from is not None:
+            self._check_kept(batch.truncate_from, batch.entries)
         if batch.clear:
             self.entries.clear()
             self.base = batch.entries[0][1]
@@ -58,5 +64,12 @@ class Disk:
         vote_before, vote_after = self.facts.get("vote", ""), facts.get("vote", self.facts.get("vote", ""))
         if after == before and vote_before and vote_after != vote_before:
             raise Broken(f"{self.owner}: the vote of term {after} changed from {vote_before} to {vote_after or 'none'}")
+
+    def _check_kept(self, first: int, anew: Sequence[LogEntry]) -> None:
+        """What is committed never leaves a disk that holds it, not even for a moment."""
+        written = {index for _, index, _ in anew}
+        for _, index, term in self.entries.values():
+            if index >= first and index not in written and self.committed(index, term):
+                raise Broken(f"{self.owner} removes entry {index} of term {term} from its disk, which is committed")
 
     def close(self) -> None: ...

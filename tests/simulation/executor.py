@@ -1,4 +1,4 @@
-"""A simulated executor: it obeys the committed jobs under leases as the agent does, with processes that only take time."""
+"""A simulated executor: it obeys committed jobs under leases as the agent does; its processes only take time."""
 
 from __future__ import annotations
 

@@ -114,6 +114,28 @@ class Faults:
 
         self._when_writing(slow[0], off, after=self._rng.uniform(0.05, 0.4))
 
+    def _succession(self) -> None:
+        """A busy leader on a slow network dies; its heir has more than another voter, which has more than it knows.
+
+        The heir sends that one what it may hold already, in several messages.
+        """
+        leader = self._cluster.leader()
+        others = self._others(leader) if leader is not None else []
+        if leader is None or len(others) < 2:
+            return
+        self._tell(f"{leader.name} writes much over a slow network, then not to {others[0].name}, then loses its power")
+        self._cluster.slow_down(self._rng.uniform(30.0, 60.0))
+        for i in range(70):
+            self._world.after(0.006 * i, lambda: self._cluster.operator.burst(leader))
+        cut_at = self._rng.uniform(0.25, 0.4)
+        self._world.after(cut_at, lambda: self._cluster.network.cut(leader.name, others[0].name))
+
+        def off() -> None:
+            self._cluster.heal()
+            self._down(leader, 1.0, 2.5)
+
+        self._world.after(cut_at + self._rng.uniform(0.05, 0.2), off)
+
     def _when_writing(self, voter: Voter, then: Callable[[], None], *, after: float) -> None:
         """Run `then` a while into a batch's way to the disk, or after half a second without one."""
         delay = self._rng.uniform(0.0, 0.02)
@@ -159,7 +181,7 @@ class Faults:
         """A voter is cut off, with its connections up, until its election is long due; then it comes back."""
         leader = self._cluster.leader()
         others = self._others(leader) if leader is not None else []
-        if not others:
+        if not others or self._cluster.network.cuts:
             return
         self._tell(f"{others[0].name} falls silent and returns")
         self._cut([others[0]], [v for v in self._cluster.voters if v is not others[0]])

@@ -113,6 +113,6 @@ class Follower:
     def serve(self) -> Serve | None:
         return self._answer if self.alive and not self.paused else None
 
-    def _answer(self, scope: dict[str, Any], body: bytes, reply: Callable[[Answer], None]) -> None:
+    def _answer(self, scope: dict[str, Any], body: bytes, reply: Callable[[Answer | None], None]) -> None:
         """Others probe it; nothing else is asked of it here."""
         reply(Answer(200, {}, msgspec.json.encode({"node_id": self.name})))

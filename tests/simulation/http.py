@@ -9,20 +9,11 @@ from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import urlencode, urlsplit
 
-import anyio.to_thread
 import httpx
 import msgspec
 
 from tests.simulation.network import Network
 from tests.simulation.world import World
-
-
-async def _inline(func: Callable[..., Any], *args: Any, **options: Any) -> Any:
-    """Threads of the file response happen at one moment."""
-    return func(*args)
-
-
-anyio.to_thread.run_sync = _inline
 
 
 @dataclass(slots=True)
@@ -51,8 +42,8 @@ class Answer:
         yield self.content
 
 
-#: a machine's server: (scope, body, reply); it never replies when it dies first
-Serve = Callable[[dict[str, Any], bytes, Callable[[Answer], None]], None]
+#: a machine's server: (scope, body, reply); the reply is None when it dies first
+Serve = Callable[[dict[str, Any], bytes, Callable[[Answer | None], None]], None]
 
 
 class Http:
@@ -104,16 +95,16 @@ class Http:
         }
         answered: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
 
-        def reply(answer: Answer) -> None:
+        def reply(answer: Answer | None) -> None:
             self._world.after(self._network.delay(), lambda: arrive(answer))
 
-        def arrive(answer: Answer) -> None:
+        def arrive(answer: Answer | None) -> None:
             if answered.done():
                 return
-            if self._network.reachable(self._owner, host):
+            if answer is not None and self._network.reachable(self._owner, host):
                 answer.cut_short = self._world.chance(0.01)
                 answered.set_result(answer)
-            elif self._world.chance(0.5):
+            elif answer is None or self._world.chance(0.5):
                 answered.set_exception(httpx.ReadError("the connection broke"))
 
         serve(scope, body, reply)

@@ -6,7 +6,7 @@ from collections import Counter, defaultdict, deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from ringrift_cluster.raft.messages import Message, Raft, decode, encode
+from ringrift_cluster.raft.messages import AppendEntries, Message, Raft, decode, encode
 from tests.simulation.world import World
 
 
@@ -35,6 +35,8 @@ class Network:
         self.cuts: set[tuple[str, str]] = set()
         self.slowness = 1.0
         self.messages = 0
+        #: log entries that appends carried, repeats included
+        self.entries_sent = 0
 
     def connection(self, a: str, b: str) -> Connection | None:
         return self.connections.get((min(a, b), max(a, b)))
@@ -81,6 +83,8 @@ class Network:
     def send(self, sender: str, receiver: str, message: Message) -> None:
         connection = self.connection(sender, receiver)
         if connection is not None:
+            if isinstance(message, AppendEntries):
+                self.entries_sent += len(message.entries)
             connection.under_way[sender].append(encode(message))
             self._carry(connection, sender)
 

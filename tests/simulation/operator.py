@@ -41,7 +41,7 @@ _STAGE = st.Stage("program", needs=Needs(cpu_slots=1))
 _GAME = st.GameConfig(
     initial=_STAGE,
     selfplay=st.Selfplay(_STAGE, stock=3),
-    training=st.Training(_STAGE, games_between=20, window_games=100),
+    training=st.Training(_STAGE, games_between=20, window_games=40),
     gate=st.Gate(_STAGE, floor_games=4, cap_games=8, groups_per_job=2, baseline_games=4),
 )
 SETTINGS = {
@@ -87,7 +87,7 @@ class Operator:
     def burst(self, voter: Voter) -> None:
         """One more item, proposed at this voter; nobody waits for the answer."""
         self._orders += 1
-        item = AddWork(f"burst-{self._orders}", "burst", ttl_ms=1)
+        item = AddWork(f"burst-{self._orders}", "burst", params={"n": "y" * 1_000}, ttl_ms=1)
         voter.call(lambda node: node.submit([encode_command(item)], 2.0, lambda outcome: None))
 
     def _order(self, command: Command, rounds: int = 10) -> None:

@@ -15,6 +15,7 @@ WEIGHTS = {
     "crash_follower": 2,
     "catch_unsynced": 3,
     "stale_reply": 3,
+    "succession": 3,
     "return_late": 3,
     "partition": 4,
     "bridge": 3,

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 
 import httpx
 
-from ringrift_cluster.controllers import runner
 from ringrift_cluster.controllers.runner import Controllers
 from ringrift_cluster.raft.engine import RaftReplica
 from statemachine.commands import Command
@@ -19,16 +18,12 @@ if TYPE_CHECKING:
 
 #: a controller reads, decides and proposes within this time of its look whether it leads
 LOOK_S = 1.0
-# A look takes the simulation's time, not only the leader's; a few a second show all that matters.
-runner.BREATH_S = 0.3
 
 
 class Policies(Controllers):
     """Controllers whose commands are counted against leadership."""
 
-    def __init__(
-        self, voter: Voter, world: World, replica: RaftReplica, http: httpx.AsyncClient, clock: Clock
-    ) -> None:
+    def __init__(self, voter: Voter, world: World, replica: RaftReplica, http: httpx.AsyncClient, clock: Clock) -> None:
         super().__init__(replica, http=http, monotonic_s=clock, wall_s=clock)
         self._voter = voter
         self._world = world

@@ -8,10 +8,17 @@ import random
 import tempfile
 import time
 from asyncio import events
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+from unittest.mock import patch
 
+import anyio.to_thread
+
+from ringrift_cluster.controllers import runner
+from ringrift_cluster.raft import conf
 from ringrift_cluster.raft.seams import outside
 from tests.simulation.checks import Checks
 from tests.simulation.cluster import Cluster
@@ -84,6 +91,7 @@ def simulate(seed: int, options: Options = Options(), *, trace: bool = False) ->
     broken: str | None = None
     with (
         tempfile.TemporaryDirectory(dir=_MEMORY if _MEMORY.is_dir() else None) as directory,
+        _scaled_down(),
         without(options.disabled),
     ):
         cluster = Cluster(world, size, Path(directory))
@@ -112,6 +120,25 @@ def simulate(seed: int, options: Options = Options(), *, trace: bool = False) ->
     return outcome
 
 
+@contextmanager
+def _scaled_down() -> Iterator[None]:
+    """The product's constants as a small and short cluster needs them, and no threads."""
+
+    async def inline(func: Callable[..., Any], *args: Any, **options: Any) -> Any:
+        return func(*args)
+
+    with (
+        # One append holds a few entries, so that what a voter misses arrives in several.
+        patch.object(conf, "MEBIBYTE", 8 * 1024),
+        # A look of a controller takes the simulation's time; a few a second show all that matters.
+        patch.object(runner, "BREATH_S", 0.3),
+        patch.object(runner, "BATCH", 4),
+        # The file response's threads happen at one moment.
+        patch.object(anyio.to_thread, "run_sync", inline),
+    ):
+        yield
+
+
 def _play(cluster: Cluster, options: Options, plan: Sequence[Strike]) -> None:
     world = cluster.world
     cluster.start()
@@ -122,7 +149,9 @@ def _play(cluster: Cluster, options: Options, plan: Sequence[Strike]) -> None:
     cluster.calm()
     end = world.now + QUIET_S
     world.run_until(end - 4.0)
-    cluster.transferred()
+    cluster.hand_over_busy()
+    world.run_until(end - 3.2)
+    cluster.send_much()
     world.run_until(end - 2.0)
     for client in cluster.clients:
         client.stopped = True

@@ -39,15 +39,30 @@ class Site:
     def __init__(self, loop: VirtualLoop, clock: Clock, replica: RaftReplica) -> None:
         loop.enter()
         self._loop = loop
+        #: requests that wait for their answer
+        self._open: dict[int, Callable[[Answer | None], None]] = {}
+        self._requests = 0
         self._replica = replica
         self._feed = FeedRouter(replica, coalesce_s=COALESCE_S, clock=clock)
         self.beats = HeartbeatCollector(replica, every_s=0.1, monotonic_s=clock)
 
-    def serve(self, scope: dict[str, Any], body: bytes, reply: Callable[[Answer], None]) -> None:
+    def serve(self, scope: dict[str, Any], body: bytes, reply: Callable[[Answer | None], None]) -> None:
+        self._requests += 1
+        number = self._requests
+        self._open[number] = reply
+
         async def respond() -> None:
-            reply(await self._respond(scope, body))
+            answer = await self._respond(scope, body)
+            if self._open.pop(number, None) is not None:
+                reply(answer)
 
         self._loop.create_task(respond())
+
+    def reset(self) -> None:
+        """The process ended: its connections break."""
+        waiting, self._open = self._open, {}
+        for reply in waiting.values():
+            reply(None)
 
     async def _respond(self, scope: dict[str, Any], body: bytes) -> Answer:
         try:

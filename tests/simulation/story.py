@@ -14,7 +14,9 @@ TRIES = 60
 SECONDS = 120.0
 
 
-def shrink(broken: Outcome, options: Options, *, tries: int = TRIES, seconds: float = SECONDS) -> tuple[Outcome, Options]:
+def shrink(
+    broken: Outcome, options: Options, *, tries: int = TRIES, seconds: float = SECONDS
+) -> tuple[Outcome, Options]:
     """Drop faults by halves, then one by one, while the run still breaks; returns the last run that did.
 
     Any failure counts, for a run with fewer faults may show the same mistake elsewhere.

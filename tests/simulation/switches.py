@@ -187,19 +187,22 @@ def _transfer_at_once(self: Handover, now: float) -> None:
 
 
 SWITCHES: dict[str, Switch] = {
-    "G1": Switch("a follower truncates on every append", [(Guard, "_on_append", _append_whole)]),
+    "G1": Switch("a follower truncates on every append", [(Guard, "_on_append", _append_whole)], ("succession",)),
     "G2": Switch("a success sets nextIndex back", [(Guard, "_on_append_reply", _go_back)]),
     "G3": Switch(
         "replies of an earlier term count", [(Guard, "_on_append_reply", _take_any_term)], ("stale_reply",), size=5
     ),
     "G4": Switch("a rejection backs off by one entry", [(Guard, "_on_append", _back_off_by_one)]),
-    "G5": Switch("the commit index runs ahead of a snapshot", [(Guard, "_on_offer", _commit_on_offer)]),
+    "G5": Switch(
+        "the commit index runs ahead of a snapshot", [(Guard, "_on_offer", _commit_on_offer)], ("succession", "pause")
+    ),
     "G6": Switch(
         "any snapshot replaces the log",
         [(RaftNode, "_install", _install_always), (Guard, "_on_offer", _offer_always)],
+        ("succession", "pause", "partition"),
     ),
     "G7": Switch("acks and votes leave before their fsync", [(Guard, "_emit", _emit_now)]),
-    "G9": Switch("elections ask nobody first", [(Elections, "gate", _gate_open)], ("return_late", "pause"), size=3),
+    "G9": Switch("elections ask nobody first", [(Elections, "gate", _gate_open)], ("return_late",), size=3),
     "G13": Switch(
         "callbacks may never come",
         [(Proposals, "peer_lost", _never_mind), (Proposals, "expire", _no_deadline)],

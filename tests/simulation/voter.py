@@ -30,7 +30,15 @@ from tests.simulation.world import World
 
 TICK_S = 0.04
 SPACE_CHECK_S = 1.0
-LIMITS = Limits(snapshot_entries=60, tail_entries=25, part_bytes=2_000, in_flight=64, queue=512, window_entries=300)
+LIMITS = Limits(
+    snapshot_entries=60,
+    tail_entries=25,
+    part_bytes=2_000,
+    in_flight=64,
+    queue=512,
+    window_entries=300,
+    commands_per_entry=4,
+)
 
 
 @dataclass(slots=True)
@@ -78,8 +86,8 @@ class Voter:
         self.led_at = -1.0
         self.role = ""
         self.commit_seen = 0
-        #: whether a quorum had answered it lately when it last led
-        self.healthy = False
+        #: when it last led without a quorum that answers
+        self.unhealthy_at = 0.0
         self.resumed_at = 0.0
         self._calls: list[Callable[[], None]] = []
         self._busy = False
@@ -146,6 +154,7 @@ class Voter:
         self.life += 1
         self.role = ""
         self.commit_seen = 0
+        life.site.reset()
         life.loop.kill()
         for report in life.controllers.reports.values():
             if report.failures:
@@ -218,7 +227,7 @@ class Voter:
     def resume(self) -> None:
         self.paused = False
         self.resumed_at = self._world.now
-        self.healthy = False
+        self.unhealthy_at = self._world.now
         if self._life is not None:
             self._life.loop.resume()
         if self.role == "leader":
@@ -244,12 +253,14 @@ class Voter:
             call()
         durable, self._durable = self._durable, []
         dirty = self.node.dirty
-        self.node.gather()
+        settled = self.node.gather()
+        # A leader may commit and apply what it was told, before its next write.
+        self._watch(self)
         if dirty or self.node.batch_waiting:
             self._busy = True
             self._world.after(self._world.between(*self.disk.fsync_s), lambda: self._synced(life, durable))
         else:
-            self._settle(durable)
+            self._settle(durable, settled=settled)
 
     def _synced(self, life: int, durable: list[Callable[[], None]]) -> None:
         if life != self.life or self.node is None:
@@ -267,10 +278,11 @@ class Voter:
             return
         self._settle(durable)
 
-    def _settle(self, durable: list[Callable[[], None]]) -> None:
+    def _settle(self, durable: list[Callable[[], None]], *, settled: bool = False) -> None:
         node = self.node
         assert node is not None
-        node.settle()
+        if not settled:
+            node.settle()
         for then in durable:
             then()
         self._watch(self)

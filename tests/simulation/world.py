@@ -6,7 +6,6 @@ import heapq
 import random
 from collections.abc import Callable
 
-
 #: where virtual time begins; stories count from it
 BEGAN_AT = 1000.0
 
