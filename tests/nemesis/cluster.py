@@ -19,7 +19,7 @@ from tests.support.cluster import NodeProcess, TestCluster
 
 HTTP_PORT, RAFT_PORT = 8770, 8771
 #: a lease is over this long after its last renewal; claims that are abandoned come back while a scenario lasts
-LEASE_S = 4.0
+LEASE_S = 2.0
 #: a voter hands its leadership over with less than 64 MiB left, so the mount holds a little more than that
 DISK_BYTES = 128 << 20
 WALL_CLOCK = Path(__file__).with_name("wall_clock.c")
