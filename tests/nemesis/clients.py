@@ -24,8 +24,8 @@ from tests.nemesis.history import History, Op, Outcome
 ATTEMPT_S = 2.0
 PATIENCE_S = 6.0
 WORKERS = 12
-#: keys in use at a time, and operations after which a key is left for a new one
-OPEN_KEYS, OPS_A_KEY = 5, 80
+#: keys in use at a time, and operations after which a key is left for a new one: longer than a lease lasts
+OPEN_KEYS, OPS_A_KEY = 6, 120
 PROBE_EVERY_S = 0.1
 WORK_TYPE = "selfplay"
 #: what every completion reports, so that the totals tell how often it counted

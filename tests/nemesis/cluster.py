@@ -18,8 +18,9 @@ from tests.nemesis.network import Network, mounted, unmount
 from tests.support.cluster import NodeProcess, TestCluster
 
 HTTP_PORT, RAFT_PORT = 8770, 8771
-#: a lease is over this long after its last renewal; claims that are abandoned come back while a scenario lasts
-LEASE_S = 2.0
+#: a lease is over this long after its last renewal: the shortest that the settings allow, so that claims that are
+#: abandoned come back while a scenario lasts
+LEASE_S = 5.2
 #: a voter hands its leadership over with less than 64 MiB left, so the mount holds a little more than that
 DISK_BYTES = 128 << 20
 WALL_CLOCK = Path(__file__).with_name("wall_clock.c")
@@ -110,7 +111,13 @@ class NemesisCluster(TestCluster):
             os.kill(node.process.pid, number)
 
     def seed(self) -> None:
-        timing = st.Timing(lease_ms={"default": round(LEASE_S * 1000)})
+        timing = st.Timing(
+            heartbeat_ms=1_500,
+            suspect_after_ms=6_000,
+            dead_after_ms=20_000,
+            lease_ms={"default": round(LEASE_S * 1000)},
+            grace_ms=100,
+        )
         self.leader().propose(ChangeSetting("timing", st.encode(timing)))
 
     def stop(self) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import json
 import random
 import shutil
 import signal
@@ -79,6 +80,7 @@ async def _load(
     except AssertionError as error:
         result.violations.append(f"after the faults: {error}")
     else:
+        (cluster.folder / "state.json").write_text(json.dumps(tables))
         final_reads(history, tables, time.monotonic())
         result.violations += checks.all_of(history, tables, LEASE_S)
     history.write(cluster.folder / "history.jsonl")

@@ -18,8 +18,10 @@ from typing import Any, TypeVar
 import httpx
 import msgspec
 
+from ringrift_cluster.feed.wire import Placed
 from statemachine import settings as st
 from statemachine.commands import ChangeSetting, Command, encode_command
+from statemachine.errors import Rejected
 
 T = TypeVar("T")
 WORKLOAD = Path(__file__).with_name("workload.py")
@@ -139,6 +141,8 @@ class NodeProcess:
         headers = {"content-type": "application/msgpack", **self.headers}
         answer = httpx.post(f"{self.url}/propose", content=body, headers=headers, timeout=15.0)
         answer.raise_for_status()
+        refused = [r for r in msgspec.msgpack.decode(answer.content, type=Placed).results if isinstance(r, Rejected)]
+        assert not refused, refused
 
 
 @dataclass
