@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -104,7 +105,10 @@ def _taken_lines(value: Taken) -> Iterable[RenderableType]:
     yield f"digest {value.digest}"
 
 
-def one_voter(text: str, option: str) -> Member:
+Tls = Annotated[bool, Option("--tls", help="That voter serves HTTPS: it is started with --tls-cert.")]
+
+
+def one_voter(text: str, option: str, *, tls: bool) -> Member:
     """The first voter of a new cluster, as `id=host:port[/raft-port]`."""
     if "," in text:
         raise fail(
@@ -116,7 +120,7 @@ def one_voter(text: str, option: str) -> Member:
         raise fail(str(error), EXIT_USAGE) from error
     if "=" not in text:
         raise fail(f"{option} needs the voter's name as well: {option} NODE={text}", EXIT_USAGE)
-    return member
+    return replace(member, scheme="https") if tls else member
 
 
 def first_voter(member: Member) -> Voter:
@@ -129,6 +133,7 @@ def restore(
     cluster: Annotated[
         str, Option("--cluster", metavar="NODE=HOST:PORT[/RAFT]", help="That voter; more are added once it runs.")
     ],
+    tls: Tls = False,
     as_json: Json = False,
 ) -> None:
     """Begin a new cluster from a backup. It has an id of its own, so nodes of the old one never mix with it.
@@ -138,7 +143,7 @@ def restore(
     from ringrift_cluster.raft.anew import restore as begin
     from ringrift_cluster.raft.errors import RaftError
 
-    member = one_voter(cluster, "--cluster")
+    member = one_voter(cluster, "--cluster", tls=tls)
     try:
         head, machine = _load(file)
         begun = begin(data_dir, first_voter(member), head, machine)
@@ -163,3 +168,4 @@ def next_steps(begun: Begun, member: Member, data_dir: Path) -> Iterable[Rendera
         yield f"the old files are in {begun.kept}"
     where = f"{member.id}={member.address}/{member.raft_port}"
     yield f"start it: ringrift-node serve --node-id {member.id} --cluster {where} --data-dir {data_dir}"
+    yield "with its other flags as before (certificates, secret, bind)"

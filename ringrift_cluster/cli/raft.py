@@ -10,7 +10,7 @@ import typer
 from rich.console import RenderableType
 from typer import Option
 
-from ringrift_cluster.cli.backup import first_voter, next_steps, one_voter
+from ringrift_cluster.cli.backup import Tls, first_voter, next_steps, one_voter
 from ringrift_cluster.cli.options import EXIT_REFUSED, EXIT_USAGE, Json, fail
 from ringrift_cluster.cli.output import emit
 from ringrift_cluster.raft.errors import RaftError
@@ -76,6 +76,7 @@ def recover_quorum(
     accept_damage: Annotated[
         bool, Option("--accept-damage", help="Go on with what can be read of damaged files.")
     ] = False,
+    tls: Tls = False,
     as_json: Json = False,
 ) -> None:
     """The way back when more than half of the voters are gone for good: a new cluster from a voter that is left.
@@ -86,7 +87,7 @@ def recover_quorum(
     """
     from ringrift_cluster.raft.anew import recover, survivor
 
-    member = one_voter(keep, "--keep")
+    member = one_voter(keep, "--keep", tls=tls)
     try:
         found = survivor(data_dir)
         report = found.report

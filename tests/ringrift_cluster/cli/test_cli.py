@@ -420,7 +420,10 @@ def test_recover_says_what_it_would_do_and_does_it_when_that_is_confirmed(cli: A
     file = tmp_path / "state.backup"
     cli("backup", str(file))
     data = ("--data-dir", str(tmp_path / "n"))
-    cli("restore", str(file), *data, "--cluster", "n=127.0.0.1:9000")
+    cli("restore", str(file), *data, "--cluster", "n=127.0.0.1:9000", "--tls")
+    stored = json.loads(cli("state", "dump", *data, "--json"))
+    (first,) = stored["tables"]["voters"]["voters"]["voters"]
+    assert (first["node"], first["raft"], first["url"]) == ("n", "127.0.0.1:9001", "https://127.0.0.1:9000")
     words = ("raft", "recover", *data, "--keep", "n=127.0.0.1:9000")
     before = (tmp_path / "n" / "raft" / "journal.db").read_bytes()
     assert "must not be started on their old files again" in cli(*words, code=2)
