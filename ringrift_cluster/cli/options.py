@@ -33,7 +33,12 @@ EXIT_CODES = (
 )
 
 Api = Annotated[
-    str, Option("--api", envvar="RINGRIFT_API", help="One or more nodes: http://host:port, separated by commas.")
+    str,
+    Option(
+        "--api",
+        envvar="RINGRIFT_API",
+        help="One or more nodes: URLs or host:port, separated by commas; https where RINGRIFT_TLS_CA is set.",
+    ),
 ]
 Json = Annotated[bool, Option("--json", help="One JSON value on stdout, for programs.")]
 TokenFile = Annotated[
