@@ -26,8 +26,9 @@ from statemachine.snapshot import Header, SnapshotDamaged, read_header
 #: a poll costs a fifth of this, so that polls never take more than that share of the loop, up to the longest moment
 _EACH_S = 0.0008
 _MOMENT_S = 0.3
-#: polls that are answered in one turn of the loop
+#: polls that are let go together, more where the longest moment would not do; and the time until the next ones
 _AT_ONCE = 16
+_PACE_S = _AT_ONCE * _EACH_S
 #: encoded runs of frames that are kept for the next follower at the same position
 _KEPT = 32
 _KEPT_BYTES = 32 * 1024 * 1024
@@ -76,6 +77,10 @@ class FeedRouter:
         #: polls that wait, in the order in which they came
         self._parked: dict[asyncio.Future[None], None] = {}
         self._released_s = -math.inf
+        #: polls that the present release still lets go, and when the next ones of them
+        self._owed = 0
+        self._together = _AT_ONCE
+        self._pace: asyncio.TimerHandle | None = None
         self._release: asyncio.TimerHandle | None = None
         self._ticket: int | None = None
         self._encoded: OrderedDict[tuple[int, int, bytes], Raw] = OrderedDict()
@@ -116,10 +121,12 @@ class FeedRouter:
         if self._ticket is not None:
             self._source.unsubscribe(self._ticket)
             self._ticket = None
-        if self._release is not None:
-            self._release.cancel()
+        for timer in (self._release, self._pace):
+            if timer is not None:
+                timer.cancel()
         # Whoever waits finds the flag set and subscribes to nothing any more.
-        self._wake()
+        for parked in self._parked:
+            _let_go(parked)
 
     # Snapshot
 
@@ -246,15 +253,21 @@ class FeedRouter:
     def _wake(self) -> None:
         self._release = None
         self._released_s = self._clock()
-        self._release_some(len(self._parked))
+        self._owed = len(self._parked)
+        self._together = max(_AT_ONCE, math.ceil(self._owed * _PACE_S / _MOMENT_S))
+        if self._pace is None:
+            self._release_some()
 
-    def _release_some(self, count: int) -> None:
-        """Let the next `count` polls go, some in each turn of the loop: other requests come in between."""
-        for parked in list(islice(self._parked, min(count, _AT_ONCE))):
+    def _release_some(self) -> None:
+        """Let those that waited longest go, and the others after a pause: requests of others come in between."""
+        count = min(self._owed, self._together)
+        self._owed -= count
+        for parked in list(islice(self._parked, count)):
             del self._parked[parked]
             _let_go(parked)
-        if count > _AT_ONCE and self._parked:
-            asyncio.get_running_loop().call_soon(self._release_some, count - _AT_ONCE)
+        self._pace = None
+        if self._owed and self._parked:
+            self._pace = asyncio.get_running_loop().call_later(_PACE_S, self._release_some)
 
 
 def _let_go(parked: asyncio.Future[None]) -> None:
