@@ -1,4 +1,4 @@
-"""Commands a second of CPU time of `Machine.apply`: the ordinary life of an item, in batches.
+"""Items a second of CPU time of `Machine.apply`: the ordinary life of an item, in batches.
 
 python -m tests.bench.law [--items 20000] [--batch 100]
 """
@@ -13,12 +13,24 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from statemachine.commands import AddWork, ClaimWork, Command, CompleteJob, RenewJobs, ReportJob, encode_command
+from statemachine.commands import (
+    AddWork,
+    ClaimWork,
+    Command,
+    CompleteJob,
+    RecordHeartbeats,
+    RenewJobs,
+    ReportJob,
+    encode_command,
+)
 from statemachine.entries import encode_entry
 from statemachine.errors import Done
 from statemachine.machine import Machine
-from statemachine.values import JobProgress, Output
-from tests.support.law import digest_of
+from statemachine.values import Beat, JobProgress, Output
+from tests.support.law import digest_of, node
+
+#: items of one class, so that no queue reaches its bound
+CLASS = 500
 
 
 class Bench:
@@ -30,11 +42,11 @@ class Bench:
         self.batch = batch
         self.index = 0
 
-    def run(self, name: str, make: Callable[[int], Command]) -> None:
-        """Apply one command an item and print a row of the table."""
+    def run(self, name: str, make: Callable[[int], Command], each: int = 1) -> None:
+        """Apply a command for each so many items, a batch of items an entry, and print a row of the table."""
         entries = []
         for start in range(0, self.items, self.batch):
-            commands = [encode_command(make(n)) for n in range(start, min(start + self.batch, self.items))]
+            commands = [encode_command(make(n)) for n in range(start, min(start + self.batch, self.items), each)]
             entries.append(encode_entry(1, self.index + len(entries), commands))
         times = []
         for entry in entries:
@@ -47,7 +59,7 @@ class Bench:
         rate, middle = self.items / sum(times), self.batch / statistics.median(times)
         best = self.batch / sorted(times)[len(times) // 20]
         print(
-            f"{name:<14} {rate:>10,.0f}/s {middle:>10,.0f}/s {best:>10,.0f}/s {1e3 * max(times):>8.2f} ms "
+            f"{name:<16} {rate:>10,.0f}/s {middle:>10,.0f}/s {best:>10,.0f}/s {1e3 * max(times):>8.2f} ms "
             f"{size:>6.0f} B {yardstick():>6.0f} ns"
         )
 
@@ -78,7 +90,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=100)
     chosen = parser.parse_args()
     print(f"{processor()}, {os.cpu_count()} CPUs, Python {platform.python_version()}, batches of {chosen.batch}")
-    print(f"{'command':<14} {'mean':>12} {'median':>12} {'best 5 %':>12} {'slowest':>11} {'size':>8} {'yard':>9}")
+    print(f"{'command':<16} {'mean':>12} {'median':>12} {'best 5 %':>12} {'slowest':>11} {'size':>8} {'yard':>9}")
     bench = Bench(chosen.items, chosen.batch)
     jobs = bench.machine.state.jobs
 
@@ -89,12 +101,31 @@ def main() -> None:
         shard = Output("games.npz", digest_of(str(n)), 81_920, "games", {"games": 50})
         return CompleteJob(f"item-{n}.1", fence(n), {"games": 50, "positions": 1_900}, outputs=(shard,))
 
-    # Classes of a hundred, so that no queue reaches its bound.
-    bench.run("AddWork", lambda n: AddWork(f"item-{n}", "selfplay", f"config{n // 500}", params={"seed": str(n)}))
-    bench.run("ClaimWork", lambda n: ClaimWork(f"claim-{n}", f"worker{n % 50}", configs=(f"config{n // 500}",)))
+    def claim(n: int, limit: int = 1) -> ClaimWork:
+        return ClaimWork(f"claim-{n}", f"worker{n % 50}", configs=(f"config{n // CLASS}",), limit=limit)
+
+    def progress(n: int) -> JobProgress:
+        return JobProgress(f"item-{n}.1", fence(n), {"games": 10}, {"games": 50})
+
+    many = min(chosen.batch, 100)
+    bench.run("AddWork", lambda n: AddWork(f"item-{n}", "selfplay", f"config{n // CLASS}", params={"seed": str(n)}))
+    bench.run("ClaimWork", lambda n: claim(n, many), each=many)
     bench.run("ReportJob", lambda n: ReportJob(f"item-{n}.1", fence(n), "running"))
-    bench.run("RenewJobs", lambda n: RenewJobs((JobProgress(f"item-{n}.1", fence(n), {"games": 10}, {"games": 50}),)))
+    bench.run("RenewJobs", lambda n: RenewJobs(tuple(progress(n + k) for k in range(many))), each=many)
     bench.run("CompleteJob", result)
+    beats = tuple(f"node{n}" for n in range(many))
+    bench.machine.apply(
+        bench.index + 1, 1, encode_entry(1, bench.index, [encode_command(node(name)) for name in beats])
+    )
+    bench.index += 1
+    bench.run("Heartbeats", lambda n: RecordHeartbeats(tuple(Beat(name, 1) for name in beats)), each=many)
+    singles = Bench(chosen.items, chosen.batch)
+    print("one item a command")
+    singles.run("AddWork", lambda n: AddWork(f"item-{n}", "selfplay", f"config{n // CLASS}"))
+    singles.run("ClaimWork", claim)
+    jobs = singles.machine.state.jobs
+    singles.run("first RenewJobs", lambda n: RenewJobs((progress(n),)))
+    singles.run("RenewJobs", lambda n: RenewJobs((progress(n),)))
 
 
 if __name__ == "__main__":

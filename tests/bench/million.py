@@ -216,7 +216,7 @@ def as_a_voter(items: int, ended: float, seconds: float) -> None:
         members = f"{NAME}=127.0.0.1:{port}/{raft}"
         asyncio.run(written(Path(folder), members, items, ended))
         size = sum(f.stat().st_size for f in Path(folder).rglob("*.snap")) / 1e6
-        flags = ("--snapshot-every-entries", "2000")
+        flags = ("--snapshot-every-entries", "500")
         node = NodeProcess(NAME, members, port, Path(folder), "voter", 0, flags)
         began = time.perf_counter()
         node.start()
