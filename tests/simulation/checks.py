@@ -117,8 +117,9 @@ class Checks:
         term = node.journal.term_at(index)
         if term is None:
             return
-        holding = [v.name for v in self.voters if v.disk.holds(index, term)]
-        if len(holding) <= len(self.voters) // 2:
+        names = node.membership.voters
+        holding = [v.name for v in self.voters if v.name in names and v.disk.holds(index, term)]
+        if len(holding) < node.membership.quorum:
             raise Broken(
                 f"{leader.name} counts entry {index} of term {term} as committed in term {node.inside.term}, "
                 f"but only the disks of {holding} hold it"

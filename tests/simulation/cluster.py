@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 from ringrift_cluster.raft.messages import Raft
@@ -9,7 +10,9 @@ from tests.simulation.checks import Checks
 from tests.simulation.clients import Client
 from tests.simulation.disk import FAST_S
 from tests.simulation.follower import Follower
+from tests.simulation.http import Serve
 from tests.simulation.ledger import Ledger
+from tests.simulation.membership import Membership
 from tests.simulation.network import Network
 from tests.simulation.operator import Operator
 from tests.simulation.voter import Voter, handshake
@@ -30,24 +33,37 @@ class Cluster:
         self.voters: list[Voter] = []
         self.checks = checks = Checks(world, ledger, self.voters)
         names = [f"v{i}" for i in range(1, size + 1)]
-        servers = {}
-        for name in names:
-            voter = Voter(name, names, world, self.network, servers, directory / name, checks.watch)
-            voter.on_end = lambda sentence, voter=voter: self._ended(voter, sentence)  # type: ignore[misc]
+        servers: dict[str, Callable[[], Serve | None]] = {}
+        machines: dict[str, Voter] = {}
+
+        def make(name: str, joins: bool) -> Voter:
+            home = directory / f"{name}.{machines[name].life}" if name in machines else directory / name
+            voter = Voter(name, names, world, self.network, servers, home, checks.watch, joins)
+            voter.on_end = lambda sentence: self._ended(voter, sentence)
+            voter.on_removed = lambda: self._removed(voter)
             voter.disk.committed = checks.committed
-            servers[name] = voter.serve
-            self.voters.append(voter)
+            machines[name] = voter
+            return voter
+
+        self._machines = machines
+        self.voters += [make(name, False) for name in names]
+        self.membership = Membership(self, size, make)
+        hosts = [*names, f"v{size + 1}"]
+
+        def server(name: str) -> Callable[[], Serve | None]:
+            return lambda: machines[name].serve() if name in machines else None
+
+        servers |= {name: server(name) for name in hosts}
         self.followers = [
-            Follower(f"f{i}", names, world, self.network, servers, directory / f"f{i}", ledger, checks.watch_follower)
+            Follower(f"f{i}", hosts, world, self.network, servers, directory / f"f{i}", ledger, checks.watch_follower)
             for i in range(1, followers + 1)
         ]
         servers |= {f.name: f.serve for f in self.followers}
-        self._by_name = {v.name: v for v in self.voters}
         self.clients = [Client(i, world, self.voters, checks) for i in range(5)]
         self.operator = Operator(world, self.voters, ledger)
 
     def _deliver(self, sender: str, receiver: str, message: Raft) -> None:
-        self._by_name[receiver].deliver(sender, message)
+        self._machines[receiver].deliver(sender, message)
 
     def start(self) -> None:
         for machine in (*self.voters, *self.followers):
@@ -63,7 +79,7 @@ class Cluster:
             for b in self.voters[i + 1 :]:
                 awake = a.alive and b.alive and not (a.paused or b.paused)
                 apart = self.network.connection(a.name, b.name) is None
-                if awake and apart and self.network.reachable(a.name, b.name):
+                if awake and apart and _dials(a, b) and self.network.reachable(a.name, b.name):
                     handshake(self.world, self.network, a, b)
         self.world.after(self.world.between(0.1, 0.3), self._reconnect)
 
@@ -105,6 +121,11 @@ class Cluster:
         self.world.tell(f"{voter.name} ended: {sentence}")
         self._gone(voter)
 
+    def _removed(self, voter: Voter) -> None:
+        self.world.tell(f"{voter.name} is no voter any more")
+        self._gone(voter)
+        self.membership.left(voter)
+
     def restart(self, machine: Machine) -> None:
         if not machine.alive:
             self.world.tell(f"restart {machine.name}")
@@ -133,8 +154,8 @@ class Cluster:
             self.disturb()
         for a, b in sorted(self.network.cuts):
             # A long cut breaks the connection with all it held back; a short one only delays.
-            if not keep_connections and self.world.chance(0.5) and a in self._by_name and b in self._by_name:
-                self.break_connection(self._by_name[a], self._by_name[b])
+            if not keep_connections and self.world.chance(0.5) and a in self._machines and b in self._machines:
+                self.break_connection(self._machines[a], self._machines[b])
         self.network.heal()
 
     # The end
@@ -192,7 +213,8 @@ class Cluster:
 
     def converged(self) -> bool:
         goal = self.checks.acknowledged_to
-        nodes = [v.node for v in self.voters]
+        names = self.membership.names()
+        nodes = [v.node for v in self.voters if v.name in names]
         voters = all(n is not None and n.ready and n.machine.index >= goal for n in nodes)
         return voters and all(f.replica is not None and f.replica.status().applied >= goal for f in self.followers)
 
@@ -202,3 +224,10 @@ class Cluster:
             return None
         states = [v.node.status if v.node else v.name for v in self.voters]
         return f"{states} {[f.replica.status() if f.replica else f.name for f in self.followers]}"
+
+
+def _dials(a: Voter, b: Voter) -> bool:
+    """Whether one of them was told the other's address."""
+    assert a.node is not None
+    assert b.node is not None
+    return b.name in a.node.addresses or a.name in b.node.addresses

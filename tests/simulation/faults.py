@@ -318,5 +318,8 @@ class Faults:
         if voter.alive:
             voter.call(lambda node: node.want_snapshot(0, lambda file: None))
 
+    def _voters(self) -> None:
+        self._cluster.membership.change(self._rng)
+
     def _operator(self) -> None:
         self._cluster.operator.act(self._rng)

@@ -35,7 +35,7 @@ class Answer:
     async def aread(self) -> bytes:
         return self.content
 
-    async def aiter_bytes(self) -> AsyncIterator[bytes]:
+    async def aiter_raw(self, chunk_size: int | None = None) -> AsyncIterator[bytes]:
         if self.cut_short:
             yield self.content[: len(self.content) // 2]
             raise httpx.ReadError("the connection broke")
@@ -56,26 +56,24 @@ class Http:
         self._servers = servers
 
     async def get(self, url: str, **options: Any) -> Answer:
-        return await self._exchange("GET", url, b"", **options)
-
-    async def post(self, url: str, *, content: bytes = b"", json: Any = None, **options: Any) -> Answer:
-        body = content if json is None else msgspec.json.encode(json)
-        return await self._exchange("POST", url, body, **options)
+        return await self._exchange("GET", url, **options)
 
     @asynccontextmanager
     async def stream(self, method: str, url: str, **options: Any) -> AsyncIterator[Answer]:
-        yield await self._exchange(method, url, b"", **options)
+        yield await self._exchange(method, url, **options)
 
     async def _exchange(
         self,
         method: str,
         url: str,
-        body: bytes,
         *,
+        content: bytes = b"",
+        json: Any = None,
         params: Mapping[str, Any] | None = None,
         headers: Mapping[str, str] | None = None,
         timeout: httpx.Timeout | float = 5.0,
     ) -> Answer:
+        body = content if json is None else msgspec.json.encode(json)
         patience = timeout if isinstance(timeout, httpx.Timeout) else httpx.Timeout(timeout)
         target = urlsplit(url)
         host = target.hostname or ""

@@ -32,6 +32,7 @@ WEIGHTS = {
     "transfer": 3,
     "snapshot": 2,
     "operator": 2,
+    "voters": 4,
 }
 FIRST_S = 1.2
 

@@ -13,7 +13,7 @@ import httpx
 from ringrift_cluster.controllers.runner import Controllers
 from ringrift_cluster.raft.conf import Limits, Timing, VoterConfig
 from ringrift_cluster.raft.engine import RaftReplica
-from ringrift_cluster.raft.errors import DiskFailed
+from ringrift_cluster.raft.errors import DiskFailed, Removed
 from ringrift_cluster.raft.messages import Hello, Message, Raft, Welcome
 from ringrift_cluster.raft.node import RaftNode
 from ringrift_cluster.raft.seams import outside
@@ -63,9 +63,11 @@ class Voter:
         servers: Mapping[str, Callable[[], Serve | None]],
         directory: Path,
         watch: Callable[[Voter], None],
+        joins: bool = False,
     ) -> None:
+        """`names` are the voters that the cluster begins with; one that joins comes with an empty disk."""
         self.name = name
-        self._names = names
+        self._bootstrap = {} if joins else {n: f"{n}:1" for n in names}
         self._world = world
         self._network = network
         self._servers = servers
@@ -96,6 +98,8 @@ class Voter:
         self._working = False
         #: called when the process ended by itself
         self.on_end: Callable[[str], None] = lambda sentence: None
+        #: called when it learned that it is no voter any more
+        self.on_removed: Callable[[], None] = lambda: None
 
     @property
     def alive(self) -> bool:
@@ -115,7 +119,8 @@ class Voter:
         self._directory.mkdir(exist_ok=True)
         config = VoterConfig(
             node_id=self.name,
-            voters=dict.fromkeys(self._names, "sim:1"),
+            voters=self._bootstrap,
+            bind=f"{self.name}:1",
             data_dir=self._directory,
             timing=Timing(),
             limits=LIMITS,
@@ -146,6 +151,10 @@ class Voter:
         if self._working:
             self._tear()
         self._end()
+
+    def _leave(self) -> None:
+        self._end()
+        self.on_removed()
 
     def _end(self) -> None:
         life = self._life
@@ -253,7 +262,11 @@ class Voter:
             call()
         durable, self._durable = self._durable, []
         dirty = self.node.dirty
-        settled = self.node.gather()
+        try:
+            settled = self.node.gather()
+        except Removed:
+            self._leave()
+            return
         # A leader may commit and apply what it was told, before its next write.
         self._watch(self)
         if dirty or self.node.batch_waiting:
@@ -281,8 +294,12 @@ class Voter:
     def _settle(self, durable: list[Callable[[], None]], *, settled: bool = False) -> None:
         node = self.node
         assert node is not None
-        if not settled:
-            node.settle()
+        try:
+            if not settled:
+                node.settle()
+        except Removed:
+            self._leave()
+            return
         for then in durable:
             then()
         self._watch(self)
