@@ -40,7 +40,7 @@ class Agreement:
     def __init__(
         self,
         own: Log,
-        others: Mapping[str, str],
+        others: Callable[[], Mapping[str, str]],
         http: httpx.AsyncClient,
         disagreed: Callable[[str], None],
         *,
@@ -62,17 +62,18 @@ class Agreement:
         """One round; voters that do not answer, or have not come that far, say nothing."""
         status = self._own.status()
         newest = self._own.feed_since(max(status.applied - REACH, 0))
-        if not newest or not self._others:
+        others = self._others()
+        if not newest or not others:
             return
         entry = newest[-1]
         answers = await asyncio.gather(
-            *(self._refuses(url, status.cluster_id, entry.index, entry.chain) for url in self._others.values())
+            *(self._refuses(url, status.cluster_id, entry.index, entry.chain) for url in others.values())
         )
         self.comparisons += 1
-        refused = [name for name, no in zip(self._others, answers, strict=True) if no]
+        refused = [name for name, no in zip(others, answers, strict=True) if no]
         if refused:
             log.error("event=digest_differs index=%d from=%s", entry.index, ",".join(refused))
-        if stands_alone(len(refused), len(self._others) + 1):
+        if stands_alone(len(refused), len(others) + 1):
             self._disagreed(
                 f"the state of {status.node_id} at entry {entry.index} is not the one that "
                 f"{' and '.join(refused)} have; "

@@ -38,20 +38,31 @@ from ringrift_cluster import __version__, badge, interpreter, observability
 from ringrift_cluster.agreement import Agreement
 from ringrift_cluster.api.app import create_app
 from ringrift_cluster.api.connections import ConnectionLimits, Connections, with_room_for_files
-from ringrift_cluster.api.services import LoopStatus, Services, ShutdownOrder
+from ringrift_cluster.api.services import Learner, LoopStatus, Services, ShutdownOrder
 from ringrift_cluster.controllers.runner import Controllers
 from ringrift_cluster.feed.follower import FeedReplica, FollowerConfig
 from ringrift_cluster.feed.router import FeedRouter
 from ringrift_cluster.heartbeats import HeartbeatCollector
+from ringrift_cluster.members import is_loopback
 from ringrift_cluster.port import ReplicaPort
-from ringrift_cluster.raft.conf import Limits, Timing, VoterConfig
 from ringrift_cluster.raft.engine import RaftReplica
-from ringrift_cluster.raft.errors import RaftError
-from ringrift_cluster.replica import ReplicaError
-from ringrift_cluster.settings import NodeConfig
+from ringrift_cluster.raft.errors import RaftError, Removed
+from ringrift_cluster.replica import ChangeRefused, ReplicaError
+from ringrift_cluster.seat import (
+    Seat,
+    raft_address,
+    remember,
+    seat_of,
+    set_aside,
+    voter_config,
+    voter_urls,
+    whom_to_follow,
+)
+from ringrift_cluster.settings import NodeConfig, SettingsError
 from ringrift_cluster.supervise import TaskReport, supervise
 from ringrift_cluster.tls import Tls, TlsError
 from ringrift_cluster.vitals import Executor, counters
+from statemachine.machine import SUPPORTED_FEATURE_LEVEL
 
 log = logging.getLogger("ringrift.node")
 
@@ -63,6 +74,8 @@ EXIT_MOVED = 75
 BACKLOG = 2048
 PULSE_S = 0.5
 LOOKS = 10
+#: a follower that the cluster counts as a voter, with a log that it has not, ends after this long
+MISSED_S = 10.0
 #: an agent that leaves its jobs alone is waited for this long
 LET_GO_S = 2.0
 
@@ -77,8 +90,8 @@ def serve(config: NodeConfig) -> int:
     interpreter.tune()
     try:
         with _data_dir(config.data_dir), _listener(config) as listener:
-            return asyncio.run(_Node(config, listener).run())
-    except (SetupError, RaftError) as error:
+            return asyncio.run(_serve(config, listener))
+    except (SetupError, SettingsError, RaftError) as error:
         sys.stderr.write(f"ringrift-node: {error}\n")
         return EXIT_SETUP
 
@@ -139,6 +152,27 @@ def _tls(config: NodeConfig) -> Tls | None:
     return found
 
 
+async def _serve(config: NodeConfig, listener: socket.socket) -> int:
+    """Compose the node for the seat it has, and again when the cluster gives it another one. Raises SetupError."""
+    seat, log_beside = seat_of(config), None
+    while True:
+        # A server closes the socket it is given; connections that come in between wait for the next one.
+        node = _Node(config, listener.dup(), seat, log_beside)
+        try:
+            code = await node.run()
+        except Removed as removed:
+            # It was removed just before it was started.
+            node.next_seat, code = Seat.FOLLOWER, 0
+            log.warning('event=voter_removed detail="%s"', removed)
+        if node.next_seat is None:
+            return code
+        log.warning('event=seat_changed from=%s to=%s reason="%s"', seat, node.next_seat, node.reason)
+        seat, log_beside = node.next_seat, node.log_beside
+        if seat is Seat.FOLLOWER:
+            aside = set_aside(config.data_dir)
+            log.warning('event=log_set_aside path="%s"', aside)
+
+
 class _Server(uvicorn.Server):
     """uvicorn without its own signal handlers: the node decides when to leave."""
 
@@ -148,8 +182,18 @@ class _Server(uvicorn.Server):
 
 
 class _Node:
-    def __init__(self, config: NodeConfig, listener: socket.socket) -> None:
+    def __init__(
+        self, config: NodeConfig, listener: socket.socket, seat: Seat, log_beside: RaftReplica | None = None
+    ) -> None:
+        """`log_beside` is the running log of a learner that has become a voter."""
         self.config = config
+        self.seat = seat
+        #: a log that joins, beside a follower; or the one that a voter takes over
+        self.log_beside = log_beside
+        #: what the node is composed for next, once this composition has ended
+        self.next_seat: Seat | None = None
+        self._learning = asyncio.Lock()
+        self._counted = 0
         self._listener = listener
         self._leaving = asyncio.Event()
         self._order = ShutdownOrder(reason="", stop_jobs=config.stop_jobs)
@@ -209,50 +253,87 @@ class _Node:
     @contextlib.asynccontextmanager
     async def _replica(self, http: httpx.AsyncClient) -> AsyncIterator[RaftReplica | FeedReplica]:
         replica: RaftReplica | FeedReplica
-        if self.config.is_voter:
+        if self.seat is Seat.VOTER:
             replica = self._start_voter()
         else:
             replica = await self._start_follower(http)
+        if self.seat is Seat.LEARNER:
+            self.log_beside = await self._start_learner()
         interpreter.leave_alone()
         try:
             yield replica
         finally:
             await replica.stop()
+            if self.log_beside is not None and self.next_seat is not Seat.VOTER:
+                await self.log_beside.stop()
 
     def _start_voter(self) -> RaftReplica:
-        config = self.config
         loop = asyncio.get_running_loop()
+        replica, self.log_beside = self.log_beside, None
+        if replica is None:
+            replica = RaftReplica.start(voter_config(self.config, self._tls, joins=False))
 
         def halted(sentence: str) -> None:
-            loop.call_soon_threadsafe(self._halted, sentence)
+            loop.call_soon_threadsafe(self._voter_halted, replica, sentence)
 
-        secret = config.cluster_secret.get_secret_value().encode() if config.cluster_secret else None
-        own = next(m for m in config.voters if m.id == config.node_id)
-        return RaftReplica.start(
-            VoterConfig(
-                node_id=config.node_id,
-                voters={m.id: m.raft_address for m in config.voters},
-                data_dir=config.data_dir,
-                bind=f"{config.bind}:{config.raft_port or own.raft_port}",
-                secret=secret,
-                server_tls=self._tls.link_server if self._tls else None,
-                client_tls=self._tls.link_client if self._tls else None,
-                timing=Timing(
-                    heartbeat_s=config.append_period_s,
-                    election_min_s=config.election_min_s,
-                    election_max_s=config.election_max_s,
-                ),
-                limits=Limits.for_snapshots(config.snapshot_every_entries),
-            ),
-            on_halt=halted,
-        )
+        replica.when_halted(halted)
+        return replica
+
+    def _voter_halted(self, replica: RaftReplica, sentence: str) -> None:
+        """The log stopped by itself: its node goes on as a follower when the cluster removed it, else it ends."""
+        if replica.removed is None:
+            self._halted(sentence)
+        else:
+            remember(self.config.data_dir, voter_urls(replica, self.config.voters))
+            self._change_seat(Seat.FOLLOWER, sentence)
+
+    def _change_seat(self, seat: Seat, reason: str) -> None:
+        if not self._leaving.is_set():
+            self.next_seat = seat
+            self._leave(ShutdownOrder(reason, stop_jobs=False))
+
+    @property
+    def reason(self) -> str:
+        """Why it leaves."""
+        return self._order.reason
+
+    async def _learn(self, replica: RaftReplica | FeedReplica) -> Learner:
+        """Have a log here that a leader may bring up to date; what names it. Raises ChangeRefused."""
+        config = self.config
+        if isinstance(replica, RaftReplica):
+            return Learner(raft_address(config), config.url, replica.log_id)
+        now = replica.status()
+        if not now.ready:
+            raise ChangeRefused(
+                f"{config.node_id} has not caught up on the feed (it is at entry {now.applied} of {now.commit})"
+            )
+        said = self._tls.facts if self._tls is not None else None
+        if self._tls is not None and (said is None or not said.voter):
+            raise ChangeRefused(
+                f"the certificate of {config.node_id} is not a voter's; give it one (`ringrift-node certs issue`)"
+            )
+        if self._tls is None and config.cluster_secret is None and not is_loopback(config.bind):
+            raise ChangeRefused(
+                f"{config.node_id} has no cluster secret to know the voters by; start it with --cluster-secret-file"
+            )
+        async with self._learning:
+            if self.log_beside is None:
+                self.log_beside = await self._start_learner()
+        return Learner(raft_address(config), config.url, self.log_beside.log_id)
+
+    async def _start_learner(self) -> RaftReplica:
+        """Raises ChangeRefused."""
+        try:
+            return await asyncio.to_thread(RaftReplica.start, voter_config(self.config, self._tls, joins=True))
+        except RaftError as error:
+            raise ChangeRefused(f"{self.config.node_id} cannot begin a log: {error}") from error
 
     async def _start_follower(self, http: httpx.AsyncClient) -> FeedReplica:
         config = self.config
         return await FeedReplica.start(
             FollowerConfig(
                 node_id=config.node_id,
-                voters={m.id: m.url for m in config.voters},
+                voters=whom_to_follow(config),
                 data_dir=config.data_dir,
                 fresh_s=config.fresh_within_s,
                 snapshot_every_entries=config.snapshot_every_entries,
@@ -272,7 +353,7 @@ class _Node:
                 ReplicaPort(replica, record),
                 peer=config.node_id,
                 address=config.url,
-                role="voter" if config.is_voter else "follower",
+                role="voter" if isinstance(replica, RaftReplica) else "follower",
                 data_dir=config.data_dir,
                 cluster_id=cluster_id,
                 blobs=blobs,
@@ -281,6 +362,7 @@ class _Node:
                     cpu_slots=config.cpu_slots,
                     labels=config.labels,
                     release=__version__,
+                    feature_level=SUPPORTED_FEATURE_LEVEL,
                     progress_every_s=config.progress_every_s,
                 ),
             )
@@ -297,6 +379,7 @@ class _Node:
             logs=Logs(config.data_dir),
             agent=executor.status,
             shutdown=self._leave,
+            learn=lambda: self._learn(replica),
             voters={m.id: m.url for m in config.voters},
             http=http,
             feed=feed,
@@ -333,7 +416,7 @@ class _Node:
         server.config.ssl = self._tls.http_server if self._tls is not None else None
         log.info(
             "event=node_started role=%s url=%s data_dir=%s voters=%s pid=%d",
-            config.role,
+            self.seat,
             config.url,
             config.data_dir,
             ",".join(m.id for m in config.voters),
@@ -349,8 +432,7 @@ class _Node:
             if controllers is not None:
                 tasks.append(group.create_task(controllers.run(), name="controllers"))
             if isinstance(replica, RaftReplica):
-                others = {m.id: m.url for m in config.voters if m.id != config.node_id}
-                agreement = Agreement(replica, others, http, self._halted)
+                agreement = Agreement(replica, lambda: voter_urls(replica, config.voters), http, self._halted)
                 tasks.append(group.create_task(self._supervised("agreement", agreement.run)))
             if self._tls is not None:
                 tasks.append(group.create_task(self._supervised("tls", self._tls.watch)))
@@ -369,7 +451,7 @@ class _Node:
 
     async def _depart(self, replica: RaftReplica | FeedReplica, executor: Executor) -> None:
         """Hand leadership over, then let the agent go. Each has its time; leaving never hangs."""
-        if replica.status().role == "leader" and len(self.config.voters) > 1 and not self._exit:
+        if replica.status().role == "leader" and len(replica.status().voters) > 1 and not self._exit:
             try:
                 async with asyncio.timeout(self.config.stop_grace_s / 2):
                     new = await replica.transfer_leadership()
@@ -407,6 +489,7 @@ class _Node:
             log.error("event=node_cut_short signal=%d", number)
             os._exit(128 + number)
         self._signalled = True
+        self.next_seat = None
         self._leave(ShutdownOrder(signal.Signals(number).name, self.config.stop_jobs))
 
     def _leave(self, order: ShutdownOrder) -> None:
@@ -435,6 +518,14 @@ class _Node:
             return  # a voter calls when it halts, and never changes its cluster
         if now.halted:
             self._halted(now.halted)
+        elif self.log_beside is not None and self.log_beside.is_voter:
+            self._change_seat(Seat.VOTER, f"{self.config.node_id} is a voter now")
+        elif self._is_counted_without_a_log(replica):
+            self._halted(
+                f"{self.config.node_id} is a voter of the cluster by a log that is not here: restore its data "
+                f"directory, or run `ringrift-node voters remove {self.config.node_id}`, start it again and run "
+                f"`ringrift-node voters add {self.config.node_id}`"
+            )
         elif hired_for and now.cluster_id not in ("", hired_for):
             self._fall(
                 "cluster_changed",
@@ -442,6 +533,17 @@ class _Node:
                 "start the node again if that is meant",
                 EXIT_MOVED,
             )
+
+    def _is_counted_without_a_log(self, replica: FeedReplica) -> bool:
+        """Whether the voters wait for a log of this node that it has lost. Its state may be from before a removal,
+        so it must say so for a while."""
+        state = replica.live_state()
+        own = None
+        if state is not None and replica.status().ready:
+            own = next((v for v in state.voters.voters if v.node == self.config.node_id), None)
+        beside = self.log_beside.log_id if self.log_beside is not None else ""
+        self._counted = self._counted + 1 if own is not None and own.log_id != beside else 0
+        return self._counted * PULSE_S >= MISSED_S
 
     async def _beat_pulse(self, replica: RaftReplica | FeedReplica, executor: Executor) -> None:
         """Turn with the event loop, and notice when it, or the consensus thread, did not."""

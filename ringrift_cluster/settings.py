@@ -58,8 +58,8 @@ class NodeConfig:
     voters: tuple[Member, ...]
     bind: str
     port: int
-    #: None on a follower
-    raft_port: int | None
+    #: where its log listens; a follower's from the moment it is made a voter
+    raft_port: int
     advertise_host: str
     advertise_port: int
     data_dir: Path
@@ -149,8 +149,10 @@ def resolve(
                 " give --advertise HOST[:PORT]."
             )
         host, advertise_port = said_host or settings.bind, said_port or port
-    raft_port = (settings.raft_port or (mine.raft_port if mine else port + 1)) if role is Role.VOTER else None
-    if raft_port == port or (raft_port or 0) > 65535:
+    raft_port = settings.raft_port or (mine.raft_port if mine else port + 1)
+    if role is Role.FOLLOWER and raft_port > 65535:
+        raft_port = port - 1
+    if raft_port == port or raft_port > 65535:
         raise SettingsError(
             f"The Raft port {raft_port} does not work with the HTTP port {port}; give another --raft-port."
         )

@@ -36,6 +36,7 @@ from ringrift_cluster.api import (
     settings,
     status,
     tokens,
+    voters,
     work,
 )
 from ringrift_cluster.api.endpoint import Bound, Call, Reply, position, problem_reply, send_reply
@@ -66,6 +67,7 @@ GROUPS = (
     models.route,
     gauntlets.route,
     raft.route,
+    voters.route,
     events.route,
     settings.route,
     artifacts.route,

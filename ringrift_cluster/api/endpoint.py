@@ -323,7 +323,7 @@ def position(services: Services, index: int | None = None) -> list[Header]:
 def problem_reply(problem: Problem, services: Services, instance: str) -> Reply:
     kind = problems.TABLE[problem.code]
     leader = services.replica.status().leader_id
-    hint = LeaderHint(leader, services.voters.get(leader)) if leader else None
+    hint = LeaderHint(leader, services.leader_address()) if leader else None
     headers: list[Header] = []
     if kind.retry_after_s is not None:
         headers.append((b"retry-after", b"%d" % kind.retry_after_s))

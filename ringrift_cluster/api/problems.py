@@ -45,6 +45,7 @@ TABLE: dict[str, Kind] = {
     "too_large": Kind(413, "The request is too large"),
     "outcome_unknown": Kind(504, "It may or may not have taken effect; repeat it under the same id"),
     "stale": Kind(503, "This node cannot show the view asked for", 1),
+    "change_refused": Kind(409, "The voters stay as they are"),
     "read_only": Kind(503, "This node may read but not propose"),
     "halted": Kind(503, "This node has stopped"),
     # this face's own
@@ -71,6 +72,7 @@ REPLICA_CODES: dict[type[replica.ReplicaError], str] = {
     replica.TooLarge: "too_large",
     replica.OutcomeUnknown: "outcome_unknown",
     replica.Stale: "stale",
+    replica.ChangeRefused: "change_refused",
     replica.ReadOnly: "read_only",
     replica.Halted: "halted",
 }

@@ -83,6 +83,14 @@ class ApiLimits:
     stall_s: float = 10.0
 
 
+class Learner(Struct, frozen=True):
+    """A log that may become a voter's: where it is reached, and its name."""
+
+    raft: str
+    url: str
+    log_id: str
+
+
 @dataclass(frozen=True, slots=True)
 class ShutdownOrder:
     """How this node should leave."""
@@ -102,7 +110,9 @@ class Services:
     agent: Callable[[], AgentStatus]
     #: begins to stop the process and returns at once
     shutdown: Callable[[ShutdownOrder], None]
-    #: node id to "http://host:port"
+    #: begins a log here that a leader may make a voter's; None: this node cannot
+    learn: Callable[[], Awaitable[Learner]] | None = None
+    #: node id to "http://host:port" of the voters that the cluster began with
     voters: Mapping[str, str] = field(default_factory=dict)
     #: for requests passed on to other nodes
     http: httpx.AsyncClient | None = None
@@ -146,4 +156,10 @@ class Services:
     def leader_address(self) -> str | None:
         """The HTTP address of the present leader, where it is known."""
         leader = self.replica.status().leader_id
-        return self.voters.get(leader) if leader else None
+        return self.voter_address(leader) if leader else None
+
+    def voter_address(self, node: str) -> str | None:
+        """The HTTP address of a voter: as the log says it, else as this node was told."""
+        state = self.replica.live_state()
+        row = next((v for v in state.voters.voters if v.node == node), None) if state is not None else None
+        return (row.url if row is not None else "") or self.voters.get(node)

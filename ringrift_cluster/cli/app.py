@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from ringrift_cluster.cli import backup, certs, cluster, learning, raft, serve, state, tokens, work, workload
+from ringrift_cluster.cli import backup, certs, cluster, learning, raft, serve, state, tokens, voters, work, workload
 from ringrift_cluster.cli.options import EXIT_CODES
 
 app = typer.Typer(
@@ -44,6 +44,7 @@ app.add_typer(tokens.app, name="token")
 app.add_typer(certs.app, name="certs")
 app.add_typer(state.app, name="state")
 app.add_typer(raft.app, name="raft")
+app.add_typer(voters.app, name="voters")
 
 
 def run() -> None:

@@ -21,6 +21,7 @@ from ringrift_cluster.api.settings import Change, SettingList, SettingView
 from ringrift_cluster.api.status import Status
 from ringrift_cluster.api.tokens import Made, NewToken, Revocation, TokenList, fresh_secret, hash_of
 from ringrift_cluster.api.views import Page, View
+from ringrift_cluster.api.voters import VoterChange, VoterList, VotersChanged
 from ringrift_cluster.api.work import (
     Added,
     AddedItems,
@@ -257,6 +258,23 @@ def drain(session: Session, node_id: str, *, reason: str = "", deadline_s: float
     """Take a node out of placement; with a deadline its jobs are stopped then."""
     body = Drain(node_id=node_id, reason=reason, deadline_seconds=deadline_s)
     return session.change("POST", "/admin/drain", Outcome, body)
+
+
+def voters(session: Session) -> Flow[VoterList]:
+    """Who votes, as the leader sees it."""
+    return session.get("/raft/voters", VoterList)
+
+
+def add_voter(session: Session, node_id: str, request_id: str = "") -> Flow[VotersChanged]:
+    """Make a follower a voter; it is brought up to date first."""
+    body = VoterChange(node_id=node_id)
+    return session.change("POST", "/admin/voters/add", VotersChanged, body, request_id=request_id)
+
+
+def remove_voter(session: Session, node_id: str, request_id: str = "") -> Flow[VotersChanged]:
+    """Let a voter vote no longer; a leader hands over first."""
+    body = VoterChange(node_id=node_id)
+    return session.change("POST", "/admin/voters/remove", VotersChanged, body, request_id=request_id)
 
 
 def undrain(session: Session, node_id: str) -> Flow[Outcome]:

@@ -88,6 +88,8 @@ class FeedReplica:
         self._changes = Changes()
         self._machine: Machine | None = None
         self._cluster = ""
+        #: the entry that said who votes
+        self._voters_at = 0
         #: everything up to this raft index is applied (no-ops leave gaps between entries)
         self._applied = 0
         #: the state is of no more use, or can be shown but not continued
@@ -183,6 +185,7 @@ class FeedReplica:
         self._machine = machine
         self._cluster = cluster_id
         self._applied = machine.index
+        self._learn_voters(machine)
         self._wants_snapshot = False
         self._fresh_at = None
         self.window.restart(machine.index)
@@ -197,6 +200,13 @@ class FeedReplica:
         self.window.restart(0)
         self._publish()
 
+    def _learn_voters(self, machine: Machine) -> None:
+        voters = machine.state.voters
+        if voters.index != self._voters_at:
+            self._voters_at = voters.index
+            own = self.config.node_id
+            self.voters.learn({v.node: v.url for v in voters.voters if v.url and v.node != own})
+
     async def _poll(self) -> None:
         machine = self._machine
         if machine is None:
@@ -208,6 +218,7 @@ class FeedReplica:
             raise PositionRefused(OTHER_CLUSTER, f"{self.voters.current} is of cluster {standing.cluster_id}")
         if not await self._apply(machine, polled.batch.frames):
             return
+        self._learn_voters(machine)
         self._applied = max(self._applied, standing.through)
         self._polled = polled
         if self._applied >= standing.commit:

@@ -64,6 +64,7 @@ class Voters:
     ) -> None:
         if not urls:
             raise ValueError("a follower needs at least one voter to follow")
+        self._first = dict(urls)
         self._urls = dict(urls)
         self._order = sorted(urls)
         rng.shuffle(self._order)
@@ -80,6 +81,17 @@ class Voters:
 
     def rotate(self) -> None:
         self._order.append(self._order.pop(0))
+
+    def learn(self, urls: Mapping[str, str]) -> None:
+        """Go by the voters of the log; the addresses this node was started with are asked after them."""
+        known = {**{n: u for n, u in self._first.items() if n not in urls}, **urls}
+        if known == self._urls or not urls:
+            return
+        stay = [v for v in self._order if v in urls]
+        fresh = sorted(urls.keys() - set(stay))
+        self._rng.shuffle(fresh)
+        self._order = [*stay, *fresh, *(v for v in self._order if v in known and v not in urls)]
+        self._urls = known
 
     def _speaking(self) -> dict[str, str]:
         """Whose authorization goes with a write: that of the request being served, else this node's own."""

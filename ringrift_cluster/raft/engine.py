@@ -196,6 +196,10 @@ class RaftReplica:
         self._thread.call(self._thread.stop, lambda sentence: None)
         await asyncio.to_thread(self._thread.ended.wait)
 
+    def when_halted(self, told: Callable[[str], None]) -> None:
+        """Whom to tell, on the consensus thread, when this voter stops by itself; in place of whoever was before."""
+        self._thread.when_halted(told)
+
     # For followers and metrics
 
     @property

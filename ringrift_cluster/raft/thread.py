@@ -89,6 +89,14 @@ class ConsensusThread:
         """The thread's body."""
         asyncio.run(self._main())
 
+    def when_halted(self, told: Callable[[str], None]) -> None:
+        """Tell somebody else; at once when it is too late to wait for it."""
+        with self._lock:
+            self._on_halt = told
+            ended = self._ended
+        if ended and self.node.halted:
+            told(self.node.halted)
+
     # On the consensus thread
 
     def answer(self, loop: asyncio.AbstractEventLoop, call: Call) -> None:

@@ -47,7 +47,7 @@ def compared(tmp_path: Path, *, strays: int = 0, behind: bool = False, down: tup
             for name, voter in voters.items():
                 own: list[str] = []
                 others = {other: f"http://{other}" for other in voters if other != name}
-                await Agreement(voter, others, http, own.append).compare()
+                await Agreement(voter, lambda others=others: others, http, own.append).compare()
                 said.append(own)
         return said
 

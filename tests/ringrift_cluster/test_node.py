@@ -22,6 +22,7 @@ from executors.ports import ClusterUnavailable
 from ringrift_cluster.node import EXIT_HALTED, EXIT_MOVED, EXIT_SETUP, _Node
 from ringrift_cluster.port import OLD_VIEW_MS, ReplicaPort
 from ringrift_cluster.replica import ReadOnly
+from ringrift_cluster.seat import Seat
 from ringrift_cluster.settings import load, resolve
 from ringrift_cluster.vitals import Executor
 from statemachine.commands import ReleaseJob
@@ -64,7 +65,7 @@ def one(tmp_path: Path) -> Iterator[_Node]:
         fresh_id="f1",
     )
     with socket.socket() as listener:
-        yield _Node(config, listener)
+        yield _Node(config, listener, Seat.FOLLOWER)
 
 
 def lone_voter(folder: Path) -> NodeProcess:

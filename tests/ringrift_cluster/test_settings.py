@@ -53,9 +53,9 @@ def test_a_host_that_is_listed_once_needs_no_port() -> None:
     assert decide(cluster=THREE, role="follower").port == 8770
 
 
-def test_any_other_node_is_a_follower_without_a_raft_port() -> None:
+def test_any_other_node_is_a_follower_whose_log_would_listen_beside_its_http() -> None:
     config = decide(cluster=THREE, port=9031)
-    assert (config.node_id, config.role, config.raft_port) == ("box-abc123", Role.FOLLOWER, None)
+    assert (config.node_id, config.role, config.raft_port) == ("box-abc123", Role.FOLLOWER, 9032)
     assert config.url == "http://127.0.0.1:9031"
 
 

@@ -5,13 +5,15 @@ from __future__ import annotations
 import httpx
 import msgspec
 import pytest
+from msgspec.structs import replace
 
 from ringrift_cluster.api.app import create_app
+from ringrift_cluster.api.examples import PEER
 from ringrift_cluster.api.gone import GONE
 from ringrift_cluster.api.services import ApiLimits, Services, ShutdownOrder
 from ringrift_cluster.replica import Proposed
 from statemachine import settings as st
-from statemachine.commands import AddWork, ChangeSetting, PauseCluster, encode_command
+from statemachine.commands import AddWork, ChangeSetting, JoinPeer, PauseCluster, encode_command
 from statemachine.errors import Done, Rejected, Result
 from tests.ringrift_cluster.api.conftest import CHAMPION, CONFIG, DIGEST
 from tests.support.memory_replica import MemoryReplica
@@ -154,6 +156,10 @@ async def test_the_feature_level_is_raised_one_step_and_only_to_what_this_releas
     for level in (1, 3):
         status, detail = await raised(level)
         assert (status, "the next one is 2" in detail) == (400, True)
+    status, detail = await raised(2)
+    assert (status, "'gpu-1'" in detail, "upgrade or remove it first" in detail) == (409, True, True)
+    upgraded = replace(PEER.facts, feature_level=2)
+    replica.run(JoinPeer("gpu-1", PEER.incarnation, PEER.boot_id, "follower", "http://10.0.0.4:8770", upgraded))
     assert await raised(2) == (200, "")
     assert replica.machine.state.cluster.feature_level == 2
 

@@ -46,6 +46,10 @@ EXPECTED = {
     "POST /admin/peers/remove": 409,
     "POST /admin/feature-level": 400,
     "POST /admin/shutdown": 202,
+    # What changes voters needs real ones: tests/cluster/test_voters.py
+    "POST /admin/voters/add": 503,
+    "POST /admin/voters/remove": 503,
+    "POST /raft/learn": 409,
     "POST /tokens/revoke": 404,
     "POST /tokens/join": 400,
 }

@@ -18,6 +18,7 @@ from tests.support.memory_replica import MemoryReplica
 pytestmark = pytest.mark.anyio
 
 REPLICA_STATUS = {
+    rp.ChangeRefused: 409,
     rp.NoLeader: 503,
     rp.Busy: 429,
     rp.TooLarge: 413,

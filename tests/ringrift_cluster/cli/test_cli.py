@@ -105,6 +105,7 @@ def test_serve_takes_every_setting_but_the_secrets_themselves() -> None:
 
 #: arguments of each command that shows something, against the small cluster below
 CALLS: dict[tuple[str, ...], list[str]] = {
+    ("voters", "list"): [],
     ("status",): [],
     ("peers",): [],
     ("leader",): [],
@@ -158,7 +159,7 @@ def test_each_command_prints_text_for_people_and_json_for_programs(
 def test_all_commands_are_called_by_some_test() -> None:
     others = {
         ("serve",), ("dev",), ("logs",), ("gauntlet", "run"), ("raft", "verify"), ("models", "rollback"),
-        ("token", "create"), ("backup",), ("restore",), ("raft", "recover"),
+        ("token", "create"), ("backup",), ("restore",), ("raft", "recover"), ("voters", "add"), ("voters", "remove"),
         ("certs", "init"), ("certs", "issue"), ("certs", "renew"), ("certs", "show"),
     }  # fmt: skip
     assert set(ALL) - set(CALLS) == others | {("workload", "try")}  # test_workload.py
