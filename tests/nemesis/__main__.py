@@ -33,6 +33,7 @@ def main() -> int:
     signal.signal(signal.SIGHUP, _leave)
     sweep()
     folder = Path(tempfile.mkdtemp(prefix="nemesis-"))
+    print(f"nemesis: seed {args.seed}; what a bad run leaves goes to {folder}", flush=True)
     chosen = [SCENARIOS[name] for name in args.scenarios or SCENARIOS]
     results: list[Result] = []
     started = time.monotonic()
@@ -44,7 +45,7 @@ def main() -> int:
     except KeyboardInterrupt:
         print("interrupted", flush=True)
     print(f"\n{table(results)}\n\n{len(results)} scenarios, seed {args.seed}, {time.monotonic() - started:.0f} s")
-    if any(r.kept for r in results):
+    if any(folder.iterdir()):
         print(f"histories and logs: {folder}")
     else:
         folder.rmdir()

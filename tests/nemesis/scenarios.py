@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 from dataclasses import dataclass
 
-from tests.nemesis import faults
+from tests.nemesis import faults, voters
 from tests.nemesis.cluster import Places
 from tests.nemesis.faults import Fault
 
@@ -71,6 +71,9 @@ SCENARIOS: dict[str, Scenario] = {
         Scenario("full-disk", (faults.full_disk,), small_disks=True),
         Scenario("clock-jump", (faults.clock_jump,), own_clocks=True, rest_s=1.0),
         Scenario("wiped-disk", (faults.wiped_disk,)),
+        Scenario("change-voters", (voters.change_voters,)),
+        Scenario("replace-wiped", (voters.replace_wiped,)),
+        Scenario("change-voters-faults", (voters.change_voters, faults.kill_one, faults.isolate_leader), lanes=2),
         Scenario("five-processes", PROCESSES, voters=5),
         Scenario("five-network", NETWORK, voters=5),
         Scenario(
