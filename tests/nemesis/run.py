@@ -9,6 +9,7 @@ import random
 import shutil
 import signal
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ import httpx
 from tests.nemesis import checks
 from tests.nemesis.clients import Clients, final_reads
 from tests.nemesis.cluster import LEASE_S, NemesisCluster
-from tests.nemesis.faults import Stage
+from tests.nemesis.faults import Fault, Stage
 from tests.nemesis.network import Network
 from tests.nemesis.report import Result, summed_up
 from tests.nemesis.scenarios import Scenario
@@ -65,8 +66,9 @@ async def _load(
             began_at = time.monotonic()
             await asyncio.sleep(QUIET_S)
             until = time.monotonic() + seconds
-            lanes = [_lane(scenario, stage, until) for _ in range(scenario.lanes if scenario.faults else 0)]
-            await asyncio.gather(*lanes)
+            turns = itertools.cycle(rng.sample(scenario.faults, len(scenario.faults)))
+            lanes = scenario.lanes if scenario.faults else 0
+            await asyncio.gather(*(_lane(turns, stage, scenario.rest_s, until) for _ in range(lanes)))
             await asyncio.sleep(max(until - time.monotonic(), 0.0) + QUIET_S)
             ended_at = time.monotonic()
             clients.stop()
@@ -89,12 +91,11 @@ async def _load(
     return result
 
 
-async def _lane(scenario: Scenario, stage: Stage, until: float) -> None:
-    """One fault after another; a scenario's faults take turns before they are drawn again."""
-    order = stage.rng.sample(scenario.faults, len(scenario.faults))
-    for fault in itertools.cycle(order):
+async def _lane(turns: Iterator[Fault], stage: Stage, rest_s: float, until: float) -> None:
+    """One fault after another, each in its turn, until the time is over."""
+    for fault in turns:
         await fault(stage)
-        await stage.pause(0.5 * scenario.rest_s, 1.5 * scenario.rest_s)
+        await stage.pause(0.5 * rest_s, 1.5 * rest_s)
         if time.monotonic() >= until:
             return
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from dataclasses import dataclass
+from importlib.util import find_spec
 
 from tests.nemesis import faults, voters
 from tests.nemesis.cluster import Places
@@ -30,7 +31,7 @@ PROCESSES: tuple[Fault, ...] = (
 
 @dataclass(frozen=True, slots=True)
 class Scenario:
-    """Faults drawn from `faults`, `lanes` of them at a time, with a rest of about `rest_s` between two."""
+    """`faults` in an order drawn from the seed, `lanes` of them at a time, with a rest of about `rest_s` after each."""
 
     name: str
     faults: tuple[Fault, ...]
@@ -50,6 +51,10 @@ class Scenario:
         """Why it cannot run here; empty when it can."""
         if self.own_clocks and shutil.which("cc") is None:
             return "a C compiler is missing (Debian package gcc)"
+        if {voters.change_voters, voters.replace_wiped} & {*self.faults} and not find_spec(
+            "ringrift_cluster.api.voters"
+        ):
+            return "this release cannot change its voters"
         return ""
 
 
