@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from statemachine.machine import Machine
 from tests.simulation.follower import Follower
 from tests.simulation.ledger import Ledger
+from tests.simulation.operator import SETTINGS
 from tests.simulation.voter import Voter
 from tests.simulation.world import Broken, World
 
@@ -160,6 +161,9 @@ class Checks:
             self._compare(voter.name, machine)
             if machine.index < self.acknowledged_to:
                 raise Broken(f"{voter.name} is at {machine.index}, {self.acknowledged_to} was acknowledged")
+        missing = SETTINGS.keys() - self.ledger.machine.state.settings.keys()
+        if missing:
+            raise Broken(f"the cluster runs without the settings {sorted(missing)}")
         work = self.ledger.machine.state.work
         by_request: dict[str, int] = {}
         for name in work:

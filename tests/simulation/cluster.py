@@ -165,6 +165,7 @@ class Cluster:
         self.world.tell("calm")
         self.heal()
         self.disturb()
+        self.operator.calm()
         for voter in self.voters:
             voter.resume()
             voter.disk.fsync_s = FAST_S

@@ -27,7 +27,7 @@ from tests.simulation.world import World
 
 BEAT_S = 0.4
 #: a process is dead so long before its lease is over
-MARGIN_S = 0.5
+MARGIN_S = 0.7
 #: nothing is started on a view that is older than this
 OLD_VIEW_MS = 1_000
 SLOTS = 2

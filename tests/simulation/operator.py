@@ -30,7 +30,7 @@ _TIMING = st.Timing(
     heartbeat_ms=400,
     suspect_after_ms=1_500,
     dead_after_ms=3_000,
-    lease_ms={"default": 3_000},
+    lease_ms={"default": 5_200},
     start_within_ms=4_000,
     timeout_ms={"default": 60_000},
     backoff_ms=200,
@@ -76,13 +76,17 @@ class Operator:
                 self._order(DrainPeer(peer, True, "a test", state.now_ms + 500))
                 self._world.after(rng.uniform(0.5, 2.0), lambda: self._order(DrainPeer(peer, False)))
             case "pause":
-                self._order(PauseCluster(True, "a test"))
+                self._order(PauseCluster(True, "a test"), rounds=1)
                 self._world.after(rng.uniform(0.3, 1.5), lambda: self._order(PauseCluster(False)))
             case "cancel" if open_items:
                 self._order(CancelWork(rng.choice(open_items), "a test"))
             case "stop" if live:
                 job = state.jobs[rng.choice(live)]
                 self._order(StopJob(job.job, job.fence, "a test"))
+
+    def calm(self) -> None:
+        """Work goes on: an order to pause may have arrived after the one that ended it."""
+        self._order(PauseCluster(False), rounds=1_000)
 
     def burst(self, voter: Voter) -> None:
         """One more item, proposed at this voter; nobody waits for the answer."""
