@@ -13,6 +13,9 @@ from tests.simulation.world import Broken, World
 
 T = TypeVar("T")
 
+#: timers are late by this much
+RESOLUTION_S = 1e-6
+
 
 class Clock:
     """A machine's monotonic seconds: they begin anywhere and run at their own rate."""
@@ -98,7 +101,9 @@ class VirtualLoop(asyncio.AbstractEventLoop):
                 self._ready.append(handle)
                 self._soon()
 
-        self._world.at(self._clock.when(when), due)
+        # A clock that runs at its own rate may show a hair less than `when` at that moment, and whoever then waits for
+        # the rest would wait for ever: time has to pass.
+        self._world.at(max(self._clock.when(when), self._world.now) + RESOLUTION_S, due)
         return handle
 
     def _timer_handle_cancelled(self, handle: asyncio.TimerHandle) -> None: ...
