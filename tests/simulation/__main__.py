@@ -103,18 +103,10 @@ def summary(outcomes: list[Outcome], wall_s: float) -> int:
     broken = [o for o in outcomes if o.broken]
     virtual = sum(o.virtual_s for o in outcomes)
     cpu = sum(o.cpu_s for o in outcomes)
-    ledgers = [o.checks.ledger for o in outcomes]
+    counted = ", ".join(f"{sum(o.counts[name] for o in outcomes)} {name}" for name in outcomes[0].counts)
     print(
         f"{len(outcomes)} seeds, {len(broken)} broken; {virtual:.0f} virtual s in {cpu:.1f} CPU s "
-        f"({virtual / max(cpu, 1e-9):.1f} x), {wall_s:.1f} s on the wall; "
-        f"{sum(len(o.checks.acknowledged) for o in outcomes)} acknowledged, "
-        f"{sum(o.checks.unknown for o in outcomes)} unknown, {sum(len(o.checks.refused) for o in outcomes)} refused, "
-        f"{sum(o.checks.reads for o in outcomes)} linearizable reads, "
-        f"{sum(o.checks.applied for o in outcomes)} applies, {sum(o.checks.installs for o in outcomes)} installs, "
-        f"{sum(o.terms for o in outcomes)} terms, {sum(o.messages for o in outcomes)} messages, "
-        f"{sum(o.checks.followed for o in outcomes)} digests of followers, {sum(x.started for x in ledgers)} jobs "
-        f"started, {sum(len(x.completed) for x in ledgers)} completed, "
-        f"{sum(sum(x.games.values()) for x in ledgers)} games"
+        f"({virtual / max(cpu, 1e-9):.1f} x), {wall_s:.1f} s on the wall; {counted}"
     )
     return 1 if broken else 0
 

@@ -20,7 +20,6 @@ import anyio.to_thread
 from ringrift_cluster.controllers import runner
 from ringrift_cluster.raft import conf
 from ringrift_cluster.raft.seams import outside
-from tests.simulation.checks import Checks
 from tests.simulation.cluster import Cluster
 from tests.simulation.faults import Faults
 from tests.simulation.plan import Strike, draw
@@ -71,9 +70,8 @@ class Outcome:
     story: list[str]
     virtual_s: float
     cpu_s: float
-    checks: Checks
-    terms: int
-    messages: int
+    #: what happened how often, by name
+    counts: dict[str, int]
     #: virtual second of the failure, or of the end
     failed_at: float
 
@@ -104,20 +102,31 @@ def simulate(seed: int, options: Options = Options(), *, trace: bool = False) ->
                 raise
         finally:
             events._set_running_loop(None)
-    checks = cluster.checks
     outcome = Outcome(
-        seed,
-        broken,
-        world.story,
-        world.now - BEGAN_AT,
-        time.process_time() - started,
-        checks,
-        max(checks.leaders, default=0),
-        cluster.network.messages,
-        world.now,
+        seed, broken, world.story, world.now - BEGAN_AT, time.process_time() - started, _counts(cluster), world.now
     )
     gc.enable()
     return outcome
+
+
+def _counts(cluster: Cluster) -> dict[str, int]:
+    checks = cluster.checks
+    ledger = checks.ledger
+    return {
+        "acknowledged": len(checks.acknowledged),
+        "unknown": checks.unknown,
+        "refused": len(checks.refused),
+        "linearizable reads": checks.reads,
+        "applies": checks.applied,
+        "installs": checks.installs,
+        "terms": max(checks.leaders, default=0),
+        "changes of voters": cluster.membership.changed,
+        "messages": cluster.network.messages,
+        "digests of followers": checks.followed,
+        "jobs started": ledger.started,
+        "completed": len(ledger.completed),
+        "games": sum(ledger.games.values()),
+    }
 
 
 @contextmanager
