@@ -85,6 +85,7 @@ class Guarded:
             VoterConfig(
                 node_id=node_id,
                 voters=dict.fromkeys(voters, "x:1"),
+                bind="x:1",
                 data_dir=directory,
                 limits=limits or Limits(),
             ),
@@ -105,9 +106,9 @@ class Guarded:
     def inside(self) -> Inside:
         return self.node.inside
 
-    def greet(self, peer: str, *, log_id: str = "", cluster_id: str = "") -> None:
+    def greet(self, peer: str, *, log_id: str = "", cluster_id: str = "", configured: int = 0) -> None:
         voters = list(self.node.membership.voters)
-        hello = Hello(1, peer, cluster_id, log_id or f"log-of-{peer}", True, voters, b"")
+        hello = Hello(1, peer, cluster_id, log_id or f"log-of-{peer}", True, voters, b"", configured)
         answer = self.node.judge(hello)
         assert not answer.reason, answer.detail
         self.node.welcomed(hello, answer)
