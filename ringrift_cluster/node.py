@@ -277,6 +277,14 @@ class _Node:
             loop.call_soon_threadsafe(self._voter_halted, replica, sentence)
 
         replica.when_halted(halted)
+        voting, named = replica.status().voters, {m.id for m in self.config.voters}
+        if voting and set(voting) != named:
+            log.warning(
+                "event=cluster_list_differs voters=%s flags=%s detail=%r",
+                ",".join(voting),
+                ",".join(sorted(named)),
+                "the log says who votes; --cluster only says where to look for them",
+            )
         return replica
 
     def _voter_halted(self, replica: RaftReplica, sentence: str) -> None:
@@ -307,10 +315,15 @@ class _Node:
             raise ChangeRefused(
                 f"{config.node_id} has not caught up on the feed (it is at entry {now.applied} of {now.commit})"
             )
+        if self._badge.joined:
+            raise ChangeRefused(
+                f"{config.node_id} came with a join token, which makes no voters; start it with --auth-token-file"
+            )
         said = self._tls.facts if self._tls is not None else None
         if self._tls is not None and (said is None or not said.voter):
             raise ChangeRefused(
-                f"the certificate of {config.node_id} is not a voter's; give it one (`ringrift-node certs issue`)"
+                f"the certificate of {config.node_id} is not a voter's; give it one "
+                f"(`ringrift-node certs issue {config.node_id} --voter`)"
             )
         if self._tls is None and config.cluster_secret is None and not is_loopback(config.bind):
             raise ChangeRefused(

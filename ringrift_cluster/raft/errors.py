@@ -22,7 +22,7 @@ class DataDirLocked(RaftError):  # noqa: N818
 
 
 class MembersContradict(RaftError):  # noqa: N818
-    """The configured voters or node id are not the ones the data directory was made for."""
+    """The node id is not the one the data directory was made for."""
 
 
 class Removed(RaftError):  # noqa: N818

@@ -16,6 +16,8 @@ from __future__ import annotations
 
 import json
 
+import msgspec
+
 from ringrift_cluster.raft.configuration import Configuration
 from ringrift_cluster.raft.errors import MembersContradict
 from ringrift_cluster.raft.journal import Journal
@@ -35,7 +37,7 @@ class Membership:
         """`bootstrap` is the list that a cluster begins with, empty for a log that joins one; `base` is the
         snapshot's configuration.
 
-        Raises MembersContradict when the journal was made for another node, or its cluster for other voters.
+        Raises MembersContradict when the journal was made for another node.
         """
         self.node_id = node_id
         self._journal = journal
@@ -51,7 +53,6 @@ class Membership:
         #: logs that may be sent entries to, although nothing names them yet
         self.invited: set[str] = set()
         self._listed: tuple[Configuration, tuple[str, ...], tuple[str, ...]] | None = None
-        self._names = tuple(sorted(v.node for v in bootstrap))
         stored_id, stored = journal.fact("node_id"), journal.fact("voters")
         if stored_id and stored_id != node_id:
             raise MembersContradict(
@@ -61,15 +62,14 @@ class Membership:
         if not stored_id and not bootstrap:
             journal.set_fact("joining", "1")
         journal.set_fact("node_id", node_id)
+        if stored and journal.fact("admitted"):
+            # This log once counted by that list: until the log itself says who votes, no flag changes it.
+            given = {v.node: v for v in bootstrap}
+            bootstrap = tuple(given.get(v.node, v) for v in msgspec.json.decode(stored, type=tuple[Voter, ...]))
         self._configurations.begin(() if self.joining else bootstrap, base)
-        if not self._configurations.effective.index and not self.joining:
-            known = tuple(json.loads(stored)) if stored else self._names
-            if known != self._names and journal.fact("admitted"):
-                raise MembersContradict(
-                    f"the data directory knows the voters {', '.join(known)}, but "
-                    f"{', '.join(self._names)} are configured; start with the list it knows"
-                )
-            journal.set_fact("voters", json.dumps(self._names))
+        self._names = tuple(sorted(v.node for v in bootstrap))
+        if bootstrap:
+            journal.set_fact("voters", msgspec.json.encode(bootstrap).decode())
         if not journal.fact("log_id"):
             journal.set_fact("log_id", log_id)
         #: other voters' log ids, and whether that log was ever seen admitted

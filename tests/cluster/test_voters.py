@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import shutil
 import threading
 from collections.abc import Iterator
@@ -103,6 +104,21 @@ def restart(node: NodeProcess) -> None:
     eventually(lambda: node.get("/ready")["ready"], f"{node.name} to be ready", 60.0)
 
 
+def test_a_follower_becomes_a_voter_and_the_leader_a_follower_under_load(grown: TestCluster) -> None:
+    alive_in_the_log(grown, "f1")
+    with Load(grown) as load, Client([n.url for n in grown.nodes.values()], retry_s=60.0) as client:
+        assert client.add_voter("f1").voters == ["f1", "v1"]
+        everyone_counts(grown, "f1", "v1")
+        load.goes_on()
+        leader = grown.leader()
+        (heir,) = {"f1", "v1"} - {leader.name}
+        assert client.remove_voter(leader.name).voters == [heir]
+        everyone_counts(grown, heir)
+        load.goes_on()
+    assert not load.failures
+
+
+@pytest.mark.skipif(not os.environ.get("RINGRIFT_TEST_LONG"), reason="make voters runs it")
 def test_one_voter_grows_to_three_is_restarted_replaced_and_shrinks_under_load(grown: TestCluster) -> None:
     alive_in_the_log(grown, "f1", "f2")
     with Load(grown) as load, Client([n.url for n in grown.nodes.values()], retry_s=60.0) as client:

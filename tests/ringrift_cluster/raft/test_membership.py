@@ -106,10 +106,15 @@ class TestGreetings:
 
 
 class TestTheMemberList:
-    def test_another_list_than_the_stored_one_refuses_to_start(self, tmp_path):
+    def test_no_flag_changes_the_list_that_a_log_has_counted_by(self, tmp_path):
         voter = Guarded(tmp_path)
-        with pytest.raises(MembersContradict, match=r"knows the voters a, b, c.*a, b, d"):
-            Guarded(tmp_path, disk=voter.disk, voters=("a", "b", "d"))
+        again = Guarded(tmp_path, disk=voter.disk, voters=("a", "b", "d"))
+        assert again.node.membership.voters == ("a", "b", "c")
+
+    def test_a_list_that_nobody_counted_by_yet_may_be_corrected(self, tmp_path):
+        voter = Guarded(tmp_path, join=False)
+        again = Guarded(tmp_path, disk=voter.disk, voters=("a", "b", "d"), join=False)
+        assert again.node.membership.voters == ("a", "b", "d")
 
     def test_another_voters_directory_refuses_to_start(self, tmp_path):
         voter = Guarded(tmp_path)
