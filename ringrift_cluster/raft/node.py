@@ -438,7 +438,7 @@ class RaftNode:
         """
         latest = self._snapshots.latest
         if latest is not None and self.window.since(latest.index, 1) is None:
-            max_behind = -1
+            max_behind = 0
         self._compaction.want(self.machine, max_behind, done)
 
     def take_job(self) -> Job | None:

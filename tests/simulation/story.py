@@ -25,7 +25,9 @@ def shrink(
     failed_at_s = broken.failed_at - BEGAN_AT
     # What struck after the failure had no part in it.
     kept = [s.number for s in options.plan(broken.seed) if s.at_s <= failed_at_s]
-    best, found = broken, options
+    best, found = _again(broken.seed, options, kept)
+    if not best.broken:
+        return broken, options
     step = max(len(kept) // 2, 1)
     while tries > 0 and time.monotonic() < until:
         shorter = False
