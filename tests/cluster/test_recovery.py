@@ -145,3 +145,13 @@ def test_a_cluster_that_lost_two_of_three_voters_goes_on_from_the_third(cluster:
     assert not lost.get("/status")["ready"]
     lost.kill()
     assert again.get("/status")["voters"] == ["v2"]
+
+    # Without them it comes as a follower, and is made a voter again.
+    (lost.folder / "raft").rename(lost.folder / "raft.old")
+    lost.start()
+    eventually(lambda: lost.get("/status")["ready"], "the replaced voter to follow", 60.0)
+    eventually(
+        lambda: "vote from entry" in cli("voters", "add", "v1", "--api", again.url), "the voter to be added", 60.0
+    )
+    eventually(lambda: lost.get("/status")["voters"] == ["v1", "v2"], "the voter to know that it counts", 60.0)
+    assert "new" in work_of(lost)
