@@ -13,7 +13,7 @@ from tests.simulation.voter import Voter
 from tests.simulation.world import Broken, World
 
 #: a leader that a quorum always answered so lately is not deposed
-HEALTHY_S = 0.15
+HEALTHY_S = 0.3
 #: for so long, while nothing befell the cluster but silent voters
 QUIET_S = 1.5
 

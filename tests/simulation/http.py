@@ -99,11 +99,14 @@ class Http:
         def arrive(answer: Answer | None) -> None:
             if answered.done():
                 return
-            if answer is not None and self._network.reachable(self._owner, host):
+            if not self._network.reachable(self._owner, host):
+                # What a cut holds back arrives after it.
+                self._world.after(0.2, lambda: arrive(answer))
+            elif answer is None:
+                answered.set_exception(httpx.ReadError("the connection broke"))
+            else:
                 answer.cut_short = self._world.chance(0.01)
                 answered.set_result(answer)
-            elif answer is None or self._world.chance(0.5):
-                answered.set_exception(httpx.ReadError("the connection broke"))
 
         serve(scope, body, reply)
         try:
