@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
+from ringrift_cluster.raft.privates import LEADER
 from statemachine.machine import Machine
 from tests.simulation.follower import Follower
 from tests.simulation.ledger import Ledger
@@ -100,7 +101,8 @@ class Checks:
             voter.led_at = self.world.now
             if node.inside.commit > voter.commit_seen:
                 self._on_majority(voter, node.inside.commit)
-            if node.contact_age_s(voter.clock()) >= HEALTHY_S:
+            # The status is that of the last turn: by now it may have stepped down.
+            if node.inside.role == LEADER and node.contact_age_s(voter.clock()) >= HEALTHY_S:
                 voter.unhealthy_at = self.world.now
         elif voter.role == "leader":
             self.world.tell(f"{voter.name} no longer leads, term {status.term}, at {status.applied}")
