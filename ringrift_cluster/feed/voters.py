@@ -184,7 +184,10 @@ class Voters:
                 headers |= {"range": f"bytes={have}-", "if-range": etag}
             try:
                 async with self._http.stream(
-                    "GET", self._urls[self.current] + wire.SNAPSHOT, headers=headers, timeout=httpx.Timeout(30.0)
+                    "GET",
+                    self._urls[self.current] + wire.SNAPSHOT,
+                    headers=headers,
+                    timeout=httpx.Timeout(30.0, connect=CONNECT_S),
                 ) as response:
                     if response.status_code not in (200, 206):
                         said = await anext(response.aiter_raw(64 * 1024), b"")

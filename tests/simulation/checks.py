@@ -94,6 +94,8 @@ class Checks:
         status = node.status
         if status.role == "leader":
             if voter.role != "leader":
+                # Another candidate of its term may still be under way.
+                voter.unhealthy_at = self.world.now
                 self.world.tell(f"{voter.name} leads term {status.term} at {status.applied}, commit {status.commit}")
             leader = self.leaders.setdefault(status.term, voter.name)
             if leader != voter.name:
