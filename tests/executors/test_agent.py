@@ -639,7 +639,7 @@ def test_a_replaced_process_stops_and_says_so(tmp_path: Path) -> None:
 def test_a_peer_that_was_forgotten_joins_again(tmp_path: Path) -> None:
     async def go() -> None:
         async with node(tmp_path) as one:
-            one.cluster.state.write("peers", "n1", None)
+            del one.cluster.state.tables["peers"]["n1"]
             await eventually(lambda: "n1" in one.cluster.state.peers)
 
     run(go)
@@ -745,6 +745,7 @@ def test_grants_on_a_view_older_than_one_acted_on_are_handed_back_after_a_while(
             one.cluster.read = now
             await eventually(lambda: one.cluster.state.peers["n1"].facts.not_ready == "")
             await eventually(lambda: one.cluster.work("late").status is WorkStatus.PENDING)
+            await eventually(lambda: one.cluster.work("late").ready_at_ms <= one.cluster.state.now_ms)
             one.cluster.place("late", "n1")
             await eventually(lambda: one.agent.status().running == 2)
 
