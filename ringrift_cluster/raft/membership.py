@@ -270,9 +270,12 @@ class Membership:
         if answer.reason:
             self._accepted_by.pop(hello.node_id, None)
             self.refused[hello.node_id] = answer.detail
+            # A log that joins has lost nothing: who refuses it knows an older list, with an earlier log of this node.
+            if self.joining:
+                return
             if answer.reason == "other_log":
                 self.disowned = answer.detail
-            elif answer.reason == "removed" and not self.joining:
+            elif answer.reason == "removed":
                 self.dismissed = answer.detail
             return
         self._accepted_by[hello.node_id] = hello.cluster_id

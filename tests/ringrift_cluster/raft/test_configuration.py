@@ -263,11 +263,12 @@ class TestTheLogOfAVoter:
         joins.wait(3.0)
         assert joins.take(PreVote)
 
-    def test_being_turned_away_does_not_end_one_that_joins(self, tmp_path):
+    @pytest.mark.parametrize("reason", ["removed", "other_log"])
+    def test_a_voter_that_lags_cannot_end_one_that_joins(self, tmp_path, reason):
         joins = Guarded(tmp_path, node_id="d", voters=(), join=False)
-        joins.node.welcomed(hello("b", configured=3), Welcome("removed", "d is not a voter"))
+        joins.node.welcomed(hello("b", configured=3), Welcome(reason, "b knows d by its log of last week"))
         joins.turn()
-        assert joins.node.membership.dismissed is None
+        assert joins.node.halted is None
 
 
 def test_lists_that_differ_in_one_voter_have_majorities_that_meet():
