@@ -138,7 +138,12 @@ class Voter:
         loop.create_task(site.beats.run())
         loop.create_task(controllers.run())
         self.seen = self.furthest = self.node.machine.index
-        self.node.begin()
+        try:
+            self.node.begin()
+        except Removed:
+            # It crashed between learning that and leaving.
+            self._leave()
+            return
         self._tick(self.life)
         self._check_space(self.life)
 
