@@ -127,7 +127,8 @@ class Cluster:
         self.membership.left(voter)
 
     def restart(self, machine: Machine) -> None:
-        if not machine.alive:
+        gone = isinstance(machine, Voter) and machine not in self.voters
+        if not machine.alive and not gone:
             self.world.tell(f"restart {machine.name}")
             if isinstance(machine, Voter):
                 self.disturb()
