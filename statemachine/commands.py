@@ -420,6 +420,17 @@ _encoder = msgspec.msgpack.Encoder()
 _decoder: msgspec.msgpack.Decoder[Command] = msgspec.msgpack.Decoder(Command)
 
 
+#: commands that came after level 1, and the feature level that lets them into the log
+FEATURE_LEVELS: dict[type[Struct], int] = {}
+
+
+def level_of(command: Command) -> int:
+    """The feature level the cluster must have before this command may be in its log."""
+    while isinstance(command, Once | Signed):
+        command = command.command
+    return FEATURE_LEVELS.get(type(command), 1)
+
+
 def kind_of(command: Command) -> str:
     """The command's name on the wire."""
     return str(command.__struct_config__.tag)

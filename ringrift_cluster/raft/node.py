@@ -137,7 +137,7 @@ class RaftNode:
         self.inside.commit = min(max(self.inside.commit, base), self.journal.last_index)
         self.journal.settled = self.inside.commit
         self.guard.attach(self.inside, clock)
-        self.proposals = Proposals(config.limits, config.timing, self.counters, self._send, self._append)
+        self.proposals = Proposals(config.limits, config.timing, self.counters, self._send, self._append, self._level)
         self.reads = Reads(self.proposals, config.timing, clock)
         self.window = Window(config.limits.window_entries, config.limits.window_bytes, start=base)
         self._handover = Handover(self.membership, config.timing, self.inside, self.journal, self.proposals, self._send)
@@ -407,6 +407,9 @@ class RaftNode:
     def _append(self, entry: bytes) -> int:
         self._consensus.append(entry)
         return self.journal.last_index
+
+    def _level(self) -> int:
+        return self.machine.state.cluster.feature_level
 
     def _apply(self, index: int, term: int, data: bytes) -> None:
         results = self.machine.apply(index, term, data)

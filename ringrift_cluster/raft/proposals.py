@@ -28,7 +28,7 @@ from ringrift_cluster.replica import (
     ReplicaError,
     TooLarge,
 )
-from statemachine.commands import MAX_COMMAND_BYTES, ConfigureVoters, Once, Signed, decode_command
+from statemachine.commands import MAX_COMMAND_BYTES, ConfigureVoters, Once, Signed, decode_command, kind_of, level_of
 from statemachine.entries import MAX_ENTRY_BYTES, encode_entry
 from statemachine.errors import Result
 
@@ -77,13 +77,15 @@ class Proposals:
         counters: Counters,
         send: Callable[[str, Message], None],
         append: Callable[[bytes], int],
+        level: Callable[[], int] = lambda: 1,
     ) -> None:
-        """`append` gives an entry to the library and returns its index."""
+        """`append` gives an entry to the library and returns its index; `level` is the cluster's feature level."""
         self._limits = limits
         self._timing = timing
         self._counters = counters
         self._send = send
         self._append = append
+        self._level = level
         self._queue: deque[Proposal] = deque()
         self._queue_bytes = 0
         self._in_flight: dict[int, _InFlight] = {}
@@ -166,7 +168,7 @@ class Proposals:
             if proposal.deadline <= now:
                 proposal.end(NoLeader("the proposal waited longer than its caller did"))
                 continue
-            bad = undecodable(proposal.commands)
+            bad = undecodable(proposal.commands, self._level())
             if bad is not None:
                 proposal.end(ReplicaError(bad))
                 continue
@@ -365,7 +367,7 @@ _ERRORS: dict[str, type[ReplicaError]] = {
 }
 
 
-def undecodable(commands: Sequence[bytes]) -> str | None:
+def undecodable(commands: Sequence[bytes], level: int) -> str | None:
     """Why the log must not take these commands, or None.
 
     An entry that cannot be decoded stops every voter, so the leader looks before it appends.
@@ -375,6 +377,11 @@ def undecodable(commands: Sequence[bytes]) -> str | None:
             decoded = decode_command(command)
         except msgspec.MsgspecError as error:
             return f"the command cannot be decoded: {error}"
+        needed = level_of(decoded)
+        if needed > level:
+            # A member of an older release could not read the entry.
+            kind = kind_of(decoded)
+            return f"the command {kind} needs feature level {needed} and the cluster is at {level}; raise it first"
         while isinstance(decoded, Once | Signed):
             decoded = decoded.command
         if isinstance(decoded, ConfigureVoters):

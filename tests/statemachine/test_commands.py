@@ -9,6 +9,7 @@ import pytest
 
 from statemachine import settings as st
 from statemachine.commands import (
+    FEATURE_LEVELS,
     AddWork,
     CompleteJob,
     Effect,
@@ -19,6 +20,7 @@ from statemachine.commands import (
     StartGauntlet,
     decode_command,
     encode_command,
+    level_of,
 )
 from statemachine.entries import ENTRY_FORMAT, decode_entry, encode_entry
 from statemachine.machine import HANDLERS
@@ -36,6 +38,12 @@ def refused_at_the_door(command: object, *words: str) -> None:
 def test_a_command_survives_its_wire_form():
     for command in (item("w1", params={"a": "1"}), node("a", gpus=2), Once("r1", 10, claimed("c1"))):
         assert decode_command(encode_command(command)) == command
+
+
+def test_a_command_needs_its_feature_level_in_whatever_it_is_wrapped(monkeypatch):
+    monkeypatch.setitem(FEATURE_LEVELS, type(item("w1")), 7)
+    assert level_of(Signed("ops", Once("r1", 10, item("w1")))) == level_of(item("w1")) == 7
+    assert level_of(Once("r1", 10, claimed("c1"))) == 1
 
 
 def test_every_command_has_exactly_one_transition():
