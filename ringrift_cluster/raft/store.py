@@ -9,6 +9,7 @@ beside the file shows (see `mark`).
 from __future__ import annotations
 
 import logging
+import os
 import sqlite3
 import struct
 import zlib
@@ -29,6 +30,9 @@ BEGIN;
 CREATE TABLE entries (idx INTEGER PRIMARY KEY, term INTEGER NOT NULL, crc INTEGER NOT NULL, data BLOB NOT NULL);
 CREATE TABLE facts (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
 """
+#: pages after which the write-ahead log is brought into the file and begun anew, and the bytes it has by then
+LOG_PAGES = 1000
+LOG_BYTES = 32 + (LOG_PAGES + 64) * (24 + 4096)
 #: the row that seals the others
 _SEAL = "seal"
 
@@ -105,6 +109,7 @@ class SqliteStore:
             if self.behind and not behind_is_fine:
                 raise JournalDamaged(f"{self.behind}; {WAY_OUT}")
             if not read_only:
+                self._lengthen_log()
                 self._mark_file = MarkFile(path, Mark(self._own_facts.get("log_id", ""), self.seal.batch))
         except (sqlite3.Error, OSError) as error:
             self._db.close()
@@ -112,6 +117,22 @@ class SqliteStore:
         except JournalDamaged:
             self._db.close()
             raise
+
+    def _lengthen_log(self) -> None:
+        """Make the write-ahead log as long as it gets between two checkpoints before it is used.
+
+        While it grows, each sync waits until the file system has recorded its new length, and voters on one
+        disk wait for each other there. What lies behind the last frame is no frame and is never read.
+        """
+        path = self.path.with_name(f"{self.path.name}-wal")
+        try:
+            with path.open("ab") as file:
+                file.write(bytes(max(LOG_BYTES - file.tell(), 0)))
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError as error:
+            # Slower, and nothing else; a disk that is really full is noticed where it matters.
+            log.warning('event=log_not_lengthened file=%s error="%s"', path, error)
 
     def _damaged(self, what: str) -> JournalDamaged:
         return JournalDamaged(f"the journal {self.path} {what}; {WAY_OUT}")
@@ -129,7 +150,7 @@ class SqliteStore:
         if not read_only:
             run("PRAGMA synchronous=FULL")
             # A write-ahead log that is written over again is synced twice as fast as one that still grows.
-            run("PRAGMA wal_autocheckpoint=1000")
+            run(f"PRAGMA wal_autocheckpoint={LOG_PAGES}")
             run("PRAGMA cache_size=-8192")
             (mode,) = run("PRAGMA journal_mode=WAL").fetchone()
             if mode != "wal":

@@ -105,6 +105,10 @@ def samples(tmp_path_factory: pytest.TempPathFactory) -> Samples:
     _, store = live(root / "stopped", "a", root / "old")
     shutil.copytree(root / "stopped", root / "killed")
     store.close()
+    # The log is longer than the frames in it; damage should hit those. A frame's own page may end in zeros.
+    log = wal_of(root / "killed").read_bytes()
+    frames = -(-(len(log.rstrip(b"\0")) - 32) // (24 + 4096))
+    wal_of(root / "killed").write_bytes(log[: 32 + frames * (24 + 4096)])
     _, store = live(root / "other", "b", root / "other-old")
     store.close()
     shutil.copytree(root / "killed", root / "probe")

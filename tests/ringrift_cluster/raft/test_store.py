@@ -12,7 +12,7 @@ from ringrift_cluster.raft.errors import DataDirLocked, DiskFailed, JournalDamag
 from ringrift_cluster.raft.journal import Batch, Journal
 from ringrift_cluster.raft.offline import read_offline
 from ringrift_cluster.raft.snapshots import SnapshotDir
-from ringrift_cluster.raft.store import SqliteStore
+from ringrift_cluster.raft.store import LOG_BYTES, SqliteStore
 from ringrift_cluster.raft.verify import verify
 from statemachine.commands import AddWork, encode_command
 from statemachine.entries import encode_entry
@@ -48,6 +48,23 @@ def test_entries_and_facts_come_back(path):
     store.close()
     assert list(stored.entries) == entries(1, 5, 2)
     assert (stored.facts["term"], stored.facts["vote"]) == ("2", "a")
+
+
+def test_the_write_ahead_log_has_its_length_before_it_is_used_and_keeps_it(path, tmp_path):
+    store = SqliteStore(path)
+    log = path.with_name(f"{path.name}-wal")
+    assert log.stat().st_size == LOG_BYTES
+    for number in range(1, 50):
+        store.write(Batch(entries=[(b"x" * 1000, number, 1)]))
+    assert log.stat().st_size == LOG_BYTES
+    # As kill -9 leaves it, what is behind the last frame included.
+    copies = DataDir(tmp_path / "copy")
+    copies.create()
+    for file in path.parent.iterdir():
+        if file.is_file():
+            (copies.journal.parent / file.name).write_bytes(file.read_bytes())
+    store.close()
+    assert indexes(copies.journal) == list(range(1, 50))
 
 
 def test_a_suffix_and_a_prefix_go(path):
