@@ -22,7 +22,16 @@ from executors.ledger import Ledger, LedgerError
 from executors.options import Options
 from executors.ports import ClusterUnavailable
 from statemachine import settings
-from statemachine.commands import CancelWork, ChangeSetting, FailJob, JoinPeer, RegisterArtifact, ReleaseJob, StopJob
+from statemachine.commands import (
+    CancelWork,
+    ChangeSetting,
+    FailJob,
+    JoinPeer,
+    PlaceWork,
+    RegisterArtifact,
+    ReleaseJob,
+    StopJob,
+)
 from statemachine.rows import Actual, WorkStatus
 from statemachine.settings import Template, Timing
 from statemachine.state import State
@@ -743,11 +752,14 @@ def test_grants_on_a_view_older_than_one_acted_on_are_handed_back_after_a_while(
             await eventually(lambda: given_back in one.cluster.commands)
             assert one.agent.status().running == 1
             one.cluster.read = now
-            await eventually(lambda: one.cluster.state.peers["n1"].facts.not_ready == "")
-            await eventually(lambda: one.cluster.work("late").status is WorkStatus.PENDING)
-            await eventually(lambda: one.cluster.work("late").ready_at_ms <= one.cluster.state.now_ms)
-            one.cluster.place("late", "n1")
-            await eventually(lambda: one.agent.status().running == 2)
+
+            def runs_both() -> bool:
+                # On a busy machine it may be blind again for a moment, and hands back what it was given.
+                if one.cluster.work("late").status is WorkStatus.PENDING:
+                    one.cluster.apply(PlaceWork("late", "n1", one.cluster.state.peers["n1"].incarnation))
+                return one.agent.status().running == 2
+
+            await eventually(runs_both)
 
     run(go)
 
