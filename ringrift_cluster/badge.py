@@ -42,14 +42,21 @@ class JoinRefused(Exception):  # noqa: N818 - an answer
 
 
 class Badge(httpx.Auth):
-    """The authorization of a node's own requests. `voters` are the base URLs that the configured token may go to."""
+    """The authorization of a node's own requests. `voters` are the base URLs that the configured token may go to.
 
-    def __init__(self, node_id: str, root: str | None, own: str | None, voters: Iterable[str]) -> None:
+    Where nodes speak TLS (`sealed`), no token leaves for an address without it, a caller's own included: addresses
+    are what nodes say of themselves.
+    """
+
+    def __init__(
+        self, node_id: str, root: str | None, own: str | None, voters: Iterable[str], *, sealed: bool = False
+    ) -> None:
+        self._sealed = sealed
         self._node_id = node_id
         self._root = root
         self._own = own
         self._drawn = fresh_secret()
-        self._voters = frozenset(_origin(httpx.URL(url)) for url in voters)
+        self._voters = _origins(voters)
 
     @property
     def joined(self) -> bool:
@@ -61,7 +68,9 @@ class Badge(httpx.Auth):
         self._own = own
 
     def auth_flow(self, request: httpx.Request) -> Generator[httpx.Request, httpx.Response, None]:
-        if "authorization" not in request.headers:
+        if self._sealed and request.url.scheme != "https":
+            request.headers.pop("authorization", None)
+        elif "authorization" not in request.headers:
             token = self._own or (self._root if _origin(request.url) in self._voters else None)
             if token:
                 request.headers["authorization"] = f"Bearer {token}"
@@ -78,6 +87,8 @@ class Badge(httpx.Auth):
         state = replica.live_state()
         if state is None or not replica.status().ready:
             return False
+        # Voters that were added later are voters too.
+        self._voters |= _origins(voter.url for voter in state.voters.voters if voter.url)
         row = state.tokens.get(name_of(self._node_id))
         if row is not None and row.sha256 == hash_of(self._drawn):
             if not row.ended:
@@ -99,6 +110,10 @@ class Badge(httpx.Auth):
             if isinstance(result, Rejected):
                 log.warning('event=own_token_refused reason="%s"', result.detail)
         return False
+
+
+def _origins(urls: Iterable[str]) -> frozenset[tuple[str, str, int]]:
+    return frozenset(_origin(httpx.URL(url)) for url in urls)
 
 
 def _origin(url: httpx.URL) -> tuple[str, str, int]:

@@ -77,6 +77,8 @@ def make_authority(name: str, now: dt.datetime, days: int) -> Pair:
 def issue(authority: Pair, node_id: str, voter: bool, hosts: Sequence[str], now: dt.datetime, days: int) -> Pair:
     """A new key and certificate for one node. Raises CertificateError."""
     issuer, signer = _load(authority.cert), _load_key(authority.key)
+    if not facts(authority.cert, now).authority:
+        raise CertificateError("ca.crt is no authority's certificate; put the authority's own back")
     if signer.public_key() != issuer.public_key():
         raise CertificateError("the authority's key does not belong to its certificate")
     key = ec.generate_private_key(ec.SECP256R1())

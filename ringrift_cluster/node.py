@@ -50,6 +50,7 @@ from ringrift_cluster.raft.errors import RaftError, Removed
 from ringrift_cluster.replica import ChangeRefused, ReplicaError
 from ringrift_cluster.seat import (
     Seat,
+    known_voters,
     raft_address,
     remember,
     seat_of,
@@ -225,7 +226,8 @@ class _Node:
         if self._tls is not None and self._tls.http_server is not None:
             loop.add_signal_handler(signal.SIGHUP, self._tls.refresh)
         verify = self._tls.http_client if self._tls is not None else True
-        self._badge = badge.Badge(config.node_id, token, kept, [m.url for m in config.voters])
+        voters = [*known_voters(config).values(), *(m.url for m in config.voters)]
+        self._badge = badge.Badge(config.node_id, token, kept, voters, sealed=self._tls is not None)
         async with httpx.AsyncClient(timeout=timeout, auth=self._badge, limits=limits, verify=verify) as http:
             if await self._join(http):
                 async with self._replica(http) as replica:

@@ -73,8 +73,8 @@ def remember(data_dir: Path, urls: Mapping[str, str]) -> None:
     draft.replace(data_dir / _BOOK)
 
 
-def whom_to_follow(config: NodeConfig) -> dict[str, str]:
-    """The voters to begin with, by the flags and by what was kept; the log corrects them. Raises SettingsError."""
+def known_voters(config: NodeConfig) -> dict[str, str]:
+    """The other voters' URLs by the flags and by what was kept. Raises SettingsError."""
     kept: dict[str, str] = {}
     path = config.data_dir / _BOOK
     try:
@@ -85,6 +85,12 @@ def whom_to_follow(config: NodeConfig) -> dict[str, str]:
         raise SettingsError(f"The list of voters {path} cannot be read ({error}); remove it.") from error
     known = {**kept, **{m.id: m.url for m in config.voters}}
     known.pop(config.node_id, None)
+    return known
+
+
+def whom_to_follow(config: NodeConfig) -> dict[str, str]:
+    """The voters to begin with; the log corrects them. Raises SettingsError."""
+    known = known_voters(config)
     if not known:
         raise SettingsError(
             f"This node is a follower, and --cluster names nobody but {config.node_id}; give the address of a voter."

@@ -378,10 +378,14 @@ def node_config(flags: Mapping[str, Any], config: Path | None = None) -> NodeCon
         auth_token=_secret_from(settings.auth_token_file, "auth_token_file"),
         cluster_secret=_secret_from(settings.cluster_secret_file, "cluster_secret_file"),
         join_token=_secret_from(settings.join_token_file, "join_token_file"),
-        joined=(data_dir / OWN_TOKEN_FILE).exists(),
+        joined=_secret_from(_if_there(data_dir / OWN_TOKEN_FILE), OWN_TOKEN_FILE) is not None,
     )
     _store_id(data_dir, decided.node_id)
     return decided
+
+
+def _if_there(path: Path) -> Path | None:
+    return path if path.exists() else None
 
 
 def _stored_id(data_dir: Path) -> str | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from typing import Annotated
 
@@ -17,6 +18,7 @@ from ringrift_cluster.feed import wire
 from ringrift_cluster.raft.changes import VoterState
 from ringrift_cluster.raft.configuration import Configuration
 from ringrift_cluster.raft.engine import RaftReplica
+from ringrift_cluster.raft.transport import split_address
 from ringrift_cluster.replica import NoLeader
 from statemachine.errors import UNDECODABLE, Code
 from statemachine.rows import PeerStatus
@@ -29,6 +31,7 @@ route = Routes("voters", "Who votes. A change is an entry of the log and counts 
 #: one call waits this long for a voter to catch up; the same request may be sent again
 CATCH_UP_S = 20.0
 ASK_S = 10.0
+ASK_AGAIN_S = 0.3
 
 
 class VoterRow(Struct, frozen=True):
@@ -170,14 +173,16 @@ class LearnFor(Struct, frozen=True, forbid_unknown_fields=True):
     "POST",
     "/raft/learn",
     "Begin a log here that may become a voter's",
-    scope=Scope.ADMIN,
+    scope=Scope.NODE,
     example=LearnFor("demo"),
     answer=Learner("10.0.0.4:8771", "http://10.0.0.4:8770", "77ab"),
-    errors=("change_refused", Code.CONFLICT),
+    errors=("change_refused", "forbidden", Code.CONFLICT),
 )
 async def learn(call: Call, body: LearnFor) -> Learner:
     """Sent by the leader to the node that it adds; by itself it changes nothing in the cluster."""
-    services = call.services
+    services, caller = call.services, call.caller
+    if caller.peer and caller.peer not in services.replica.status().voters:
+        raise Problem("forbidden", f"{caller.peer} is no voter; a log is begun for the leader alone")
     own = services.replica.status().cluster_id
     if own != body.cluster_id:
         raise Problem(Code.CONFLICT, f"this node follows cluster {own or '?'}, not {body.cluster_id}")
@@ -199,25 +204,32 @@ def _leading(call: Call) -> RaftReplica:
 
 
 async def _learner(call: Call, node: str, address: str) -> Learner:
-    """Ask a node to have a log ready."""
+    """Ask a node to have a log ready, with this voter's own token: the operator's is nothing for a node to see."""
     services = call.services
-    given = call.header(b"authorization")
-    headers = {"content-type": "application/json", **({"authorization": given} if given else {})}
+    headers = {"content-type": "application/json"}
     body = msgspec.json.encode(LearnFor(services.replica.status().cluster_id))
     if services.http is None:
         raise Problem("unreachable", "this node asks no others")
-    try:
-        answer = await services.http.post(f"{address}/raft/learn", content=body, headers=headers, timeout=ASK_S)
-    except httpx.HTTPError as error:
-        raise Problem(
-            "change_refused", f"{node} does not answer at {address} ({error or type(error).__name__})"
-        ) from None
+    url, until = f"{address}/raft/learn", services.monotonic_s() + ASK_S
+    while True:
+        try:
+            answer = await services.http.post(url, content=body, headers=headers, timeout=ASK_S)
+        except httpx.HTTPError as error:
+            raise Problem(
+                "change_refused", f"{node} does not answer at {address} ({error or type(error).__name__})"
+            ) from None
+        if answer.status_code != httpx.codes.UNAUTHORIZED or services.monotonic_s() > until:
+            break
+        # A leader that has just started draws its own token first, and the node has to hear of it.
+        await asyncio.sleep(ASK_AGAIN_S)
     if answer.status_code != 200:
         problem = wire.problem_of(answer.content)
         raise Problem("change_refused", f"{node} cannot become a voter: {problem.detail}")
     try:
-        return msgspec.json.decode(answer.content, type=Learner)
-    except UNDECODABLE as error:
+        learner = msgspec.json.decode(answer.content, type=Learner)
+        split_address(learner.raft)
+        return learner
+    except (*UNDECODABLE, ValueError) as error:
         raise Problem("change_refused", f"{node} at {address} gave an answer that is not understood: {error}") from None
 
 

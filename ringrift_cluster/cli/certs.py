@@ -20,6 +20,9 @@ from ringrift_cluster.cli.output import emit, table
 
 app = typer.Typer(no_args_is_help=True, help="The cluster's own certificate authority, in a directory of files.")
 
+#: the name of the authority's own files
+AUTHORITY = "ca"
+
 Directory = Annotated[
     Path, Option("--dir", help="Where the authority's files are. ca.key is the cluster's crown jewel.")
 ]
@@ -31,7 +34,7 @@ def _now() -> dt.datetime:
 
 
 def _files(directory: Path, name: str) -> tuple[Path, Path]:
-    plain = name if name == "ca" else quote(name, safe="")
+    plain = name if name == AUTHORITY else quote(name, safe="")
     return directory / f"{plain}.crt", directory / f"{plain}.key"
 
 
@@ -82,9 +85,9 @@ def init(
         directory.mkdir(parents=True, exist_ok=True, mode=0o700)
     except OSError as error:
         raise fail(f"{directory} cannot be made ({error.strerror}).", EXIT_USAGE) from error
-    _refuse_existing(directory, "ca", "an authority is made once; give another --dir for another cluster")
+    _refuse_existing(directory, AUTHORITY, "an authority is made once; give another --dir for another cluster")
     made = make_authority(name, _now(), days)
-    cert = _write(directory, "ca", made)
+    cert = _write(directory, AUTHORITY, made)
     emit([Shown(str(cert), facts(made.cert, _now()))], as_json, _lines)
 
 
@@ -100,13 +103,15 @@ def issue_one(
     as_json: Json = False,
 ) -> None:
     """Give a node a key and a certificate: ID.key and ID.crt."""
+    if node_id == AUTHORITY:
+        raise fail(f"{AUTHORITY} is the authority itself; give the node another id.", EXIT_USAGE)
     _refuse_existing(directory, node_id, f"renew it with: certs renew {node_id}")
     _issue(directory, node_id, voter, tuple(host or ()), days, as_json)
 
 
 def _issue(directory: Path, node_id: str, voter: bool, hosts: tuple[str, ...], days: int, as_json: bool) -> None:
     try:
-        made = issue(_read(directory, "ca"), node_id, voter, hosts, _now(), days)
+        made = issue(_read(directory, AUTHORITY), node_id, voter, hosts, _now(), days)
     except CertificateError as error:
         raise fail(f"{node_id}: {error}.", EXIT_USAGE) from error
     cert = _write(directory, node_id, made)
@@ -125,6 +130,12 @@ def renew(
         old = facts(_read(directory, node_id).cert, _now())
     except CertificateError as error:
         raise fail(f"{_files(directory, node_id)[0]}: {error}.", EXIT_USAGE) from error
+    if old.authority or not old.node_id:
+        raise fail(
+            f"{_files(directory, node_id)[0]} is no node's certificate; an authority is replaced by a new one in"
+            " another --dir.",
+            EXIT_USAGE,
+        )
     hosts = tuple(host for host in old.hosts if host not in LOCAL)
     _issue(directory, node_id, old.voter, hosts, days, as_json)
 

@@ -18,6 +18,8 @@ from ringrift_cluster.client.errors import ClientError
 from tests.support.cluster import NodeProcess, TestCluster, eventually, free_ports
 
 pytestmark = pytest.mark.cluster
+#: the operator's token, which no node but the voters sees
+TOKEN = "operators-own-secret"
 
 
 class Load:
@@ -31,7 +33,7 @@ class Load:
         self._thread = threading.Thread(target=self._work)
 
     def _work(self) -> None:
-        with Client(self._urls, retry_s=60.0) as client:
+        with Client(self._urls, token=TOKEN, retry_s=60.0) as client:
             while not self._enough.is_set():
                 work = f"load-{len(self.added)}"
                 try:
@@ -59,10 +61,10 @@ class Load:
 @pytest.fixture
 def grown(tmp_path: Path) -> Iterator[TestCluster]:
     """One voter and two followers that may become voters."""
-    cluster = TestCluster(tmp_path, voters=1, followers=2, cpu_slots=0)
+    cluster = TestCluster(tmp_path, voters=1, followers=2, cpu_slots=0, token=TOKEN)
     cluster.lay_out()
     for name, port in zip(("f1", "f2"), free_ports(2), strict=True):
-        cluster.nodes[name] = replace(cluster.nodes[name], flags=("--raft-port", str(port)))
+        cluster.nodes[name] = replace(cluster.nodes[name], flags=(*cluster.nodes[name].flags, "--raft-port", str(port)))
     try:
         for node in cluster.nodes.values():
             node.start()
@@ -106,7 +108,7 @@ def restart(node: NodeProcess) -> None:
 
 def test_a_follower_becomes_a_voter_and_the_leader_a_follower_under_load(grown: TestCluster) -> None:
     alive_in_the_log(grown, "f1")
-    with Load(grown) as load, Client([n.url for n in grown.nodes.values()], retry_s=60.0) as client:
+    with Load(grown) as load, Client([n.url for n in grown.nodes.values()], token=TOKEN, retry_s=60.0) as client:
         assert client.add_voter("f1").voters == ["f1", "v1"]
         everyone_counts(grown, "f1", "v1")
         load.goes_on()
@@ -121,7 +123,7 @@ def test_a_follower_becomes_a_voter_and_the_leader_a_follower_under_load(grown: 
 @pytest.mark.skipif(not os.environ.get("RINGRIFT_TEST_LONG"), reason="make voters runs it")
 def test_one_voter_grows_to_three_is_restarted_replaced_and_shrinks_under_load(grown: TestCluster) -> None:
     alive_in_the_log(grown, "f1", "f2")
-    with Load(grown) as load, Client([n.url for n in grown.nodes.values()], retry_s=60.0) as client:
+    with Load(grown) as load, Client([n.url for n in grown.nodes.values()], token=TOKEN, retry_s=60.0) as client:
         first = client.add_voter("f1")
         assert (first.voters, "2 voters survive no more" in first.warning) == (["f1", "v1"], True)
         assert client.add_voter("f2").voters == ["f1", "f2", "v1"]

@@ -111,3 +111,11 @@ def test_a_node_that_is_not_let_in_says_why(answers: tuple[tuple[int, str], ...]
     with pytest.raises(JoinRefused, match=f"because of {answers[0][1]}"):
         joining(Door(*answers), tmp_path)
     assert badge.stored(tmp_path) is None
+
+
+def test_under_tls_no_token_leaves_for_an_address_without_it() -> None:
+    one = Badge("n", "root", "own", ("http://10.0.0.1:8770",), sealed=True)
+    assert shown(one, "https://10.0.0.9:8770/") == "Bearer own"
+    assert shown(one, "http://10.0.0.1:8770/") is None
+    forwarded = httpx.Request("GET", "http://10.0.0.1:8770/", headers={"authorization": "Bearer caller"})
+    assert "authorization" not in next(one.auth_flow(forwarded)).headers

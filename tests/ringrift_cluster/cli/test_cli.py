@@ -208,6 +208,10 @@ def test_an_authority_and_certificates_are_made_shown_and_renewed(tmp_path: Path
     assert "db.example.org" in shown[1]["facts"]["hosts"]
     assert "holds no PEM" in certs("show", str(keys[0]), code=2)
     assert "cannot be read" in certs("renew", "v9", code=2)
+    authority = (tmp_path / "pki" / "ca.crt").read_bytes()
+    assert "no node's certificate" in certs("renew", "ca", code=2)
+    assert "the authority itself" in certs("issue", "ca", code=2)
+    assert (tmp_path / "pki" / "ca.crt").read_bytes() == authority
 
 
 def test_addresses_are_https_where_the_authority_is_known(tmp_path: Path) -> None:
