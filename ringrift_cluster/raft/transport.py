@@ -18,8 +18,9 @@ import random
 import secrets
 import socket
 import ssl
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Callable, Coroutine, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Protocol
 
 from ringrift_cluster.raft.counters import Counters
@@ -94,23 +95,67 @@ class Security:
     client_tls: Callable[[], ssl.SSLContext] | None = None
 
 
+class _Wire(asyncio.StreamReaderProtocol):
+    """A connection that is read as a stream while both ends greet, and then by whoever takes what arrives.
+
+    A task that reads costs two turns of the loop for each message; a command takes half a dozen of them.
+    """
+
+    def __init__(self) -> None:
+        self.reader = asyncio.StreamReader(limit=READ_LIMIT)
+        self._taker: Callable[[bytes], None] | None = None
+        self._fed_bytes = 0
+        super().__init__(self.reader)
+
+    def data_received(self, data: bytes) -> None:
+        if self._taker is not None:
+            self._taker(data)
+            return
+        self._fed_bytes += len(data)
+        super().data_received(data)
+
+    async def hand_over(self, taker: Callable[[bytes], None], read_bytes: int) -> None:
+        """Give `taker` what was fed to the reader beyond `read_bytes`, and then all that arrives until the end."""
+        ahead = self._fed_bytes - read_bytes
+        if ahead:
+            # It is there already, so this does not wait and nothing overtakes it.
+            taker(await self.reader.readexactly(ahead))
+        self._taker = taker
+        await self.reader.read()
+
+
 class _Link:
     """One established connection; without a secret, and under TLS, its frames carry no seals."""
 
-    __slots__ = ("heard_at", "inbound", "outbound", "reader", "writer")
+    __slots__ = ("buffer", "heard_at", "inbound", "outbound", "writer")
 
-    def __init__(
-        self,
-        reader: asyncio.StreamReader,
-        writer: asyncio.StreamWriter,
-        now: float,
-        seals: tuple[Seal, Seal] | None,
-    ) -> None:
-        self.reader = reader
+    def __init__(self, writer: asyncio.StreamWriter, now: float, seals: tuple[Seal, Seal] | None) -> None:
         self.writer = writer
+        #: the beginning of a frame
+        self.buffer = bytearray()
         self.heard_at = now
         self.outbound = seals[0] if seals else None
         self.inbound = seals[1] if seals else None
+
+    def frames(self, chunk: bytes) -> Iterator[bytes]:
+        """The frames that `chunk` completes. Raises _Refused with the reason to count."""
+        buffer, inbound = self.buffer, self.inbound
+        seal_bytes = 0 if inbound is None else SEAL_BYTES
+        buffer += chunk
+        start = 0
+        while len(buffer) - start >= 4:
+            size = int.from_bytes(buffer[start : start + 4], "big")
+            if size > MAX_FRAME_BYTES:
+                raise _Refused("frame_too_large")
+            end = start + 4 + size + seal_bytes
+            if end > len(buffer):
+                break
+            data = bytes(buffer[start + 4 : start + 4 + size])
+            if inbound is not None and not inbound.fits(data, buffer[end - SEAL_BYTES : end]):
+                raise _Refused("broken_seal")
+            start = end
+            yield data
+        del buffer[:start]
 
     def write(self, data: bytes) -> int:
         """Send one frame; returns the bytes it took."""
@@ -282,18 +327,16 @@ class Transport:
 
     async def _serve(self, taken: socket.socket, stranger: Stranger) -> None:
         loop = asyncio.get_running_loop()
-        reader = asyncio.StreamReader(limit=READ_LIMIT)
         tls = self._security.server_tls() if self._security.server_tls else None
         try:
-            protocol = asyncio.StreamReaderProtocol(reader)
-            transport, _ = await loop.connect_accepted_socket(
-                lambda: protocol, taken, ssl=tls, ssl_handshake_timeout=HANDSHAKE_S if tls else None
+            transport, wire = await loop.connect_accepted_socket(
+                _Wire, taken, ssl=tls, ssl_handshake_timeout=HANDSHAKE_S if tls else None
             )
         except (OSError, TimeoutError) as error:
             self._counters.refusals["tls"] += 1
             log.debug("event=link_refused origin=%s reason=%r", stranger.origin, error)
             return
-        await self._run(reader, asyncio.StreamWriter(transport, protocol, reader, loop), None, stranger)
+        await self._run(wire, transport, None, stranger)
 
     async def _dial(self, peer: str) -> None:
         wait_s = RETRY_MIN_S
@@ -311,30 +354,34 @@ class Transport:
             tls = self._security.client_tls() if self._security.client_tls else None
             try:
                 async with asyncio.timeout(HANDSHAKE_S):
-                    reader, writer = await asyncio.open_connection(host, port, limit=READ_LIMIT, ssl=tls)
+                    loop = asyncio.get_running_loop()
+                    transport, wire = await loop.create_connection(_Wire, host, port, ssl=tls)
             except (OSError, TimeoutError):
                 established = False
             else:
-                established = await self._run(reader, writer, peer)
+                established = await self._run(wire, transport, peer)
             wait_s = RETRY_MIN_S if established else min(2 * wait_s, RETRY_MAX_S)
             await asyncio.sleep(wait_s * random.uniform(0.5, 1.0))
         self._dialing.discard(peer)
 
     async def _run(
         self,
-        reader: asyncio.StreamReader,
-        writer: asyncio.StreamWriter,
+        wire: _Wire,
+        transport: asyncio.Transport,
         dialed: str | None,
         stranger: Stranger | None = None,
     ) -> bool:
         """Greet, then read until the connection ends; whether it was ever established."""
+        loop = asyncio.get_running_loop()
+        greetings = _Greetings(wire.reader)
+        writer = asyncio.StreamWriter(transport, wire, wire.reader, loop)
         peer: str | None = None
         try:
             raw = writer.get_extra_info("socket")
             raw.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             async with asyncio.timeout(HANDSHAKE_S):
-                peer, seals = await self._handshake(reader, writer, dialed, stranger)
-            link = _Link(reader, writer, asyncio.get_running_loop().time(), seals)
+                peer, seals = await self._handshake(greetings, writer, dialed, stranger)
+            link = _Link(writer, loop.time(), seals)
             old = self._links.get(peer)
             if old is not None:
                 self._drop(peer, old)
@@ -342,18 +389,14 @@ class Transport:
             self._counters.connections += 1
             log.info("event=link_up peer=%s", peer)
             self._home.connected(peer)
-            await self._read(peer, link)
+            await wire.hand_over(partial(self._take, peer, link), greetings.read_bytes)
         except _Refused as refused:
             self._counters.refusals["handshake"] += 1
             log.debug("event=link_refused peer=%s reason=%s", dialed or "?", refused)
         except UNDECODABLE:
             self._counters.refusals["undecodable"] += 1
-            # One line a voter; a stranger could fill the disk with them.
-            log.log(
-                logging.WARNING if peer else logging.DEBUG,
-                "event=link_closed peer=%s reason=undecodable",
-                peer or dialed or "?",
-            )
+            # No louder: a stranger could fill the disk with these lines.
+            log.debug("event=link_closed peer=%s reason=undecodable", dialed or "?")
         except (OSError, EOFError, TimeoutError) as error:
             if stranger is not None and peer is None:
                 self._counters.refusals["slow" if isinstance(error, TimeoutError) else "left_early"] += 1
@@ -369,36 +412,27 @@ class Transport:
                 self._drop(peer, current)
         return peer is not None
 
-    async def _read(self, peer: str, link: _Link) -> None:
-        loop = asyncio.get_running_loop()
+    def _take(self, peer: str, link: _Link, chunk: bytes) -> None:
+        """Deliver the frames that are whole; a bad one ends the connection."""
+        if self._links.get(peer) is not link:
+            # Replaced or dropped: what an old connection still carries may be out of order.
+            return
         counters = self._counters
-        seal_bytes = 0 if link.inbound is None else SEAL_BYTES
-        buffer = bytearray()
-        while chunk := await link.reader.read(READ_LIMIT):
-            if self._links.get(peer) is not link:
-                # Replaced while it was read: what an old connection still carries may be out of order.
-                return
-            link.heard_at = loop.time()
-            counters.bytes_in += len(chunk)
-            buffer += chunk
-            start = 0
-            while len(buffer) - start >= 4:
-                size = int.from_bytes(buffer[start : start + 4], "big")
-                if size > MAX_FRAME_BYTES:
-                    counters.refusals["frame_too_large"] += 1
-                    return
-                end = start + 4 + size + seal_bytes
-                if end > len(buffer):
-                    break
-                data = bytes(buffer[start + 4 : start + 4 + size])
-                if link.inbound is not None and not link.inbound.fits(data, buffer[end - SEAL_BYTES : end]):
-                    counters.refusals["broken_seal"] += 1
-                    log.warning("event=link_closed peer=%s reason=broken_seal", peer)
-                    return
+        link.heard_at = asyncio.get_running_loop().time()
+        counters.bytes_in += len(chunk)
+        try:
+            for data in link.frames(chunk):
                 counters.frames_in += 1
                 self._home.deliver(peer, decode(data))
-                start = end
-            del buffer[:start]
+        except _Refused as refused:
+            self._break(peer, link, str(refused))
+        except UNDECODABLE:
+            self._break(peer, link, "undecodable")
+
+    def _break(self, peer: str, link: _Link, reason: str) -> None:
+        self._counters.refusals[reason] += 1
+        log.warning("event=link_closed peer=%s reason=%s", peer, reason)
+        self._drop(peer, link)
 
     def _drop(self, peer: str, link: _Link) -> None:
         if self._links.get(peer) is link:
@@ -424,7 +458,7 @@ class Transport:
 
     async def _handshake(
         self,
-        reader: asyncio.StreamReader,
+        greetings: _Greetings,
         writer: asyncio.StreamWriter,
         dialed: str | None,
         stranger: Stranger | None,
@@ -432,7 +466,7 @@ class Transport:
         ours = self._home.hello(secrets.token_bytes(32))
         our_bytes = encode(ours)
         writer.write(_prefixed(our_bytes))
-        their_bytes = await _read_greeting(reader)
+        their_bytes = await greetings.next_bytes()
         theirs = decode_greeting(their_bytes)
         if not isinstance(theirs, Hello) or (dialed is not None and theirs.node_id != dialed):
             raise _Refused(f"expected {dialed or 'a greeting'}")
@@ -445,7 +479,7 @@ class Transport:
         # Who was dialled proves itself second: nobody gets a proof to guess the secret from by merely asking.
         if dialed:
             writer.write(our_proof)
-        proof = await _greeting(reader)
+        proof = await greetings.next()
         expected = self._mac(their_role, dialer, acceptor)
         if not isinstance(proof, Proof) or not hmac.compare_digest(proof.mac, expected):
             self._counters.refusals["wrong_secret"] += 1
@@ -457,7 +491,7 @@ class Transport:
         writer.write(_framed(verdict))
         if stranger is not None and not verdict.reason:
             self._lobby.proven(stranger, theirs.node_id)
-        answer = await _greeting(reader)
+        answer = await greetings.next()
         if not isinstance(answer, Welcome):
             raise _Refused("expected an answer to our greeting")
         if verdict.reason:
@@ -511,12 +545,21 @@ def _framed(message: Message) -> bytes:
     return _prefixed(encode(message))
 
 
-async def _read_greeting(reader: asyncio.StreamReader) -> bytes:
-    size = int.from_bytes(await reader.readexactly(4), "big")
-    if size > MAX_GREETING_BYTES:
-        raise _Refused("a greeting above the limit")
-    return await reader.readexactly(size)
+class _Greetings:
+    """The frames of a handshake, one after the other."""
 
+    def __init__(self, reader: asyncio.StreamReader) -> None:
+        self._reader = reader
+        self.read_bytes = 0
 
-async def _greeting(reader: asyncio.StreamReader) -> Greeting:
-    return decode_greeting(await _read_greeting(reader))
+    async def next_bytes(self) -> bytes:
+        """Raises _Refused for one that is too large."""
+        size = int.from_bytes(await self._reader.readexactly(4), "big")
+        if size > MAX_GREETING_BYTES:
+            raise _Refused("a greeting above the limit")
+        data = await self._reader.readexactly(size)
+        self.read_bytes += 4 + size
+        return data
+
+    async def next(self) -> Greeting:
+        return decode_greeting(await self.next_bytes())

@@ -166,7 +166,7 @@ def test_a_peer_that_reads_nothing_is_dropped_at_the_cap():
     async def story():
         async with Pair(cap=1 << 20) as pair:
             await pair.up()
-            pair.transports[1]._links["a"].reader._transport.pause_reading()
+            pair.transports[1]._links["a"].writer.transport.pause_reading()
             big = Forward([(1, [b"x" * (1 << 20)], 1)])
             for _ in range(50):
                 pair.transports[0].send("b", big)
