@@ -14,8 +14,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from pysyncobj.node import Node
-
 from ringrift_cluster.raft.conf import Timing
 from ringrift_cluster.raft.configuration import Configuration
 from ringrift_cluster.raft.guard import Guard
@@ -74,12 +72,13 @@ class VoterChanges:
     journal: Journal
     guard: Guard
     timing: Timing
-    nodes: dict[str, Node]
     append: Callable[[tuple[Voter, ...], str], int]
     reconfigure: Callable[[], None]
     _change: _Change | None = field(default=None, init=False)
     _led_term: int = field(default=0, init=False)
     _led_since: float = field(default=0.0, init=False)
+    #: a list that names every log
+    _written_down: Configuration | None = field(default=None, init=False)
 
     # Orders
 
@@ -166,7 +165,7 @@ class VoterChanges:
     def _answers(self, peer: str, now: float) -> bool:
         if peer == self.membership.node_id:
             return True
-        heard_at = self.inside.answered_at.get(self.nodes[peer], 0.0)
+        heard_at = self.inside.answered_at.get(peer, 0.0)
         return peer not in self.guard.excluded and now - heard_at <= 2 * self.timing.election_min_s
 
     def _own_term_committed(self) -> bool:
@@ -192,6 +191,11 @@ class VoterChanges:
 
     # Turns
 
+    @property
+    def running(self) -> bool:
+        """Whether a change waits for the next turn."""
+        return self._change is not None
+
     def step(self, now: float) -> None:
         """Carry the change on; write down what was learned. Run in each turn."""
         if self.inside.role != LEADER:
@@ -214,8 +218,7 @@ class VoterChanges:
         voter = change.joins
         if voter is None:
             return
-        node = self.nodes[voter.node]
-        match = self.inside.match_index.get(node, 0)
+        match = self.inside.match_index.get(voter.node, 0)
         connected = self.membership.log_of(voter.node) == voter.log_id and match > 0 and self.settled
         if connected and match >= change.goal:
             if change.goal and now - change.since <= self.timing.election_min_s and self._answers(voter.node, now):
@@ -244,9 +247,14 @@ class VoterChanges:
 
     def _write_down(self, now: float) -> None:
         """Put the log ids that are known now into the list: from then on the log says which log a voter holds."""
+        present = self.membership.configuration
+        if present is self._written_down:
+            return
+        if present.index and all(v.log_id for v in present.voters):
+            self._written_down = present
+            return
         if now - self._led_since < WRITE_DOWN_S or not self._own_term_committed() or not self.settled:
             return
-        present = self.membership.configuration
         voters = tuple(
             v if v.log_id else Voter(v.node, v.raft, v.url, self.membership.log_of(v.node)) for v in present.voters
         )
@@ -286,9 +294,8 @@ class VoterChanges:
     def _state_of(self, name: str, now: float) -> VoterState:
         if name == self.membership.node_id:
             return VoterState(name, "voter", self.journal.last_index, self.inside.applied, 0)
-        node = self.nodes[name]
-        match, applied = self.inside.match_index.get(node, 0), self.guard.applied_by.get(name, 0)
-        silent_ms = max(0, int((now - self.inside.answered_at.get(node, now)) * 1000))
+        match, applied = self.inside.match_index.get(name, 0), self.guard.applied_by.get(name, 0)
+        silent_ms = max(0, int((now - self.inside.answered_at.get(name, now)) * 1000))
         if name in self.membership.invited:
             return VoterState(name, "catching up", match, applied, silent_ms)
         if name in self.guard.excluded:

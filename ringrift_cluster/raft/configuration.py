@@ -72,8 +72,11 @@ class Configurations:
 
     def since(self, commit: int) -> list[Configuration]:
         """The last one that is committed, and those after it."""
-        first = max((at for at, c in enumerate(self._known) if c.index <= commit), default=0)
-        return self._known[first:]
+        known = self._known
+        if known[-1].index <= commit:
+            return known[-1:]
+        first = max((at for at, c in enumerate(known) if c.index <= commit), default=0)
+        return known[first:]
 
     def begin(self, first: tuple[Voter, ...], base: Configuration) -> None:
         """Start from the snapshot's configuration; while there is none, from the list that the cluster begins with."""

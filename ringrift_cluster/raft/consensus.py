@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from pysyncobj import SyncObj, SyncObjConf, replicated
-from pysyncobj.node import Node
 
 from ringrift_cluster.raft import seams
 from ringrift_cluster.raft.journal import CONFIGURATION, NO_OP, REGULAR, Journal
-from ringrift_cluster.raft.privates import Inside
+from ringrift_cluster.raft.privates import Inside, Peer
 
 seams.install()
 
@@ -30,8 +29,8 @@ class Consensus(SyncObj):  # type: ignore[misc]
 
     def __init__(
         self,
-        node_id: str,
-        nodes: dict[str, Node],
+        node_id: Peer,
+        peers: Sequence[Peer],
         conf: SyncObjConf,
         transport: Any,
         apply: Callable[[int, int, bytes], None],
@@ -44,8 +43,7 @@ class Consensus(SyncObj):  # type: ignore[misc]
         self._apply = apply
         self._urgent = urgent
         self._journal: Journal = conf.journalFile
-        others = [nodes[n] for n in sorted(nodes) if n != node_id]
-        super().__init__(nodes[node_id], others, conf=conf, nodeClass=Node, transport=transport)
+        super().__init__(node_id, peers, conf=conf, nodeClass=Peer, transport=transport)
         self.inside = Inside(self)
         self.inside.set_serializer(seams.NoSerializer())
 

@@ -10,8 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from pysyncobj.node import Node
-
 from ringrift_cluster.raft.conf import Timing
 from ringrift_cluster.raft.counters import Counters
 from ringrift_cluster.raft.journal import Journal
@@ -140,8 +138,6 @@ class Elections:
         since = now - self._timing.election_min_s
         if self._inside.role != LEADER:
             return self.leader_id is not None and self._heard_at > since
-        answered = sum(1 for node, at in self._inside.answered_at.items() if at > since and self._counts(node))
+        others = self._membership.others
+        answered = sum(1 for peer, at in self._inside.answered_at.items() if at > since and peer in others)
         return answered + 1 >= self._membership.quorum
-
-    def _counts(self, node: Node) -> bool:
-        return str(node.id) in self._membership.others

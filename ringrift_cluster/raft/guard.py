@@ -13,10 +13,9 @@ here instead (the names G1 to G15 of the corrections are explained in the docume
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
-from pysyncobj.node import Node
 from pysyncobj.transport import Transport
 
 from ringrift_cluster.raft.conf import Timing
@@ -38,7 +37,7 @@ from ringrift_cluster.raft.messages import (
     TimeoutNow,
     Vote,
 )
-from ringrift_cluster.raft.privates import CANDIDATE, LEADER, Inside
+from ringrift_cluster.raft.privates import CANDIDATE, LEADER, Inside, Peer
 from ringrift_cluster.raft.snapshots import SnapshotFile
 
 Send = Callable[[str, Message], None]
@@ -54,7 +53,7 @@ class Guard(Transport):  # type: ignore[misc]
     def __init__(
         self,
         membership: Membership,
-        nodes: dict[str, Node],
+        peers: Mapping[str, Peer],
         journal: Journal,
         timing: Timing,
         counters: Counters,
@@ -64,7 +63,7 @@ class Guard(Transport):  # type: ignore[misc]
     ) -> None:
         super().__init__(None, None, [])
         self._membership = membership
-        self._nodes = nodes
+        self._peers = peers
         self._journal = journal
         self._timing = timing
         self._counters = counters
@@ -96,9 +95,9 @@ class Guard(Transport):  # type: ignore[misc]
 
     # Outbound: what the library sends
 
-    def send(self, node: Node, message: dict[str, Any]) -> bool:
+    def send(self, node: Peer, message: dict[str, Any]) -> bool:
         """Called by the library; nothing it says leaves before what it shows is durable."""
-        peer = str(node.id)
+        peer = str(node)
         match message["type"]:
             case "append_entries":
                 self._send_append(peer, message)
@@ -154,23 +153,22 @@ class Guard(Transport):  # type: ignore[misc]
         self._send_now(peer, offer)
         # The library would repeat this in a loop for a whole heartbeat. Let it go on as if the voter had
         # everything: until it does, its rejections bring us back here once a heartbeat.
-        self._inside.next_index[self._nodes[peer]] = self._journal.last_index + 1
+        self._inside.next_index[peer] = self._journal.last_index + 1
 
     # Inbound
 
     def connected(self, peer: str) -> None:
-        node = self._nodes[peer]
-        if self._inside.role == LEADER and node in self._inside.match_index:
+        if self._inside.role == LEADER and peer in self._inside.match_index:
             # What was in flight on the old connection is gone: go on after what is certain. Of a voter that
             # has not answered this leader yet nothing is; its first rejection will tell.
-            match = self._inside.match_index[node]
-            self._inside.next_index[node] = (match or self._journal.last_index) + 1
+            match = self._inside.match_index[peer]
+            self._inside.next_index[peer] = (match or self._journal.last_index) + 1
             self._inside.send_soon()
         self._backed_off.pop(peer, None)
-        self._onNodeConnected(node)
+        self._onNodeConnected(self._peers[peer])
 
     def disconnected(self, peer: str) -> None:
-        self._onNodeDisconnected(self._nodes[peer])
+        self._onNodeDisconnected(self._peers[peer])
         if self._inside.leader_id == peer:
             self.elections.lost_leader(self._clock())
 
@@ -220,7 +218,7 @@ class Guard(Transport):  # type: ignore[misc]
                 self._counters.refusals["unexpected"] += 1
 
     def _deliver(self, peer: str, message: dict[str, Any]) -> None:
-        self._onMessageReceived(self._nodes[peer], message)
+        self._onMessageReceived(self._peers[peer], message)
 
     def observe(self, term: int) -> None:
         """Step up to a higher term without voting in it.
@@ -230,7 +228,7 @@ class Guard(Transport):  # type: ignore[misc]
         before = self._inside.role
         if term > self._inside.term:
             request = {"type": "request_vote", "term": term, "last_log_index": -1, "last_log_term": -1}
-            self._onMessageReceived(self._nodes[self._membership.node_id], request)
+            self._onMessageReceived(self._peers[self._membership.node_id], request)
         self._stepped_down(before)
 
     def _stepped_down(self, before: int) -> None:
@@ -353,30 +351,29 @@ class Guard(Transport):  # type: ignore[misc]
         if reply.term < inside.term or inside.role != LEADER:
             self._counters.refusals["stale_reply"] += 1
             return
-        node = self._nodes[peer]
-        if node not in inside.match_index:
+        if peer not in inside.match_index:
             self._counters.refusals["not_a_voter"] += 1
             return
         self.applied_by[peer] = reply.applied
-        match = inside.match_index[node]
+        match = inside.match_index[peer]
         if reply.last_index < match:
             self.excluded[peer] = (
                 f"{peer} acknowledged entry {match} in term {reply.term} and now ends at {reply.last_index}: "
                 f"its disk lost data; run `ringrift-node voters remove {peer}`, start it again and run "
                 f"`ringrift-node voters add {peer}`"
             )
-            inside.match_index[node] = 0
+            inside.match_index[peer] = 0
             return
         if reply.next_index > self._journal.last_index + 1:
             self._counters.refusals["malformed"] += 1
             return
         if reply.success:
-            before = inside.next_index[node]
+            before = inside.next_index[peer]
             self._deliver(
                 peer,
                 {"type": "next_node_idx", "next_node_idx": reply.next_index, "reset": False, "success": True},
             )
-            inside.next_index[node] = max(before, reply.next_index, inside.match_index[node] + 1)
+            inside.next_index[peer] = max(before, reply.next_index, inside.match_index[peer] + 1)
             return
         target = max(reply.next_index, match + 1, 2)
         now = self._clock()
@@ -386,7 +383,7 @@ class Guard(Transport):  # type: ignore[misc]
         )
         if repeated:
             # One of several appends in flight that met the same gap: it was answered by going back once.
-            inside.answered_at[node] = now
+            inside.answered_at[peer] = now
             return
         self._backed_off[peer] = (target, match, now)
         self._deliver(peer, {"type": "next_node_idx", "next_node_idx": target, "reset": True, "success": False})

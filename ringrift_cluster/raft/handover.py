@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from pysyncobj.node import Node
-
 from ringrift_cluster.raft.conf import Timing
 from ringrift_cluster.raft.journal import Journal
 from ringrift_cluster.raft.membership import Membership
@@ -89,18 +87,17 @@ class Handover:
 
     def _caught_up(self) -> str | None:
         last = self._journal.last_index
-        for node, match in sorted(self._inside.match_index.items(), key=lambda item: str(item[0].id)):
-            name = str(node.id)
+        for name, match in sorted(self._inside.match_index.items()):
             if name not in self._membership.others:
                 continue
-            if match == last and (self._target is None or self._target == name) and self._lately(node):
+            if match == last and (self._target is None or self._target == name) and self._lately(name):
                 return name
         return None
 
-    def _lately(self, node: Node) -> bool:
+    def _lately(self, name: str) -> bool:
         answered = self._inside.answered_at
         newest = max(answered.values(), default=0.0)
-        return answered.get(node, 0.0) >= newest - 2 * self._timing.heartbeat_s
+        return answered.get(name, 0.0) >= newest - 2 * self._timing.heartbeat_s
 
     def halt(self) -> None:
         for wish in self._wishes:

@@ -15,6 +15,7 @@ A log that joins an existing cluster takes what a leader sends it and is named o
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 
 import msgspec
 
@@ -28,6 +29,16 @@ PROTOCOL = 1
 #: names that were turned away and are remembered, beside the voters
 MAX_REFUSED = 16
 WELCOME = Welcome(reason="", detail="")
+
+
+@dataclass(frozen=True, slots=True)
+class _Listed:
+    """What one configuration says, from this voter's side."""
+
+    configuration: Configuration
+    names: tuple[str, ...]
+    others: tuple[str, ...]
+    own: Voter | None
 
 
 class Membership:
@@ -52,7 +63,7 @@ class Membership:
         self.dismissed: str | None = None
         #: logs that may be sent entries to, although nothing names them yet
         self.invited: set[str] = set()
-        self._listed: tuple[Configuration, tuple[str, ...], tuple[str, ...]] | None = None
+        self._listed: _Listed | None = None
         stored_id, stored = journal.fact("node_id"), journal.fact("voters")
         if stored_id and stored_id != node_id:
             raise MembersContradict(
@@ -86,19 +97,21 @@ class Membership:
     @property
     def voters(self) -> tuple[str, ...]:
         """Node ids of the voters in effect, sorted."""
-        return self._lists()[1]
+        return self._lists().names
 
     @property
     def others(self) -> tuple[str, ...]:
-        return self._lists()[2]
+        return self._lists().others
 
-    def _lists(self) -> tuple[Configuration, tuple[str, ...], tuple[str, ...]]:
+    def _lists(self) -> _Listed:
         """Asked for at every message, so made once a configuration."""
-        configuration = self.configuration
-        if self._listed is None or self._listed[0] is not configuration:
+        configuration = self._configurations.effective
+        listed = self._listed
+        if listed is None or listed.configuration is not configuration:
             names = tuple(sorted(configuration.names))
-            self._listed = (configuration, names, tuple(n for n in names if n != self.node_id))
-        return self._listed
+            others = tuple(n for n in names if n != self.node_id)
+            listed = self._listed = _Listed(configuration, names, others, configuration.of(self.node_id))
+        return listed
 
     @property
     def quorum(self) -> int:
@@ -134,10 +147,10 @@ class Membership:
     @property
     def admitted(self) -> bool:
         """Whether this log may vote, campaign and count."""
-        return self._names_us(self.configuration)
+        return self._is_us(self._lists().own)
 
-    def _names_us(self, configuration: Configuration) -> bool:
-        own = configuration.of(self.node_id)
+    def _is_us(self, own: Voter | None) -> bool:
+        """Whether a list that has `own` under our name means this log."""
         if own is None:
             return False
         return own.log_id == self.log_id if own.log_id else self._journal.fact("admitted") == "1"
@@ -159,7 +172,9 @@ class Membership:
         committed = self.committed(commit)
         if not committed.index:
             return None
-        if self._names_us(committed):
+        listed = self._lists()
+        own = listed.own if committed is listed.configuration else committed.of(self.node_id)
+        if self._is_us(own):
             self._journal.set_fact("joining", "")
         elif not self.joining and not self._waits(committed):
             return f"{self.node_id} is no longer a voter of the cluster ({_listed(committed)} are)"

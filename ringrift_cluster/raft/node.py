@@ -20,8 +20,6 @@ from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
-from pysyncobj.node import Node
-
 from ringrift_cluster.raft.changes import Done, VoterChanges, VoterState
 from ringrift_cluster.raft.compaction import Compaction, Job
 from ringrift_cluster.raft.conf import VoterConfig, sync_obj_conf
@@ -48,7 +46,7 @@ from ringrift_cluster.raft.messages import (
     Welcome,
 )
 from ringrift_cluster.raft.opening import open_machine
-from ringrift_cluster.raft.privates import CANDIDATE, LEADER
+from ringrift_cluster.raft.privates import CANDIDATE, LEADER, Peer
 from ringrift_cluster.raft.proposals import Outcome, Proposals
 from ringrift_cluster.raft.reads import Reads
 from ringrift_cluster.raft.snapshots import SnapshotDir, SnapshotFile
@@ -62,6 +60,8 @@ from statemachine.values import Voter
 _UP, _DOWN = "up", "down"
 #: how often expired waiters are looked for
 _EXPIRE_S = 0.05
+#: the longest that a leader at rest leaves its timers alone (they are looked at every 20 ms anyway)
+_AT_REST_S = 0.02
 #: how old the ages in the published status may be
 _PUBLISH_S = 0.05
 
@@ -78,12 +78,12 @@ class Links(Protocol):
         ...
 
 
-class _Nodes(dict[str, Node]):
+class _Peers(dict[str, Peer]):
     """The library's names of peers, made when they are first spoken of."""
 
-    def __missing__(self, name: str) -> Node:
-        node = self[name] = Node(name)
-        return node
+    def __missing__(self, name: str) -> Peer:
+        peer = self[name] = Peer(name)
+        return peer
 
 
 class RaftNode:
@@ -117,11 +117,11 @@ class RaftNode:
         self.membership = Membership(
             config.node_id, first, self.journal, f"{rng.getrandbits(128):032x}", of_state(self.machine.state)
         )
-        nodes = self._nodes = _Nodes()
+        peers = self._peers = _Peers()
         self._fetch = Fetch(snapshots.directory, links.send)
         self.guard = Guard(
             self.membership,
-            nodes,
+            peers,
             self.journal,
             config.timing,
             self.counters,
@@ -130,8 +130,8 @@ class RaftNode:
             self._want_snapshot,
         )
         conf = sync_obj_conf(config.timing, config.limits, self.journal)
-        everyone = {name: nodes[name] for name in (self.node_id, *self.membership.others)}
-        self._consensus = Consensus(self.node_id, everyone, conf, self.guard, self._apply, self._owes_answers)
+        others = [peers[name] for name in self.membership.others]
+        self._consensus = Consensus(peers[self.node_id], others, conf, self.guard, self._apply, self._owes_answers)
         self.inside = self._consensus.inside
         self.inside.applied = max(self.inside.applied, base)
         self.inside.commit = min(max(self.inside.commit, base), self.journal.last_index)
@@ -147,7 +147,6 @@ class RaftNode:
             self.journal,
             self.guard,
             config.timing,
-            nodes,
             self._append_voters,
             self._reconfigure,
         )
@@ -159,6 +158,7 @@ class RaftNode:
             config.limits, self.journal, self.membership, snapshots, self.counters, clock, base
         )
         self._expired_at = 0.0
+        self._settled_at = 0.0
         self._applied_some = False
         #: the commit index up to which peers were last looked over
         self._certain_to = 0
@@ -222,12 +222,12 @@ class RaftNode:
         certain = self.membership.configuration.index <= max(self.inside.commit, self.inside.applied)
         invited = self.membership.invited
         observers = {p for p in self.peers_up if p not in others and (certain or p in invited)}
-        nodes = self._nodes
-        for known in [str(node.id) for node in self.inside.match_index]:
+        peers = self._peers
+        for known in list(self.inside.match_index):
             if known not in others and known not in observers:
                 self.guard.forget(known)
         self.inside.set_peers(
-            {nodes[p] for p in others}, {nodes[p] for p in observers}, self._clock(), self.journal.last_index + 1
+            {peers[p] for p in others}, {peers[p] for p in observers}, self._clock(), self.journal.last_index + 1
         )
         addresses = {**self.changes.invitations(), **self.membership.addresses(self.inside.commit)}
         if addresses != self._reached:
@@ -288,7 +288,7 @@ class RaftNode:
             peer, message = self._inbox.popleft()
             self._receive(peer, message, now)
         settled = heard and self.inside.role == LEADER and not self.journal.dirty
-        if settled:
+        if settled and not self._at_rest(now):
             self.settle()
         self.reads.start_barriers(now)
         if self.membership.admitted:
@@ -296,6 +296,18 @@ class RaftNode:
         self._note_role(role)
         self._batch = self.journal.take() if self.journal.dirty else None
         return settled
+
+    def _at_rest(self, now: float) -> bool:
+        """Whether a leader that only heard acknowledgements has nothing to do before its next timer.
+
+        Every command is acknowledged once more than it takes to commit it; those need no turn of the library's.
+        """
+        inside = self.inside
+        return (
+            inside.applied == inside.commit == self.journal.last_index
+            and now - self._settled_at < _AT_REST_S
+            and not (self.reads.waiting or self.proposals.owes_answers or self.proposals.held or self.changes.running)
+        )
 
     def _propose(self, now: float) -> None:
         if self.inside.role == LEADER:
@@ -320,7 +332,7 @@ class RaftNode:
 
     def settle(self) -> None:
         """Everything gathered is durable: show it, tick, apply, answer. Raises what must end the voter."""
-        now = self._clock()
+        now = self._settled_at = self._clock()
         role = self.inside.role
         self.guard.release()
         self.journal.settled = max(self.inside.commit, self.inside.applied)
@@ -333,7 +345,8 @@ class RaftNode:
         applied = self.inside.applied
         self.proposals.passed(applied)
         self._handover.step(now)
-        self.reads.answer(self.machine, applied, self.contact_age_s(now), now)
+        if self.reads.waiting:
+            self.reads.answer(self.machine, applied, self.contact_age_s(now), now)
         if now - self._expired_at >= _EXPIRE_S:
             self._expired_at = now
             self.proposals.expire(now)
@@ -516,10 +529,11 @@ class RaftNode:
         if self.inside.role != LEADER:
             heard = self.guard.elections.heard_at
             return now - heard if heard > 0 else 1e6
-        if not self.membership.others:
-            return 0.0
         others = self.membership.others
-        answered = sorted((at for node, at in self.inside.answered_at.items() if str(node.id) in others), reverse=True)
+        if not others:
+            return 0.0
+        answered_at = self.inside.answered_at
+        answered = sorted((answered_at.get(peer, 0.0) for peer in others), reverse=True)
         return max(0.0, now - answered[self.membership.quorum - 2])
 
     @property
@@ -532,7 +546,7 @@ class RaftNode:
         if self.inside.role != LEADER:
             return tuple(sorted({self.node_id, *self.peers_up}.intersection(self.membership.voters)))
         since = now - self.config.timing.election_min_s
-        lately = [str(node.id) for node, at in self.inside.answered_at.items() if at > since]
+        lately = [peer for peer, at in self.inside.answered_at.items() if at > since]
         return tuple(sorted({self.node_id, *lately}.intersection(self.membership.voters)))
 
     @property

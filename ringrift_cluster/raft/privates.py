@@ -42,6 +42,15 @@ ATTRIBUTES = (
 )
 
 
+class Peer(str, Node):  # type: ignore[misc]
+    """A voter's name, and the library's node of that name.
+
+    The library looks nodes up in its tables dozens of times for one command; a string's hash is computed once.
+    """
+
+    __slots__ = ()
+
+
 class Inside:
     """Typed access to the private state of one SyncObj."""
 
@@ -53,15 +62,18 @@ class Inside:
 
     @property
     def term(self) -> int:
-        return int(self._state[TERM])
+        term: int = self._state[TERM]
+        return term
 
     @property
     def role(self) -> int:
-        return int(self._state[ROLE])
+        role: int = self._state[ROLE]
+        return role
 
     @property
     def commit(self) -> int:
-        return int(self._state[COMMIT])
+        commit: int = self._state[COMMIT]
+        return commit
 
     @commit.setter
     def commit(self, index: int) -> None:
@@ -69,7 +81,8 @@ class Inside:
 
     @property
     def applied(self) -> int:
-        return int(self._state[APPLIED])
+        applied: int = self._state[APPLIED]
+        return applied
 
     @applied.setter
     def applied(self, index: int) -> None:
@@ -78,7 +91,8 @@ class Inside:
     @property
     def deadline(self) -> float:
         """When an election is due, in seconds of the library's clock."""
-        return float(self._state[ELECTION_DEADLINE])
+        deadline: float = self._state[ELECTION_DEADLINE]
+        return deadline
 
     @deadline.setter
     def deadline(self, at: float) -> None:
@@ -93,22 +107,22 @@ class Inside:
         self._state[NEXT_APPEND_AT] = min(self._state[NEXT_APPEND_AT], at)
 
     @property
-    def next_index(self) -> dict[Node, int]:
-        found: dict[Node, int] = self._state[NEXT_INDEX]
+    def next_index(self) -> dict[str, int]:
+        found: dict[str, int] = self._state[NEXT_INDEX]
         return found
 
     @property
-    def match_index(self) -> dict[Node, int]:
-        found: dict[Node, int] = self._state[MATCH_INDEX]
+    def match_index(self) -> dict[str, int]:
+        found: dict[str, int] = self._state[MATCH_INDEX]
         return found
 
     @property
-    def answered_at(self) -> dict[Node, float]:
+    def answered_at(self) -> dict[str, float]:
         """Leader: when each voter last answered."""
-        found: dict[Node, float] = self._state[ANSWERED_AT]
+        found: dict[str, float] = self._state[ANSWERED_AT]
         return found
 
-    def set_peers(self, voters: set[Node], observers: set[Node], now: float, next_index: int) -> None:
+    def set_peers(self, voters: set[Peer], observers: set[Peer], now: float, next_index: int) -> None:
         """Whom the library counts, and whom it only sends entries to; what it knows of those that stay is kept."""
         everyone = voters | observers
         for known in (self.next_index, self.match_index, self.answered_at):
@@ -127,4 +141,4 @@ class Inside:
     @property
     def leader_id(self) -> str | None:
         leader = self._sync_obj._getLeader()
-        return None if leader is None else str(leader.id)
+        return None if leader is None else str(leader)

@@ -77,10 +77,13 @@ class Reads:
 
         self._proposals.submit((), now, patience, done)
 
+    @property
+    def waiting(self) -> bool:
+        """Whether `answer` has something to look at."""
+        return bool(self._waiting)
+
     def answer(self, machine: Machine, applied: int, contact_age_s: float, now: float) -> None:
         """Run what can run, refuse what waited too long."""
-        if not self._waiting:
-            return
         ready, self._waiting = self._waiting, []
         for waiting in ready:
             fresh = waiting.consistency is not Consistency.FRESH or contact_age_s <= self._timing.fresh_s

@@ -14,7 +14,7 @@ import sqlite3
 import struct
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -279,7 +279,10 @@ class SqliteStore:
     def _shortened(self, batch: Batch) -> Seal:
         """Carry out the deletions; the seal of what stays, under the batch's number."""
         run = self._db.execute
-        seal = replace(self.seal, batch=self.seal.batch + 1)
+        seal = self.seal
+        number = seal.batch + 1
+        if not (batch.clear or batch.truncate_from is not None or batch.drop_before is not None):
+            return Seal(number, seal.first, seal.last, seal.base, seal.tail)
         first, last = seal.first, seal.last
         if batch.clear:
             run("DELETE FROM entries")
@@ -294,10 +297,10 @@ class SqliteStore:
             run("DELETE FROM entries WHERE idx < ?", (batch.drop_before,))
             first = max(first, batch.drop_before)
         if not 0 < first <= last:
-            return Seal(seal.batch)
+            return Seal(number)
         if last != seal.last:
             tail = self._crc_at(last)
-        return Seal(seal.batch, first, last, base, tail)
+        return Seal(number, first, last, base, tail)
 
     def _crc_at(self, index: int) -> int:
         row = self._db.execute("SELECT crc FROM entries WHERE idx = ?", (index,)).fetchone()
@@ -314,7 +317,7 @@ class SqliteStore:
             tail = crc(entry, tail)
             rows.append((entry[1], entry[2], tail, entry[0]))
         self._db.executemany("INSERT INTO entries (idx, term, crc, data) VALUES (?, ?, ?, ?)", rows)
-        return replace(seal, first=seal.first or entries[0][1], last=entries[-1][1], tail=tail)
+        return Seal(seal.batch, seal.first or entries[0][1], entries[-1][1], seal.base, tail)
 
     def close(self) -> None:
         self._db.close()

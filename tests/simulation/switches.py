@@ -78,7 +78,7 @@ def _go_back(self: Guard, peer: str, reply: AppendReply) -> None:
     """After a success the leader goes on where the reply says, whatever is on its way already."""
     _take_reply(self, peer, reply)
     if reply.success and reply.term == self._inside.term and self._inside.role == LEADER:
-        self._inside.next_index[self._nodes[peer]] = reply.next_index
+        self._inside.next_index[peer] = reply.next_index
 
 
 # G3

@@ -79,7 +79,7 @@ class TestASuccessDoesNotSetTheLeaderBack:
         for _ in range(5):
             voter.node.submit([], 5.0, lambda outcome: None)
             voter.turn()
-        node = voter.node._nodes["b"]
+        node = "b"
         before = voter.inside.next_index[node]
         voter.get("b", AppendReply(term, 3, True, voter.node.journal.last_index))
         assert voter.inside.next_index[node] == before
@@ -101,7 +101,7 @@ class TestARepliesTermCounts:
         voter = Guarded(tmp_path)
         term = voter.lead()
         voter.get("b", AppendReply(term - 1, 3, True, 2))
-        assert voter.inside.match_index[voter.node._nodes["b"]] == 0
+        assert voter.inside.match_index["b"] == 0
         assert voter.inside.commit == 1
 
     def test_a_reply_of_a_later_term_ends_the_leadership(self, tmp_path):

@@ -202,7 +202,7 @@ class TestALeaderWithACompactedLog:
         offers = voter.take(OfferSnapshot)
         assert len(offers) == 1
         voter.get("c", AppendReply(term, offers[0][1].index + 1, True, offers[0][1].index))
-        assert voter.inside.match_index[voter.node._nodes["c"]] == offers[0][1].index
+        assert voter.inside.match_index["c"] == offers[0][1].index
         voter.get("c", AppendReply(term, offers[0][1].index + 1, False, offers[0][1].index))
         resent = [m for p, m in voter.take(AppendEntries) if p == "c" and m.entries]
         assert resent[0].prev_index == offers[0][1].index
