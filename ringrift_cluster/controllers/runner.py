@@ -43,8 +43,10 @@ POLICIES: Mapping[str, tuple[Policy, float]] = {
 BATCH = 64
 #: how soon a controller that does not lead looks again whether it does
 IDLE_S = 0.25
-#: shortest pause between two looks of one controller
-BREATH_S = 0.02
+#: shortest pause between two looks of one controller: on a busy cluster every entry wakes them
+BREATH_S = 0.05
+#: a policy decides on the thread that keeps the consensus; it may take this share of its time: 1 / (1 + REST)
+REST = 29
 PROBE_TIMEOUT_S = 2.0
 #: suspects probed in one round
 PROBES = 64
@@ -95,7 +97,7 @@ class Controllers:
                 await asyncio.sleep(IDLE_S)
                 continue
             try:
-                index = await self._look(name, policy)
+                index, took_s = await self._look(name, policy)
             except ReplicaError as error:
                 # Leadership moved, or the queue is full: nothing is lost, the next look decides anew.
                 report.bad_rounds += 1
@@ -104,23 +106,25 @@ class Controllers:
                 continue
             report.rounds += 1
             report.last_run_s = self._wall_s()
-            await asyncio.sleep(BREATH_S)
+            await asyncio.sleep(max(BREATH_S, REST * took_s))
             await self._replica.wait_for(index + 1, every_s)
 
-    async def _look(self, name: str, policy: Policy) -> int:
-        """One round; returns the index that was looked at."""
+    async def _look(self, name: str, policy: Policy) -> tuple[int, float]:
+        """One round; returns the index that was looked at and the seconds that the decision took."""
         report = self.reports[name]
 
-        def decide(state: State) -> tuple[bool, list[Command]]:
+        def decide(state: State) -> tuple[bool, list[Command], float]:
+            began = self._monotonic_s()
             enabled = state.controller(name).enabled
-            return enabled, policy(state) if enabled else []
+            commands = policy(state) if enabled else []
+            return enabled, commands, self._monotonic_s() - began
 
         seen = await self._replica.read(decide)
-        report.enabled, commands = seen.value
+        report.enabled, commands, took_s = seen.value
         index = seen.index
         for at in range(0, len(commands), BATCH):
             index = await self._propose(name, commands[at : at + BATCH])
-        return index
+        return index, took_s
 
     async def _propose(self, name: str, commands: Sequence[Command]) -> int:
         proposed = await self._replica.propose([encode_command(c) for c in commands])

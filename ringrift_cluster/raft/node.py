@@ -159,7 +159,8 @@ class RaftNode:
         )
         self._expired_at = 0.0
         self._settled_at = 0.0
-        self._applied_some = False
+        #: the applied index that the window's readers were last told of
+        self._told = self.inside.applied
         #: the commit index up to which peers were last looked over
         self._certain_to = 0
         self.halted: str | None = None
@@ -355,8 +356,8 @@ class RaftNode:
             self._find_cluster_id()
         self._compaction.keep(self.machine, now, leading=self.inside.role == LEADER)
         self._publish(now)
-        if self._applied_some:
-            self._applied_some = False
+        if self._told != applied:
+            self._told = applied
             self.window.wake()
 
     def _mind_voters(self, now: float) -> None:
@@ -429,7 +430,6 @@ class RaftNode:
         self.counters.entries_applied += 1
         self.counters.commands_applied += len(results)
         self._compaction.applied(len(data))
-        self._applied_some = True
         self.window.append(Applied(index, term, data, self.machine.chain))
         self.proposals.applied(index, term, results)
 
@@ -603,6 +603,7 @@ class RaftNode:
         self._handover.halt()
         self.changes.halt(sentence)
         self._status = self._make_status()
+        self.window.wake()
 
     def last_batch(self) -> Batch | None:
         """What is left to write at an orderly stop (the commit index, usually)."""

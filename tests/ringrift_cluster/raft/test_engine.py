@@ -223,6 +223,28 @@ def test_a_minority_says_what_it_cannot_do(tmp_path):
     run(story())
 
 
+def test_a_wait_ends_with_its_entry_or_with_the_voter(tmp_path):
+    async def story():
+        async with Loopback(tmp_path, "a") as cluster:
+            await cluster.start()
+            leader = await cluster.leader()
+            seen = leader.status().applied
+            assert await leader.wait_for(seen, 0.0) == seen, "what is applied is not waited for"
+            waiting = asyncio.create_task(leader.wait_for(seen + 1, 30))
+            await asyncio.sleep(0)
+            await leader.propose([add("w")])
+            assert await waiting > seen
+            waiting = asyncio.create_task(leader.wait_for(10**6, 30))
+            await asyncio.sleep(0)
+            await cluster.stop("a")
+            with pytest.raises(Halted):
+                await waiting
+            with pytest.raises(Halted):
+                await leader.wait_for(10**6, 30)
+
+    run(story())
+
+
 def test_a_query_that_fails_fails_its_caller_alone(tmp_path):
     async def story():
         async with Loopback(tmp_path, "a") as cluster:
