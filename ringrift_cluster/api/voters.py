@@ -18,7 +18,7 @@ from ringrift_cluster.feed import wire
 from ringrift_cluster.raft.changes import VoterState
 from ringrift_cluster.raft.configuration import Configuration
 from ringrift_cluster.raft.engine import RaftReplica
-from ringrift_cluster.raft.transport import split_address
+from ringrift_cluster.raft.wire import split_address
 from ringrift_cluster.replica import NoLeader
 from statemachine.errors import UNDECODABLE, Code
 from statemachine.rows import PeerStatus

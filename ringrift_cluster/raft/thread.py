@@ -22,11 +22,12 @@ from ringrift_cluster.raft.compaction import Job
 from ringrift_cluster.raft.conf import VoterConfig
 from ringrift_cluster.raft.datadir import DataDir
 from ringrift_cluster.raft.errors import RaftError, Removed
+from ringrift_cluster.raft.handshake import Security
 from ringrift_cluster.raft.messages import Hello, Message, Raft, Welcome
 from ringrift_cluster.raft.node import RaftNode
 from ringrift_cluster.raft.snapshots import SnapshotDir
 from ringrift_cluster.raft.store import SqliteStore
-from ringrift_cluster.raft.transport import Security, Transport
+from ringrift_cluster.raft.transport import Transport
 from ringrift_cluster.replica import ReplicaStatus
 from statemachine.errors import Halt
 

@@ -1,48 +1,26 @@
 """Voters on TCP: length-prefixed msgpack frames, known peers only, one connection a pair.
 
 The voter whose id sorts first dials; where it does not (it has not heard of the other yet), the other one does.
-Both ends greet, prove that they know the cluster's secret (HMAC over both greetings, with each end's role in it,
-so that a proof cannot be sent back), and say whether they take the other. Nothing before that may exceed 64 KiB
-or take longer than five seconds, and who has not proven itself waits in the lobby. Without TLS every later frame
-is sealed with a key of this connection.
+A handshake may take five seconds, and who has not proven itself waits in the lobby.
 """
 
 from __future__ import annotations
 
 import asyncio
 import errno
-import hashlib
-import hmac
 import logging
 import random
-import secrets
 import socket
-import ssl
-from collections.abc import Callable, Coroutine, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Coroutine, Mapping
 from functools import partial
 from typing import Protocol
 
 from ringrift_cluster.raft.counters import Counters
 from ringrift_cluster.raft.errors import PortTaken
+from ringrift_cluster.raft.handshake import Greetings, Handshake, Judge, Security
 from ringrift_cluster.raft.lobby import Lobby, Stranger, origin_of
-from ringrift_cluster.raft.messages import (
-    MAX_FRAME_BYTES,
-    MAX_GREETING_BYTES,
-    AppendEntries,
-    Greeting,
-    Hello,
-    Message,
-    Ping,
-    Proof,
-    Raft,
-    Welcome,
-    decode,
-    decode_greeting,
-    encode,
-)
-from ringrift_cluster.raft.seal import SEAL_BYTES, Seal
-from ringrift_cluster.tls import certified
+from ringrift_cluster.raft.messages import AppendEntries, Message, Ping, Raft, decode, encode
+from ringrift_cluster.raft.wire import Link, Refused, Wire, split_address
 from statemachine.errors import UNDECODABLE
 
 log = logging.getLogger(__name__)
@@ -53,8 +31,6 @@ SILENCE_S = 5.0
 RETRY_MIN_S, RETRY_MAX_S = 0.1, 0.5
 #: the voter whose id sorts second dials only when the first one has not for this long
 LET_DIAL_S = 1.0
-#: what may be read ahead of one connection, a stranger's included, is about twice this
-READ_LIMIT = 128 * 1024
 BACKLOG = 1024
 #: connections taken in a row before anything else gets a turn
 ACCEPT_RUN = 16
@@ -62,106 +38,14 @@ ACCEPT_RUN = 16
 ACCEPT_PAUSE_S = 0.1
 
 
-class _Refused(Exception):  # noqa: N818 - an answer
-    """The handshake ended without a connection."""
-
-
-class Home(Protocol):
+class Home(Judge, Protocol):
     """What the transport asks of the voter it serves; all on the transport's loop."""
-
-    def hello(self, nonce: bytes) -> Hello: ...
-
-    def judge(self, hello: Hello) -> Welcome: ...
-
-    def welcomed(self, hello: Hello, answer: Welcome) -> None: ...
-
-    async def durable(self) -> None:
-        """Return once what was recorded so far is on disk."""
-        ...
 
     def connected(self, peer: str) -> None: ...
 
     def disconnected(self, peer: str) -> None: ...
 
     def deliver(self, peer: str, message: Raft) -> None: ...
-
-
-@dataclass(frozen=True, slots=True)
-class Security:
-    """How voters know each other: the shared secret, and mutual TLS. The contexts are asked for at each handshake."""
-
-    secret: bytes | None = None
-    server_tls: Callable[[], ssl.SSLContext] | None = None
-    client_tls: Callable[[], ssl.SSLContext] | None = None
-
-
-class _Wire(asyncio.StreamReaderProtocol):
-    """A connection that is read as a stream while both ends greet, and then by whoever takes what arrives.
-
-    A task that reads costs two turns of the loop for each message; a command takes half a dozen of them.
-    """
-
-    def __init__(self) -> None:
-        self.reader = asyncio.StreamReader(limit=READ_LIMIT)
-        self._taker: Callable[[bytes], None] | None = None
-        self._fed_bytes = 0
-        super().__init__(self.reader)
-
-    def data_received(self, data: bytes) -> None:
-        if self._taker is not None:
-            self._taker(data)
-            return
-        self._fed_bytes += len(data)
-        super().data_received(data)
-
-    async def hand_over(self, taker: Callable[[bytes], None], read_bytes: int) -> None:
-        """Give `taker` what was fed to the reader beyond `read_bytes`, and then all that arrives until the end."""
-        ahead = self._fed_bytes - read_bytes
-        if ahead:
-            # It is there already, so this does not wait and nothing overtakes it.
-            taker(await self.reader.readexactly(ahead))
-        self._taker = taker
-        await self.reader.read()
-
-
-class _Link:
-    """One established connection; without a secret, and under TLS, its frames carry no seals."""
-
-    __slots__ = ("buffer", "heard_at", "inbound", "outbound", "writer")
-
-    def __init__(self, writer: asyncio.StreamWriter, now: float, seals: tuple[Seal, Seal] | None) -> None:
-        self.writer = writer
-        #: the beginning of a frame
-        self.buffer = bytearray()
-        self.heard_at = now
-        self.outbound = seals[0] if seals else None
-        self.inbound = seals[1] if seals else None
-
-    def frames(self, chunk: bytes) -> Iterator[bytes]:
-        """The frames that `chunk` completes. Raises _Refused with the reason to count."""
-        buffer, inbound = self.buffer, self.inbound
-        seal_bytes = 0 if inbound is None else SEAL_BYTES
-        buffer += chunk
-        start = 0
-        while len(buffer) - start >= 4:
-            size = int.from_bytes(buffer[start : start + 4], "big")
-            if size > MAX_FRAME_BYTES:
-                raise _Refused("frame_too_large")
-            end = start + 4 + size + seal_bytes
-            if end > len(buffer):
-                break
-            data = bytes(buffer[start + 4 : start + 4 + size])
-            if inbound is not None and not inbound.fits(data, buffer[end - SEAL_BYTES : end]):
-                raise _Refused("broken_seal")
-            start = end
-            yield data
-        del buffer[:start]
-
-    def write(self, data: bytes) -> int:
-        """Send one frame; returns the bytes it took."""
-        seal = b"" if self.outbound is None else self.outbound.next(data)
-        self.writer.write(b"".join((len(data).to_bytes(4, "big"), data, seal)))
-        return 4 + len(data) + len(seal)
 
 
 class Transport:
@@ -185,9 +69,10 @@ class Transport:
         self._outbound_bytes = outbound_bytes
         self._counters = counters
         self._home = home
-        self._links: dict[str, _Link] = {}
+        self._links: dict[str, Link] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._lobby = Lobby()
+        self._handshake = Handshake(security, home, counters, self._lobby, self._dials)
         self._listeners: list[socket.socket] = []
         self._encoded: tuple[tuple[int, ...], bytes] | None = None
         self._stopping = False
@@ -216,6 +101,9 @@ class Transport:
         for peer in sorted(self._addresses.keys() - self._dialing):
             self._dialing.add(peer)
             self._spawn(self._dial(peer))
+
+    def _dials(self, name: str) -> bool:
+        return name in self._addresses
 
     async def _listen(self, host: str, port: int) -> None:
         found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
@@ -330,7 +218,7 @@ class Transport:
         tls = self._security.server_tls() if self._security.server_tls else None
         try:
             transport, wire = await loop.connect_accepted_socket(
-                _Wire, taken, ssl=tls, ssl_handshake_timeout=HANDSHAKE_S if tls else None
+                Wire, taken, ssl=tls, ssl_handshake_timeout=HANDSHAKE_S if tls else None
             )
         except (OSError, TimeoutError) as error:
             self._counters.refusals["tls"] += 1
@@ -355,7 +243,7 @@ class Transport:
             try:
                 async with asyncio.timeout(HANDSHAKE_S):
                     loop = asyncio.get_running_loop()
-                    transport, wire = await loop.create_connection(_Wire, host, port, ssl=tls)
+                    transport, wire = await loop.create_connection(Wire, host, port, ssl=tls)
             except (OSError, TimeoutError):
                 established = False
             else:
@@ -366,22 +254,22 @@ class Transport:
 
     async def _run(
         self,
-        wire: _Wire,
+        wire: Wire,
         transport: asyncio.Transport,
         dialed: str | None,
         stranger: Stranger | None = None,
     ) -> bool:
         """Greet, then read until the connection ends; whether it was ever established."""
         loop = asyncio.get_running_loop()
-        greetings = _Greetings(wire.reader)
+        greetings = Greetings(wire.reader)
         writer = asyncio.StreamWriter(transport, wire, wire.reader, loop)
         peer: str | None = None
         try:
             raw = writer.get_extra_info("socket")
             raw.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             async with asyncio.timeout(HANDSHAKE_S):
-                peer, seals = await self._handshake(greetings, writer, dialed, stranger)
-            link = _Link(writer, loop.time(), seals)
+                peer, seals = await self._handshake.shake(greetings, writer, dialed, stranger)
+            link = Link(writer, loop.time(), seals)
             old = self._links.get(peer)
             if old is not None:
                 self._drop(peer, old)
@@ -390,7 +278,7 @@ class Transport:
             log.info("event=link_up peer=%s", peer)
             self._home.connected(peer)
             await wire.hand_over(partial(self._take, peer, link), greetings.read_bytes)
-        except _Refused as refused:
+        except Refused as refused:
             self._counters.refusals["handshake"] += 1
             log.debug("event=link_refused peer=%s reason=%s", dialed or "?", refused)
         except UNDECODABLE:
@@ -412,7 +300,7 @@ class Transport:
                 self._drop(peer, current)
         return peer is not None
 
-    def _take(self, peer: str, link: _Link, chunk: bytes) -> None:
+    def _take(self, peer: str, link: Link, chunk: bytes) -> None:
         """Deliver the frames that are whole; a bad one ends the connection."""
         if self._links.get(peer) is not link:
             # Replaced or dropped: what an old connection still carries may be out of order.
@@ -424,17 +312,17 @@ class Transport:
             for data in link.frames(chunk):
                 counters.frames_in += 1
                 self._home.deliver(peer, decode(data))
-        except _Refused as refused:
+        except Refused as refused:
             self._break(peer, link, str(refused))
         except UNDECODABLE:
             self._break(peer, link, "undecodable")
 
-    def _break(self, peer: str, link: _Link, reason: str) -> None:
+    def _break(self, peer: str, link: Link, reason: str) -> None:
         self._counters.refusals[reason] += 1
         log.warning("event=link_closed peer=%s reason=%s", peer, reason)
         self._drop(peer, link)
 
-    def _drop(self, peer: str, link: _Link) -> None:
+    def _drop(self, peer: str, link: Link) -> None:
         if self._links.get(peer) is link:
             del self._links[peer]
             log.info("event=link_down peer=%s", peer)
@@ -453,113 +341,3 @@ class Transport:
                     self._drop(peer, link)
                 else:
                     self.send(peer, Ping())
-
-    # The handshake
-
-    async def _handshake(
-        self,
-        greetings: _Greetings,
-        writer: asyncio.StreamWriter,
-        dialed: str | None,
-        stranger: Stranger | None,
-    ) -> tuple[str, tuple[Seal, Seal] | None]:
-        ours = self._home.hello(secrets.token_bytes(32))
-        our_bytes = encode(ours)
-        writer.write(_prefixed(our_bytes))
-        their_bytes = await greetings.next_bytes()
-        theirs = decode_greeting(their_bytes)
-        if not isinstance(theirs, Hello) or (dialed is not None and theirs.node_id != dialed):
-            raise _Refused(f"expected {dialed or 'a greeting'}")
-        self._check_certificate(writer, theirs.node_id)
-        if stranger is not None:
-            stranger.greeted = theirs.node_id in self._addresses and theirs.node_id != self._node_id
-        dialer, acceptor = (our_bytes, their_bytes) if dialed else (their_bytes, our_bytes)
-        our_role, their_role = (b"dial", b"accept") if dialed else (b"accept", b"dial")
-        our_proof = _framed(Proof(self._mac(our_role, dialer, acceptor)))
-        # Who was dialled proves itself second: nobody gets a proof to guess the secret from by merely asking.
-        if dialed:
-            writer.write(our_proof)
-        proof = await greetings.next()
-        expected = self._mac(their_role, dialer, acceptor)
-        if not isinstance(proof, Proof) or not hmac.compare_digest(proof.mac, expected):
-            self._counters.refusals["wrong_secret"] += 1
-            raise _Refused("the peer does not know the cluster's secret")
-        if not dialed:
-            writer.write(our_proof)
-        verdict = self._home.judge(theirs)
-        await self._home.durable()
-        writer.write(_framed(verdict))
-        if stranger is not None and not verdict.reason:
-            self._lobby.proven(stranger, theirs.node_id)
-        answer = await greetings.next()
-        if not isinstance(answer, Welcome):
-            raise _Refused("expected an answer to our greeting")
-        if verdict.reason:
-            # Whom we do not take for a voter has nothing to tell us, about our own log least of all.
-            self._counters.refusals[verdict.reason] += 1
-            raise _Refused(verdict.detail)
-        self._home.welcomed(theirs, answer)
-        if answer.reason:
-            self._counters.refusals["turned_away"] += 1
-            raise _Refused(answer.detail)
-        return theirs.node_id, self._seals(our_role, their_role, dialer, acceptor)
-
-    def _seals(self, ours: bytes, theirs: bytes, dialer: bytes, acceptor: bytes) -> tuple[Seal, Seal] | None:
-        """Outbound and inbound; none without a secret to make them from, nor where TLS does the same."""
-        security = self._security
-        if security.secret is None or security.server_tls is not None:
-            return None
-        text = len(dialer).to_bytes(4, "big") + dialer + acceptor
-        return Seal(security.secret, ours, text), Seal(security.secret, theirs, text)
-
-    def _check_certificate(self, writer: asyncio.StreamWriter, named: str) -> None:
-        """Under TLS the greeting's name must be the one on the certificate, and that a voter's. Raises _Refused."""
-        if self._security.server_tls is None:
-            return
-        shown = certified(writer.get_extra_info("ssl_object"))
-        if shown != (named, True):
-            self._counters.refusals["wrong_certificate"] += 1
-            whose = f"{'voter' if shown[1] else 'node'} {shown[0]}" if shown else "no node"
-            raise _Refused(f"{named} showed a certificate of {whose}")
-
-    def _mac(self, role: bytes, dialer: bytes, acceptor: bytes) -> bytes:
-        if self._security.secret is None:
-            return b""
-        text = b"ringrift voter " + role + len(dialer).to_bytes(4, "big") + dialer + acceptor
-        return hmac.digest(self._security.secret, text, hashlib.sha256)
-
-
-def split_address(address: str) -> tuple[str, int]:
-    """Host and port of `host:port`; brackets around an IPv6 host are taken off."""
-    host, _, port = address.rpartition(":")
-    if not host or not port.isdecimal() or int(port) > 65535:
-        raise ValueError(f"{address!r} is not an address of the form host:port")
-    return host.strip("[]"), int(port)
-
-
-def _prefixed(data: bytes) -> bytes:
-    return len(data).to_bytes(4, "big") + data
-
-
-def _framed(message: Message) -> bytes:
-    return _prefixed(encode(message))
-
-
-class _Greetings:
-    """The frames of a handshake, one after the other."""
-
-    def __init__(self, reader: asyncio.StreamReader) -> None:
-        self._reader = reader
-        self.read_bytes = 0
-
-    async def next_bytes(self) -> bytes:
-        """Raises _Refused for one that is too large."""
-        size = int.from_bytes(await self._reader.readexactly(4), "big")
-        if size > MAX_GREETING_BYTES:
-            raise _Refused("a greeting above the limit")
-        data = await self._reader.readexactly(size)
-        self.read_bytes += 4 + size
-        return data
-
-    async def next(self) -> Greeting:
-        return decode_greeting(await self.next_bytes())

@@ -9,6 +9,7 @@ import msgspec
 import pytest
 
 from ringrift_cluster.raft.counters import Counters
+from ringrift_cluster.raft.handshake import Security
 from ringrift_cluster.raft.messages import (
     MAX_FRAME_BYTES,
     AppendEntries,
@@ -21,7 +22,8 @@ from ringrift_cluster.raft.messages import (
     decode,
     encode,
 )
-from ringrift_cluster.raft.transport import Security, Transport, split_address
+from ringrift_cluster.raft.transport import Transport
+from ringrift_cluster.raft.wire import split_address
 from tests.ringrift_cluster.raft.loopback import free_ports, until
 
 
