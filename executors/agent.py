@@ -22,10 +22,11 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-import msgspec
 from msgspec.structs import replace
 
-from executors import host, processes
+from executors import host
+from executors.admission import Admission
+from executors.adoption import adopt
 from executors.attempts import Attempt
 from executors.bench import Bench
 from executors.blobs import Blobs
@@ -36,7 +37,7 @@ from executors.logs import Logs
 from executors.options import Options
 from executors.outcome import Failure
 from executors.ports import Clock, Cluster, ClusterError
-from executors.reconcile import Action, Kind, Phase, Room, plan
+from executors.reconcile import Action, Kind, Phase, plan
 from executors.upkeep import Upkeep
 from executors.views import view_of, wanted
 from statemachine.commands import Command, ReleaseJob
@@ -49,11 +50,6 @@ log = logging.getLogger(__name__)
 REST = 9
 #: shortest pause between two passes: on a busy cluster every entry wakes them
 BREATH_S = 0.02
-#: after this time, and three heartbeats, without a good pass the node is given nothing new
-BLIND_S = 10.0
-BLIND = "its view of the cluster has not been current for a while"
-#: the longest sentence that facts carry
-MAX_SENTENCE = 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,13 +136,9 @@ class Agent:
         self._adopted = asyncio.Event()
         self._ended = asyncio.Event()
         self._started = False
-        self._leaving = False
         self._index = ledger.index
-        self._allowance = self.options.starts_per_s
-        self._allowed_at_s = 0.0
         self._last_pass_ms = 0.0
-        #: when a pass last saw what this node was given
-        self._passed_s = 0.0
+        self._admission = Admission(self.bench, self.options)
         self.upkeep = Upkeep(self.bench, self.gpus, self.options, peer)
 
     # --- the life of the agent --------------------------------------------------------------------
@@ -182,7 +174,7 @@ class Agent:
 
     async def stop(self, *, stop_jobs: bool = False) -> None:
         """Return when the agent has ended. Jobs are left for adoption, or stopped with their grace first."""
-        self._leaving = True
+        self._admission.leaving = True
         if not self._started:
             self._close()
             return
@@ -220,34 +212,14 @@ class Agent:
 
     async def _live(self) -> None:
         await self.heartbeat.join()
-        self._passed_s = self._clock.boot_s()
+        self._admission.seen()
         await _first(self._follow(), self._reconcile(), self.heartbeat.run(), self._keep_up())
 
     async def _adopt(self) -> None:
-        """Take over what an earlier process of this node left, before anything new starts."""
-        ledger, bench = self.bench.ledger, self.bench
-        found = 0
-        for entry in ledger.entries():
-            if entry.process.boot_id != bench.boot_id:
-                ledger.forget(entry.job, entry.fence)  # the machine was started anew: nothing survived
-                continue
-            try:
-                attempt = await bench.on_disk(partial(Attempt.adopt, bench, entry))
-            except msgspec.MsgspecError as error:
-                # Written by another release. Its program must not run on beside the next attempt.
-                log.error("not_adopted job=%s error=%s", entry.job, error)
-                folder = Path(entry.folder)
-                await bench.on_disk(partial(processes.put_down, entry.process, folder, bench.boot_id))
-                attempt = None
-            if attempt is None:
-                ledger.forget(entry.job, entry.fence)
-                continue
+        for attempt in await adopt(self.bench):
             self.attempts[attempt.key] = attempt
-            found += 1
             if attempt.phase is not Phase.REPORTED:
                 self._conduct(attempt, attempt.conduct())
-        if found:
-            log.info("adopted attempts=%d", found)
 
     # --- the pass ---------------------------------------------------------------------------------
 
@@ -286,7 +258,7 @@ class Agent:
             log.info("pass_skipped error=%s", error)
             return
         old = index < self._index
-        if old and not self._blind():
+        if old and not self._admission.blind():
             return
         if view.incarnation is None or view.incarnation != self.heartbeat.incarnation:
             if view.incarnation is not None and view.incarnation > self.heartbeat.incarnation:
@@ -296,7 +268,8 @@ class Agent:
             return  # our own join is not here yet, or a heartbeat will find out that we were removed
         assigned = {(a.job.job, a.job.fence): a for a in view.assignments}
         if not old:
-            self._index, self._passed_s = index, self._clock.boot_s()
+            self._index = index
+            self._admission.seen()
             self.bench.timing = view.timing
             self._assigned = frozenset(assigned)
             self._forget_settled(assigned.keys())
@@ -304,7 +277,7 @@ class Agent:
             [wanted(a) for a in view.assignments],
             [a.held() for a in self.attempts.values()],
             self._clock.boot_s(),
-            self._room(),
+            self._admission.room(self.heartbeat.facts, self.upkeep.unsettled),
         )
         if old:
             # Nothing is begun or ended on such a view; what was granted on it can be handed back at any time.
@@ -326,7 +299,7 @@ class Agent:
         key = (action.job, action.fence)
         attempt = self.attempts.get(key)
         if action.kind is Kind.START and assignment is not None:
-            self._allowance -= 1
+            self._admission.started()
             fresh = self.attempts[key] = Attempt(self.bench, assignment)
             self._conduct(fresh, fresh.conduct())
         elif action.kind is Kind.RELEASE and attempt is not None:
@@ -374,26 +347,6 @@ class Agent:
                 shared = {uuid for other in self.attempts.values() if other.is_alive for uuid in other.job.gpus}
                 self.upkeep.ended(set(attempt.job.gpus) - shared)
 
-    def _room(self) -> Room:
-        now, options, facts = self._clock.boot_s(), self.options, self.heartbeat.facts
-        rate = options.starts_per_s
-        self._allowance = min(self._allowance + (now - self._allowed_at_s) * rate, max(rate, 1.0))
-        self._allowed_at_s = now
-        most = options.max_processes or max(32, 2 * (facts.cpu_slots + len(facts.gpus)))
-        wait = ""
-        if self._leaving:
-            wait = "the node is stopping"
-        elif now - self.bench.heard_s > 2 * self.bench.timing.heartbeat_ms / 1000:
-            wait = "no heartbeat has been acknowledged lately"
-        return Room(most, int(self._allowance), wait, facts.not_ready or self._blind(), self.upkeep.unsettled)
-
-    def _blind(self) -> str:
-        """Why this node should be given nothing new: it would not see it. Empty when it does."""
-        limit_s = max(BLIND_S, 3 * self.bench.timing.heartbeat_ms / 1000)
-        if self._clock.boot_s() - self._passed_s > limit_s:
-            return BLIND
-        return self._cluster.unfit()[:MAX_SENTENCE]
-
     def _renewable(self) -> list[Attempt]:
         """Attempts that run and that the last view still gave to us."""
         return [a for k, a in self.attempts.items() if a.is_alive and not a.unwanted and k in self._assigned]
@@ -404,7 +357,7 @@ class Agent:
         while True:
             await asyncio.sleep(self.options.upkeep_every_s)
             facts = await self.upkeep.facts()
-            self.heartbeat.tell(replace(facts, not_ready=facts.not_ready or self._blind()))
+            self.heartbeat.tell(replace(facts, not_ready=facts.not_ready or self._admission.blind()))
             held = [(a.job.work, a.folder.path) for a in self.attempts.values()]
             await self.upkeep.tidy(self.logs, held)
             self._wake.set()

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from executors import agent, host, processes, shim
+from executors import admission, host, processes, shim
 from executors.agent import Agent
 from executors.heartbeat import AgentRefused
 from executors.host import DiskFloor
@@ -708,7 +708,7 @@ def test_a_start_that_cannot_be_noted_leaves_no_process_behind(tmp_path: Path, m
 def test_a_node_that_cannot_read_says_that_it_is_not_ready_and_takes_it_back(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(agent, "BLIND_S", 0.3)
+    monkeypatch.setattr(admission, "BLIND_S", 0.3)
 
     async def go() -> None:
         async with node(tmp_path) as one:
@@ -719,7 +719,7 @@ def test_a_node_that_cannot_read_says_that_it_is_not_ready_and_takes_it_back(
                 raise ClusterUnavailable("the test has taken the view away")
 
             now, one.cluster.read = one.cluster.read, nothing
-            await eventually(lambda: facts().not_ready == agent.BLIND)
+            await eventually(lambda: facts().not_ready == admission.BLIND)
             one.cluster.read = now
             await eventually(lambda: facts().not_ready == "")
             one.cluster.unfit_because = "install the newer release here"
@@ -733,7 +733,7 @@ def test_a_node_that_cannot_read_says_that_it_is_not_ready_and_takes_it_back(
 def test_grants_on_a_view_older_than_one_acted_on_are_handed_back_after_a_while(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(agent, "BLIND_S", 0.3)
+    monkeypatch.setattr(admission, "BLIND_S", 0.3)
 
     async def go() -> None:
         async with node(tmp_path) as one:
@@ -748,7 +748,7 @@ def test_grants_on_a_view_older_than_one_acted_on_are_handed_back_after_a_while(
 
             now, one.cluster.read = one.cluster.read, past
             granted = one.cluster.place("late", "n1")
-            given_back = ReleaseJob(granted.job, granted.fence, agent.BLIND)
+            given_back = ReleaseJob(granted.job, granted.fence, admission.BLIND)
             await eventually(lambda: given_back in one.cluster.commands)
             assert one.agent.status().running == 1
             one.cluster.read = now
