@@ -14,19 +14,15 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import fcntl
 import logging
 import os
 import signal
 import socket
 import sys
 import time
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
-from pathlib import Path
-from typing import BinaryIO
+from collections.abc import AsyncIterator, Callable, Mapping
 
 import httpx
-import uvicorn
 
 from executors.agent import Agent
 from executors.blobs import Blobs
@@ -34,10 +30,10 @@ from executors.heartbeat import AgentRefused
 from executors.ledger import LedgerError
 from executors.logs import Logs
 from executors.options import Options
-from ringrift_cluster import __version__, badge, interpreter, observability
+from ringrift_cluster import __version__, badge, interpreter
 from ringrift_cluster.agreement import Agreement
-from ringrift_cluster.api.app import create_app
 from ringrift_cluster.api.connections import ConnectionLimits, Connections, with_room_for_files
+from ringrift_cluster.api.server import http_server
 from ringrift_cluster.api.services import Learner, LoopStatus, Services, ShutdownOrder
 from ringrift_cluster.controllers.runner import Controllers
 from ringrift_cluster.feed.follower import FeedReplica, FollowerConfig
@@ -45,21 +41,20 @@ from ringrift_cluster.feed.router import FeedRouter
 from ringrift_cluster.heartbeats import HeartbeatCollector
 from ringrift_cluster.members import is_loopback
 from ringrift_cluster.port import ReplicaPort
+from ringrift_cluster.pulse import PULSE_S, Pulse
 from ringrift_cluster.raft.engine import RaftReplica
-from ringrift_cluster.raft.errors import RaftError, Removed
+from ringrift_cluster.raft.errors import RaftError
 from ringrift_cluster.replica import ChangeRefused, ReplicaError
 from ringrift_cluster.seat import (
     Seat,
     known_voters,
     raft_address,
     remember,
-    seat_of,
-    set_aside,
     voter_config,
     voter_urls,
     whom_to_follow,
 )
-from ringrift_cluster.settings import NodeConfig, SettingsError
+from ringrift_cluster.settings import NodeConfig
 from ringrift_cluster.supervise import TaskReport, supervise
 from ringrift_cluster.tls import Tls, TlsError
 from ringrift_cluster.vitals import Executor, counters
@@ -72,9 +67,6 @@ EXIT_SETUP = 2
 EXIT_HALTED = 70
 #: its voters are of another cluster now; started again, it begins there with nothing
 EXIT_MOVED = 75
-BACKLOG = 2048
-PULSE_S = 0.5
-LOOKS = 10
 #: a follower that the cluster counts as a voter, with a log that it has not, ends after this long
 MISSED_S = 10.0
 #: an agent that leaves its jobs alone is waited for this long
@@ -83,58 +75,6 @@ LET_GO_S = 2.0
 
 class SetupError(Exception):
     """Why this node cannot start, in one sentence."""
-
-
-def serve(config: NodeConfig) -> int:
-    """Run a node until it is told to leave; returns the process's exit code."""
-    observability.configure(config.node_id, config.log_level)
-    interpreter.tune()
-    try:
-        with _data_dir(config.data_dir), _listener(config) as listener:
-            return asyncio.run(_serve(config, listener))
-    except (SetupError, SettingsError, RaftError) as error:
-        sys.stderr.write(f"ringrift-node: {error}\n")
-        return EXIT_SETUP
-
-
-@contextlib.contextmanager
-def _data_dir(path: Path) -> Iterator[None]:
-    """Hold the data directory for this process. Raises SetupError."""
-    lock: BinaryIO | None = None
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-        lock = (path / "lock").open("a+b")
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        raise SetupError(
-            f"the data directory {path} is in use by another node process; stop it, or give another --data-dir"
-        ) from error
-    except OSError as error:
-        raise SetupError(
-            f"the data directory {path} cannot be used ({error.strerror}); give another --data-dir"
-        ) from error
-    with lock:
-        yield
-
-
-@contextlib.contextmanager
-def _listener(config: NodeConfig) -> Iterator[socket.socket]:
-    """The HTTP socket, taken before anything else starts. Raises SetupError."""
-    family = socket.AF_INET6 if ":" in config.bind else socket.AF_INET
-    # TCP is named outright: asyncio turns Nagle's algorithm off only on sockets that say so, and with it on each
-    # small answer waits 40 ms for the client's delayed acknowledgement.
-    with socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP) as listener:
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            listener.bind((config.bind, config.port))
-            listener.listen(BACKLOG)
-        except OSError as error:
-            raise SetupError(
-                f"port {config.port} on {config.bind} cannot be listened on ({error.strerror}); "
-                "end what uses it, or give another --port"
-            ) from error
-        listener.setblocking(False)
-        yield listener
 
 
 def _tls(config: NodeConfig) -> Tls | None:
@@ -153,36 +93,9 @@ def _tls(config: NodeConfig) -> Tls | None:
     return found
 
 
-async def _serve(config: NodeConfig, listener: socket.socket) -> int:
-    """Compose the node for the seat it has, and again when the cluster gives it another one. Raises SetupError."""
-    seat, log_beside = seat_of(config), None
-    while True:
-        # A server closes the socket it is given; connections that come in between wait for the next one.
-        node = _Node(config, listener.dup(), seat, log_beside)
-        try:
-            code = await node.run()
-        except Removed as removed:
-            # It was removed just before it was started.
-            node.next_seat, code = Seat.FOLLOWER, 0
-            log.warning('event=voter_removed detail="%s"', removed)
-        if node.next_seat is None:
-            return code
-        log.warning('event=seat_changed from=%s to=%s reason="%s"', seat, node.next_seat, node.reason)
-        seat, log_beside = node.next_seat, node.log_beside
-        if seat is Seat.FOLLOWER:
-            aside = set_aside(config.data_dir)
-            log.warning('event=log_set_aside path="%s"', aside)
+class Node:
+    """One composition of a node, for one seat; it runs once."""
 
-
-class _Server(uvicorn.Server):
-    """uvicorn without its own signal handlers: the node decides when to leave."""
-
-    @contextlib.contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        yield
-
-
-class _Node:
     def __init__(
         self, config: NodeConfig, listener: socket.socket, seat: Seat, log_beside: RaftReplica | None = None
     ) -> None:
@@ -203,10 +116,6 @@ class _Node:
         #: a thread hangs on the disk; Python would wait for it for ever
         self._stuck = False
         self._reports: dict[str, TaskReport] = {}
-        self._turned_s = time.monotonic()
-        self._stall_max_s = 0.0
-        self._turns_seen = -1
-        self._turns_seen_s = self._turned_s
 
     async def run(self) -> int:
         config = self.config
@@ -385,6 +294,7 @@ class _Node:
         executor = Executor(replica, hired)
         controllers = Controllers(replica, http=http) if isinstance(replica, RaftReplica) else None
         feed = FeedRouter(replica)
+        pulse = Pulse(replica)
         tls_numbers = self._tls.numbers if self._tls is not None else dict[str, float]
         connections = Connections(with_room_for_files(ConnectionLimits()))
         services = Services(
@@ -398,10 +308,10 @@ class _Node:
             voters={m.id: m.url for m in config.voters},
             http=http,
             feed=feed,
-            pulse=lambda: self._pulse(replica),
+            pulse=pulse.ages,
             loops=self._loops(controllers),
             counters=lambda: {
-                **counters(replica, executor, controllers, self._stall_max_s),
+                **counters(replica, executor, controllers, pulse.stall_max_s),
                 **connections.numbers(),
                 **tls_numbers(),
             },
@@ -411,24 +321,7 @@ class _Node:
             exposure=config.exposure,
             version=__version__,
         )
-        server = _Server(
-            uvicorn.Config(
-                create_app(services),
-                http=connections.protocol(),
-                ws="none",
-                loop="asyncio",
-                lifespan="off",
-                access_log=False,
-                log_config=None,
-                server_header=False,
-                proxy_headers=False,
-                timeout_keep_alive=65,
-                timeout_graceful_shutdown=3,
-                backlog=BACKLOG,
-            )
-        )
-        server.config.load()
-        server.config.ssl = self._tls.http_server if self._tls is not None else None
+        server = http_server(services, connections, self._tls.http_server if self._tls is not None else None)
         log.info(
             "event=node_started role=%s url=%s data_dir=%s voters=%s pid=%d",
             self.seat,
@@ -439,7 +332,7 @@ class _Node:
         )
         async with asyncio.TaskGroup() as group:
             tasks = [
-                group.create_task(self._beat_pulse(replica, executor), name="pulse"),
+                group.create_task(self._keep_watch(pulse, replica, executor), name="pulse"),
                 group.create_task(self._watch_parent(), name="parent"),
             ]
             if heartbeats is not None:
@@ -560,18 +453,9 @@ class _Node:
         self._counted = self._counted + 1 if own is not None and own.log_id != beside else 0
         return self._counted * PULSE_S >= MISSED_S
 
-    async def _beat_pulse(self, replica: RaftReplica | FeedReplica, executor: Executor) -> None:
-        """Turn with the event loop, and notice when it, or the consensus thread, did not."""
+    async def _keep_watch(self, pulse: Pulse, replica: RaftReplica | FeedReplica, executor: Executor) -> None:
         while True:
-            self._turned_s = time.monotonic()
-            turns = replica.counters.turns if isinstance(replica, RaftReplica) else 0
-            if turns != self._turns_seen:
-                self._turns_seen, self._turns_seen_s = turns, self._turned_s
-            for _ in range(LOOKS):
-                # A stall shows only where it meets the end of a sleep, so these are short.
-                slept_s = time.monotonic()
-                await asyncio.sleep(PULSE_S / LOOKS)
-                self._stall_max_s = max(self._stall_max_s, time.monotonic() - slept_s - PULSE_S / LOOKS)
+            await pulse.beat()
             self._look_after(replica, executor)
 
     async def _watch_parent(self) -> None:
@@ -581,12 +465,6 @@ class _Node:
                 self._leave(ShutdownOrder("parent_gone", stop_jobs=True))
                 return
             await asyncio.sleep(PULSE_S)
-
-    def _pulse(self, replica: RaftReplica | FeedReplica) -> Mapping[str, float]:
-        ages = {"http": max(time.monotonic() - self._turned_s - PULSE_S, 0.0)}
-        if isinstance(replica, RaftReplica):
-            ages["consensus"] = max(time.monotonic() - self._turns_seen_s - 2 * PULSE_S, 0.0)
-        return ages
 
     def _loops(self, controllers: Controllers | None) -> Callable[[], Mapping[str, LoopStatus]]:
         def loops() -> Mapping[str, LoopStatus]:

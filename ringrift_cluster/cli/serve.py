@@ -68,7 +68,7 @@ def serve(
     Exit code 0: left in order. 2: it cannot start, and the sentence on stderr says what to change.
     70: it stopped by itself, and a restart alone does not mend it. 75: its voters are of another cluster now.
     """
-    from ringrift_cluster.node import serve as run_node
+    from ringrift_cluster.process import serve as run_node
 
     flags = dict(locals())
     for not_a_setting in ("config", "run_node"):

@@ -19,7 +19,7 @@ from executors.agent import Agent
 from executors.heartbeat import AgentRefused
 from executors.ledger import LedgerError
 from executors.ports import ClusterUnavailable
-from ringrift_cluster.node import EXIT_HALTED, EXIT_MOVED, EXIT_SETUP, _Node
+from ringrift_cluster.node import EXIT_HALTED, EXIT_MOVED, EXIT_SETUP, Node
 from ringrift_cluster.port import OLD_VIEW_MS, ReplicaPort
 from ringrift_cluster.replica import ReadOnly
 from ringrift_cluster.seat import Seat
@@ -57,7 +57,7 @@ class StubAgent:
 
 
 @pytest.fixture
-def one(tmp_path: Path) -> Iterator[_Node]:
+def one(tmp_path: Path) -> Iterator[Node]:
     config = resolve(
         load({"cluster": "a=127.0.0.1:9001", "node_id": "f1", "port": 9031, "data_dir": str(tmp_path)}),
         stored_id=None,
@@ -65,7 +65,7 @@ def one(tmp_path: Path) -> Iterator[_Node]:
         fresh_id="f1",
     )
     with socket.socket() as listener:
-        yield _Node(config, listener, Seat.FOLLOWER)
+        yield Node(config, listener, Seat.FOLLOWER)
 
 
 def lone_voter(folder: Path) -> NodeProcess:
@@ -93,7 +93,7 @@ def test_an_agent_that_cannot_start_ends_its_node_with_a_sentence(tmp_path: Path
 
 
 def test_an_agent_that_fails_at_work_is_followed_by_another_and_its_node_stays(
-    one: _Node, monkeypatch: pytest.MonkeyPatch
+    one: Node, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("ringrift_cluster.supervise.FIRST_PAUSE_S", 0.01)
 
@@ -124,7 +124,7 @@ def test_an_agent_that_fails_at_work_is_followed_by_another_and_its_node_stays(
 
 
 def test_an_agent_that_is_refused_takes_its_node_down_and_is_not_followed(
-    one: _Node, capsys: pytest.CaptureFixture[str]
+    one: Node, capsys: pytest.CaptureFixture[str]
 ) -> None:
     async def go() -> None:
         async def refused() -> None:
@@ -158,7 +158,7 @@ def test_a_voter_writes_snapshots_as_often_as_it_is_told(tmp_path: Path) -> None
         often.kill()
 
 
-def test_a_follower_that_halts_ends_its_node(one: _Node, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_follower_that_halts_ends_its_node(one: Node, capsys: pytest.CaptureFixture[str]) -> None:
     replica = MemoryReplica()
     executor = Executor(replica, lambda _: pytest.fail("nobody is hired here"))
     one._look_after(replica, executor)  # type: ignore[arg-type]
@@ -170,7 +170,7 @@ def test_a_follower_that_halts_ends_its_node(one: _Node, capsys: pytest.CaptureF
     assert capsys.readouterr().err == "ringrift-node: f1 stopped at entry 7: the digests differ\n"
 
 
-def test_a_cluster_that_changes_under_a_follower_ends_its_node(one: _Node, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_cluster_that_changes_under_a_follower_ends_its_node(one: Node, capsys: pytest.CaptureFixture[str]) -> None:
     replica = MemoryReplica()
     executor = Executor(replica, lambda _: pytest.fail("nobody is hired here"))
     executor.cluster_id = "memory"
@@ -198,7 +198,7 @@ def test_a_disk_that_hangs_does_not_keep_a_node_from_leaving(tmp_path: Path) -> 
 
 
 def test_a_second_signal_while_leaving_ends_the_node_at_once(tmp_path: Path) -> None:
-    process = hanging(lone_voter(tmp_path), "ringrift_cluster.node._Node._depart = hang")
+    process = hanging(lone_voter(tmp_path), "ringrift_cluster.node.Node._depart = hang")
     try:
         process.send_signal(signal.SIGTERM)
         assert process.stderr is not None
