@@ -2,8 +2,18 @@
 
 from __future__ import annotations
 
-from statemachine import models
-from statemachine.commands import AddHolder, DropHolder, ForgetArtifact, RegisterArtifact
+from msgspec.structs import replace
+
+from statemachine import copies, models
+from statemachine.commands import (
+    AddHolder,
+    DoubtHolder,
+    DropHolder,
+    ForgetArtifact,
+    RegisterArtifact,
+    ReleaseHolder,
+    RequestSync,
+)
 from statemachine.errors import Code, Refused
 from statemachine.rows import Artifact, Job, ModelStatus, Work
 from statemachine.state import Txn
@@ -16,7 +26,7 @@ def made(txn: Txn, output: Output, work: Work, job: Job) -> None:
     old = txn.artifacts.get(output.digest)
     if old is not None:
         # The same bytes made twice are one file.
-        txn.artifacts.change(output.digest, holders=_with(old.holders, job.peer))
+        _add(txn, old, job.peer)
     else:
         txn.artifacts.put(
             output.digest,
@@ -44,7 +54,7 @@ def register(txn: Txn, cmd: RegisterArtifact) -> bool:
     if old is not None:
         if old.size_bytes != cmd.size_bytes:
             raise Refused(Code.CONFLICT, f"artifact {cmd.digest} is {old.size_bytes} bytes long, not {cmd.size_bytes}")
-        txn.artifacts.change(cmd.digest, holders=_with(old.holders, cmd.peer))
+        _add(txn, old, cmd.peer)
         return False
     txn.artifacts.put(
         cmd.digest,
@@ -64,19 +74,51 @@ def register(txn: Txn, cmd: RegisterArtifact) -> bool:
 
 
 def hold(txn: Txn, cmd: AddHolder) -> bool:
-    row = txn.artifacts.require(cmd.digest)
-    if cmd.peer in row.holders:
-        return False
-    txn.artifacts.change(cmd.digest, holders=_with(row.holders, cmd.peer))
-    return True
+    return _add(txn, txn.artifacts.require(cmd.digest), cmd.peer)
 
 
 def drop(txn: Txn, cmd: DropHolder) -> bool:
     row = txn.artifacts.require(cmd.digest)
     if cmd.peer not in row.holders:
         return False
-    txn.artifacts.change(cmd.digest, holders=tuple(h for h in row.holders if h != cmd.peer))
+    remove(txn, row, cmd.peer)
     return True
+
+
+def release(txn: Txn, cmd: ReleaseHolder) -> bool:
+    """Withdraw a holding so that its copy can be deleted; refused when it is the last one, or one that is wanted."""
+    row = txn.artifacts.require(cmd.digest)
+    if cmd.peer not in row.holders:
+        return False
+    state = txn.state
+    left = [p for p in copies.good_holders(state, row) if p.peer != cmd.peer]
+    if not left:
+        raise Refused(Code.CONFLICT, f"{cmd.peer} has the last good copy of {cmd.digest} on a live node; it is kept")
+    storage = copies.storage_nodes(state)
+    durable, wanted = sum(p.peer in storage for p in left), state.spreading.wanted(row.kind)
+    if cmd.peer in storage and durable < wanted:
+        raise Refused(
+            Code.CONFLICT,
+            f"{cmd.digest} would be on {durable} storage nodes without {cmd.peer}, {wanted} are wanted; it is kept",
+        )
+    remove(txn, row, cmd.peer)
+    return True
+
+
+def doubt(txn: Txn, cmd: DoubtHolder) -> bool:
+    """Let a holding not count until its holder has read it again; false when it is doubted already, or gone."""
+    row = txn.artifacts.require(cmd.digest)
+    if cmd.holder not in row.holders or cmd.holder in row.doubted:
+        return False
+    txn.artifacts.change(cmd.digest, doubted=tuple(sorted((*row.doubted, cmd.holder))))
+    txn.emit("ArtifactDoubted", cmd.digest, holder=cmd.holder, by=cmd.by)
+    return True
+
+
+def request_sync(txn: Txn, cmd: RequestSync) -> int:
+    txn.cluster = replace(txn.cluster, syncs=txn.cluster.syncs + 1)
+    txn.emit("SyncRequested", "cluster", reason=cmd.reason)
+    return txn.cluster.syncs
 
 
 def forget(txn: Txn, cmd: ForgetArtifact) -> bool:
@@ -95,5 +137,22 @@ def forget(txn: Txn, cmd: ForgetArtifact) -> bool:
     return True
 
 
-def _with(holders: tuple[str, ...], peer: str) -> tuple[str, ...]:
-    return tuple(sorted({*holders, peer}))
+def remove(txn: Txn, row: Artifact, peer: str) -> None:
+    """Take a peer from the holders of a file."""
+    txn.artifacts.change(
+        row.digest,
+        holders=tuple(h for h in row.holders if h != peer),
+        doubted=tuple(h for h in row.doubted if h != peer),
+    )
+
+
+def _add(txn: Txn, row: Artifact, peer: str) -> bool:
+    """Count a copy that its peer has just verified; false when nothing is new."""
+    if peer in row.holders and peer not in row.doubted:
+        return False
+    txn.artifacts.change(
+        row.digest,
+        holders=tuple(sorted({*row.holders, peer})),
+        doubted=tuple(h for h in row.doubted if h != peer),
+    )
+    return True

@@ -216,6 +216,27 @@ class DropHolder(Base, frozen=True, tag="artifact.drop"):
     peer: Id
 
 
+class ReleaseHolder(Base, frozen=True, tag="artifact.release"):
+    """A peer asks to delete its copy. Refused while the others are too few; only then it deletes."""
+
+    digest: Digest
+    peer: Id
+
+
+class DoubtHolder(Base, frozen=True, tag="artifact.doubt"):
+    """A peer got other bytes from a holder than the digest promises. The holder reads its copy again."""
+
+    digest: Digest
+    holder: Id
+    by: Id
+
+
+class RequestSync(Base, frozen=True, tag="artifact.sync"):
+    """Every node looks at once whether it should copy files."""
+
+    reason: Short = ""
+
+
 class RegisterArtifact(Base, frozen=True, tag="artifact.register"):
     """Make a file known that no job made (an imported model, an uploaded data set)."""
 
@@ -397,6 +418,9 @@ Effect = (
     | StopJob
     | AddHolder
     | DropHolder
+    | ReleaseHolder
+    | DoubtHolder
+    | RequestSync
     | RegisterArtifact
     | ForgetArtifact
     | RecordMatch

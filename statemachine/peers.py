@@ -9,7 +9,7 @@ leader to move the clock.
 
 from __future__ import annotations
 
-from statemachine import jobs, tokens
+from statemachine import artifacts, jobs, tokens
 from statemachine.commands import DrainPeer, JoinPeer, RecordHeartbeats, RemovePeer, VouchForPeer
 from statemachine.errors import Code, Refused
 from statemachine.rows import Peer, PeerStatus
@@ -156,8 +156,8 @@ def on_due(txn: Txn, row: Peer) -> None:
 def _forget(txn: Txn, row: Peer, reason: str) -> None:
     for job in txn.state.index.live_jobs_of(row.peer):
         jobs.lose(txn, txn.jobs.require(job), f"its node was removed: {reason}")
-    for digest, held in txn.state.artifacts.items():
+    for held in txn.state.artifacts.values():
         if row.peer in held.holders:
-            txn.artifacts.change(digest, holders=tuple(h for h in held.holders if h != row.peer))
+            artifacts.remove(txn, held, row.peer)
     txn.peers.delete(row.peer)
     txn.emit("PeerRemoved", row.peer, reason=reason)

@@ -72,13 +72,14 @@ def resolve(state: State, name: str, digest: str) -> ResolvedInput:
 
 
 def holders_of(state: State, artifact: Artifact | None) -> tuple[tuple[str, str], ...]:
-    """(peer, address) of holders, those alive first; the dead are left out."""
+    """(peer, address) of holders, those alive first, those in doubt last; the dead are left out."""
     if artifact is None:
         return ()
     peers = [state.peers[p] for p in artifact.holders if p in state.peers]
     rank = {PeerStatus.ALIVE: 0, PeerStatus.SUSPECT: 1}
     known = [p for p in peers if p.status in rank and p.address]
-    return tuple((p.peer, p.address) for p in sorted(known, key=lambda p: (rank[p.status], p.peer)))
+    order = sorted(known, key=lambda p: (p.peer in artifact.doubted, rank[p.status], p.peer))
+    return tuple((p.peer, p.address) for p in order)
 
 
 class Reason(Struct, frozen=True):

@@ -150,6 +150,8 @@ class Cluster(Struct, frozen=True, gc=False):
     event_seq: int = 0
     paused: bool = False
     pause_reason: str = ""
+    #: how often operators asked all nodes to look for files to copy
+    syncs: int = 0
 
 
 class Peer(Struct, frozen=True, gc=False):
@@ -253,6 +255,8 @@ class Artifact(Struct, frozen=True, gc=False):
     name: str = ""
     #: digest of the model that made it (games), or that it was trained from (models)
     parent: str = ""
+    #: holders that sent somebody other bytes; until they have read their copy again it does not count
+    doubted: tuple[str, ...] = ()
 
 
 class ModelStatus(Word):

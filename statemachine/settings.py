@@ -6,6 +6,7 @@ into the Struct below when it is written, so a bad value is refused at the door 
     timing             liveness, leases, retries
     limits             bounds on rows
     retention          how long finished rows stay
+    artifacts          how files are spread over the nodes
     config/KEY         one game config: what its selfplay, training and evaluation look like
     template/NAME      how the executor starts a program for a work item
     controller/NAME    whether a controller runs
@@ -79,6 +80,34 @@ class Retention(Struct, frozen=True, forbid_unknown_fields=True):
     token_ms: Span = 7 * 86_400_000
     #: selfplay files kept beyond the training window, in windows
     window_multiple: Annotated[int, Meta(ge=1, le=1000)] = 3
+
+
+class Artifacts(Struct, frozen=True, forbid_unknown_fields=True):
+    """How files are spread over the nodes and kept whole."""
+
+    #: copies on storage nodes, by kind of file; `default` for the others
+    copies: dict[Short, Annotated[int, Meta(ge=0, le=16)]] = field(default_factory=lambda: {"default": 1, "model": 2})
+    #: nodes with this label are the storage nodes; while no node has it, the voters are
+    storage_label: Short = "storage"
+    #: files that one node copies or sends between two looks at the rows
+    files_per_job: Annotated[int, Meta(ge=1, le=10_000)] = 50
+    #: how often a node looks whether it should copy something
+    collect_ms: Span = 60_000
+    #: how old a node's list of its own directory may be before it is read again
+    manifest_age_ms: Span = 300_000
+    #: a copy that its target has not fetched in this time is sent to it by a holder
+    push_after_ms: Natural = 30_000
+    #: whole copies of one file that a holder sends while others hold it too or are about to
+    copies_per_holder: Annotated[int, Meta(ge=1, le=10_000)] = 3
+    #: files that a holder sends at a time
+    uploads_per_holder: Annotated[int, Meta(ge=1, le=10_000)] = 16
+    #: every stored file is read and compared with its digest once in this time
+    scrub_ms: Span = 7 * 86_400_000
+
+    def wanted(self, kind: str) -> int:
+        """How many storage nodes should hold a file of this kind."""
+        found = self.copies.get(kind)
+        return self.copies.get("default", 1) if found is None else found
 
 
 class Stage(Struct, frozen=True, forbid_unknown_fields=True):
@@ -209,6 +238,7 @@ GROUPS: dict[str, type[Struct]] = {
     "timing": Timing,
     "limits": Limits,
     "retention": Retention,
+    "artifacts": Artifacts,
     "config": GameConfig,
     "template": Template,
     "controller": Controller,
@@ -220,7 +250,7 @@ MAX_KEY = 32
 MAX_DEPTH = 64
 _BRACKETS = re.compile(r"[][{}]")
 
-Decoded = Timing | Limits | Retention | GameConfig | Template | Controller
+Decoded = Timing | Limits | Retention | Artifacts | GameConfig | Template | Controller
 
 
 def decode(name: str, value: str) -> Struct:

@@ -70,6 +70,7 @@ class State:
         self.timing = st.Timing()
         self.limits = st.Limits()
         self.retention = st.Retention()
+        self.spreading = st.Artifacts()
         self._keyed: dict[str, Struct] = {}
 
     @property
@@ -132,6 +133,8 @@ class State:
         elif isinstance(value, st.Retention):
             self.retention = value
             self.reschedule()
+        elif isinstance(value, st.Artifacts):
+            self.spreading = value
         else:
             self._keyed[name] = value
 

@@ -156,6 +156,8 @@ class Locks:
                 | c.ClaimWork(peer=peer)
                 | c.AddHolder(peer=peer)
                 | c.DropHolder(peer=peer)
+                | c.ReleaseHolder(peer=peer)
+                | c.DoubtHolder(by=peer)
                 | c.RegisterArtifact(peer=peer)
             ):
                 return [peer]
@@ -187,6 +189,8 @@ NEEDS: dict[type[Struct], Scope] = {
             c.ReleaseJob,
             c.AddHolder,
             c.DropHolder,
+            c.ReleaseHolder,
+            c.DoubtHolder,
             c.RegisterArtifact,
         ),
         Scope.NODE,
@@ -201,6 +205,7 @@ NEEDS: dict[type[Struct], Scope] = {
             c.RemovePeer,
             c.PlaceWork,
             c.ForgetArtifact,
+            c.RequestSync,
             c.VoidMatch,
             c.ConcludeGauntlet,
             c.PromoteModel,

@@ -226,7 +226,9 @@ def _setting_text(value: SettingView) -> Iterable[RenderableType]:
 
 @settings_app.command("set")
 def settings_set(
-    name: Annotated[str, Argument(help="timing, limits, retention, config/KEY, template/NAME or controller/NAME.")],
+    name: Annotated[
+        str, Argument(help="timing, limits, retention, artifacts, config/KEY, template/NAME or controller/NAME.")
+    ],
     value: Annotated[str, Argument(help="JSON, or @FILE, or - for stdin.")],
     expected_version: Annotated[int, Option(help="Only if nobody changed it since; -1 is whatever is there.")] = -1,
     by: Annotated[str, Option(help="Who, for people.")] = "cli",

@@ -6,13 +6,18 @@ import pytest
 
 from statemachine.commands import (
     AddHolder,
+    ChangeSetting,
     ConcludeGauntlet,
+    DoubtHolder,
+    DrainPeer,
     DropHolder,
     ForgetArtifact,
     RegisterArtifact,
+    ReleaseHolder,
+    RequestSync,
     StartGauntlet,
 )
-from statemachine.errors import Code
+from statemachine.errors import Code, Done, Rejected
 from statemachine.values import Evidence, Input
 from tests.support.law import (
     CONFIG,
@@ -23,6 +28,7 @@ from tests.support.law import (
     given,
     item,
     model_file,
+    node,
     rows_digest,
     trained,
 )
@@ -117,3 +123,65 @@ def test_a_model_is_kept_until_it_is_rejected():
     cluster.do(StartGauntlet("g", CONFIG, m, "random"), ConcludeGauntlet("g", "abandoned", Evidence("gauntlet")))
     cluster.do(ForgetArtifact(m))
     assert m in cluster.state.models
+
+
+def stored(*labels_of: tuple[str, str], holders: str = "ab"):
+    """Nodes `name` with a label each, and X held by some of them."""
+    steps = [node(name, labels=(label,) if label else ()) for name, label in labels_of]
+    return given(*steps, *(registered(peer) for peer in holders))
+
+
+def test_a_copy_is_released_while_another_is_on_a_live_node():
+    cluster = stored(("a", ""), ("b", ""))
+    assert cluster.do(ReleaseHolder(X, "a")) is True
+    assert cluster.state.artifacts[X].holders == ("b",)
+    assert cluster.do(ReleaseHolder(X, "a")) is False
+
+
+def test_of_two_nodes_that_release_the_last_two_copies_at_once_the_log_keeps_one():
+    cluster = stored(("a", ""), ("b", ""))
+    first, second = cluster.apply(ReleaseHolder(X, "b"), ReleaseHolder(X, "a"))
+    assert isinstance(first, Done)
+    assert isinstance(second, Rejected)
+    assert "last good copy" in second.detail
+    assert cluster.state.artifacts[X].holders == ("a",)
+
+
+def test_a_copy_on_a_dead_a_drained_or_a_doubted_node_is_none_to_rely_on():
+    cluster = stored(("a", ""), ("b", ""))
+    cluster.do(DoubtHolder(X, "b", "c"))
+    cluster.refuses(ReleaseHolder(X, "a"), Code.CONFLICT, X, "a", "last")
+    cluster.do(AddHolder(X, "b"), DrainPeer("b", True))
+    cluster.refuses(ReleaseHolder(X, "a"), Code.CONFLICT, X)
+    cluster.do(DrainPeer("b", False))
+    cluster.after(200_000, beating=("a",))
+    cluster.refuses(ReleaseHolder(X, "a"), Code.CONFLICT, X)
+    cluster.refuses(ReleaseHolder(digest_of("none"), "a"), Code.NOT_FOUND)
+
+
+def test_a_storage_node_keeps_what_is_wanted_there():
+    cluster = stored(("a", "storage"), ("b", "storage"), ("c", ""), holders="ac")
+    cluster.refuses(ReleaseHolder(X, "a"), Code.CONFLICT, X, "0 storage nodes", "1 are wanted")
+    cluster.do(AddHolder(X, "b"), ReleaseHolder(X, "a"))
+    cluster.do(AddHolder(X, "a"), ChangeSetting("artifacts", '{"copies": {"games": 2}}'))
+    cluster.refuses(ReleaseHolder(X, "a"), Code.CONFLICT, X, "2 are wanted")
+
+
+def test_a_doubt_is_noted_once_and_ends_when_the_holder_has_read_its_copy_again():
+    cluster = given(registered("a"), registered("b"))
+    assert cluster.do(DoubtHolder(X, "a", "c")) is True
+    assert cluster.do(DoubtHolder(X, "a", "d")) is False
+    assert cluster.do(DoubtHolder(X, "nobody", "d")) is False
+    assert cluster.state.artifacts[X].doubted == ("a",)
+    assert cluster.events("ArtifactDoubted") == [X]
+    assert cluster.do(AddHolder(X, "a")) is True
+    assert (cluster.state.artifacts[X].holders, cluster.state.artifacts[X].doubted) == (("a", "b"), ())
+    cluster.do(DoubtHolder(X, "b", "c"), DropHolder(X, "b"))
+    assert (cluster.state.artifacts[X].holders, cluster.state.artifacts[X].doubted) == (("a",), ())
+
+
+def test_all_nodes_see_that_a_look_at_the_files_was_asked_for():
+    cluster = given()
+    assert [cluster.do(RequestSync("after the move")) for _ in range(2)] == [1, 2]
+    assert cluster.state.cluster.syncs == 2
+    assert cluster.events("SyncRequested") == ["cluster", "cluster"]
