@@ -180,7 +180,12 @@ class Proposals:
     def _append_entry(self, term: int, now: float, commands: list[bytes], group: _InFlight) -> None:
         entry = self.stamped(term, now, commands)
         group.size_bytes, group.commands = len(entry), len(commands)
-        self._in_flight[self._append(entry)] = group
+        index = self._append(entry)
+        if index in self._in_flight:
+            # This voter led before, and its entry from then left its log. Another log may hold it still.
+            for proposal, _ in self._land(index).parts:
+                proposal.end(OutcomeUnknown("leadership moved while the entry was under way; repeat it under the same id"))
+        self._in_flight[index] = group
         self._in_flight_bytes += group.size_bytes
         self._in_flight_commands += group.commands
         self._counters.entries_proposed += 1

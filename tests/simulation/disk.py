@@ -41,8 +41,10 @@ class Disk:
         if batch.truncate_from is not None:
             self._check_kept(batch.truncate_from, batch.entries)
         if batch.clear:
+            base = batch.entries[0][1]
+            self._check_kept(base + 1, batch.entries)
             self.entries.clear()
-            self.base = batch.entries[0][1]
+            self.base = base
         if batch.truncate_from is not None:
             self.entries = {i: e for i, e in self.entries.items() if i < batch.truncate_from}
         if batch.drop_before is not None:

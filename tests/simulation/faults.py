@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from random import Random
 
 from tests.simulation.cluster import Cluster, Machine
+from tests.simulation.directed import DIRECTED, Stage
 from tests.simulation.disk import FAST_S, SLOW_S
 from tests.simulation.plan import Strike
 from tests.simulation.voter import Voter
@@ -20,6 +21,7 @@ class Faults:
         self._world = cluster.world
         self._plan = plan
         self._stopped = False
+        self._stage = Stage(cluster.world)
 
     def start(self) -> None:
         for strike in self._plan:
@@ -27,14 +29,19 @@ class Faults:
 
     def stop(self) -> None:
         self._stopped = True
+        self._stage.stop()
 
     def _strike(self, strike: Strike) -> None:
         if self._stopped:
             return
         # A strike draws from its own source, so that what is left out changes nothing about the others.
         self._rng = Random(strike.seed)
-        action: Callable[[], None] = getattr(self, f"_{strike.kind}")
         self._number = strike.number
+        if strike.kind in DIRECTED:
+            if not self._stage.busy:
+                self._stage.play(DIRECTED[strike.kind](self._cluster, self._rng))
+            return
+        action: Callable[[], None] = getattr(self, f"_{strike.kind}")
         action()
 
     def _tell(self, text: str) -> None:
@@ -186,48 +193,6 @@ class Faults:
         self._tell(f"{others[0].name} falls silent and returns")
         self._cut([others[0]], [v for v in self._cluster.voters if v is not others[0]])
         self._after(1.5, 3.5, lambda: self._cluster.heal(keep_connections=True))
-
-    def _stale_reply(self) -> None:
-        """Acknowledgements of one term reach their leader when it leads again, two terms later.
-
-        The leader writes to one voter alone and its answers are held back. The others choose another leader, whose
-        log takes the place of what those answers are about. Then the first one leads again, may write to another
-        single voter, and hears the old answers. Needs five voters: with three nobody else could be chosen.
-        """
-        leader = self._cluster.leader()
-        others = self._others(leader) if leader is not None else []
-        if leader is None or len(others) < 4:
-            return
-        reached, helper, *rest = others
-        self._tell(f"{leader.name} reaches {reached.name} alone; its answers arrive when it leads again")
-        network, world = self._cluster.network, self._world
-        self._cut([leader, reached], [helper, *rest])
-        network.cut(reached.name, leader.name)
-        for i in range(60):
-            world.after(0.01 * i, lambda: self._cluster.operator.burst(leader))
-
-        def regroup() -> None:
-            self._cluster.heal(keep_connections=True)
-            self._cut([leader], [reached])
-
-        def look(left: int) -> None:
-            now = self._cluster.leader()
-            if now is leader and leader.node is not None and leader.node.inside.applied == leader.node.inside.commit:
-                self._cut([leader], rest)
-                network.cuts.discard((reached.name, leader.name))
-                network.carry_on()
-                for i in range(10):
-                    world.after(0.02 + 0.01 * i, lambda: self._cluster.operator.burst(leader))
-                world.after(0.5, lambda: self._cluster.heal(keep_connections=True))
-            elif left == 0:
-                self._cluster.heal(keep_connections=True)
-            else:
-                if left % 10 == 0:
-                    self._cluster.hand_over(leader.name)
-                world.after(0.02, lambda: look(left - 1))
-
-        self._after(1.2, 1.8, regroup)
-        world.after(1.85, lambda: look(100))
 
     def _one_way(self) -> None:
         a, b = self._two()

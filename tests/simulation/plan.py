@@ -15,6 +15,8 @@ WEIGHTS = {
     "crash_follower": 2,
     "catch_unsynced": 3,
     "stale_reply": 3,
+    "diverge": 2,
+    "stale_snapshot": 2,
     "succession": 3,
     "return_late": 3,
     "partition": 4,

@@ -71,7 +71,7 @@ class Voter:
         self._world = world
         self._network = network
         self._servers = servers
-        self._directory = directory
+        self.directory = directory
         self._watch = watch
         # Clocks run up to a twentieth apart, and no two show the same time.
         self._rate = Random(f"clock {name} {world.seed}").uniform(0.95, 1.05)
@@ -116,18 +116,18 @@ class Voter:
         self.paused = False
         self._busy = self._turn_due = self._working = False
         self._calls, self._durable = [], []
-        self._directory.mkdir(exist_ok=True)
+        self.directory.mkdir(exist_ok=True)
         config = VoterConfig(
             node_id=self.name,
             voters=self._bootstrap,
             bind=f"{self.name}:1",
-            data_dir=self._directory,
+            data_dir=self.directory,
             timing=Timing(),
             limits=LIMITS,
         )
         clock = self.clock = Clock(world, self._rate, world.between(1.0, 1000.0))
         outside.clock = clock
-        self.node = RaftNode(config, self.disk, SnapshotDir(self._directory), self, clock=clock, rng=world.rng)
+        self.node = RaftNode(config, self.disk, SnapshotDir(self.directory), self, clock=clock, rng=world.rng)
         loop = VirtualLoop(world, clock)
         loop.enter()
         replica = RaftReplica(cast(ConsensusThread, VirtualThread(self, self.node, config)))
@@ -176,7 +176,7 @@ class Voter:
 
     def _tear(self) -> None:
         """What another thread was writing is there in part."""
-        for draft in (*self._directory.glob("*.tmp"), *self._directory.glob("*.part")):
+        for draft in (*self.directory.glob("*.tmp"), *self.directory.glob("*.part")):
             with draft.open("r+b") as out:
                 out.truncate(draft.stat().st_size // 2)
 

@@ -135,6 +135,32 @@ class TestOutcomes:
         assert isinstance(answers[0], Proposed)
         assert (answers[0].index, answers[0].term) == (at, term)
 
+    def test_what_a_leader_displaces_itself_when_it_leads_again_is_unknown_and_frees_its_room(self, tmp_path):
+        voter = Guarded(tmp_path)
+        term = voter.lead()
+        voter.acknowledge("b", 2)
+        answers = {}
+
+        def submit(name: str) -> None:
+            voter.node.submit([add(name)], 60.0, lambda outcome: answers.setdefault(name, outcome))
+            voter.turn()
+
+        for name in ("first", "second", "third"):
+            submit(name)
+        last = voter.node.journal.last_index
+        kept = last - 3
+        voter.get("c", AppendEntries(term + 1, 2, kept, term, entries(kept + 1, kept + 1, term + 1)))
+        assert voter.lead() > term + 1
+        # The no-op of its new term is second, so the next entry takes the place of the third.
+        submit("new")
+        assert voter.node.journal.last_index == last
+        assert [(name, type(a)) for name, a in answers.items()] == [("third", OutcomeUnknown)]
+        for _ in range(3):
+            voter.acknowledge("b", voter.node.journal.last_index)
+        # The two whose places are taken for certain were proposed again.
+        assert {name for name, a in answers.items() if isinstance(a, Proposed)} == {"first", "second", "new"}
+        assert voter.node.proposals._in_flight_commands == 0
+
     def test_a_full_queue_says_come_back(self, tmp_path):
         voter = Guarded(tmp_path, limits=Limits(queue=3))
         answers = []

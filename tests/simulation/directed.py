@@ -1,0 +1,216 @@
+"""Faults that are aimed: each builds the one situation in which a correction of the guard matters, step by step.
+
+A script yields what it waits for: seconds, or a predicate (which is given some seconds; the script gets its value).
+When it ends, or is ended because the faults are over, everything it cut is healed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator
+from random import Random
+
+from tests.simulation.cluster import Cluster
+from tests.simulation.voter import Voter
+from tests.simulation.world import World
+
+Step = float | Callable[[], bool]
+Script = Generator[Step, bool, None]
+
+#: the longest wait for a predicate, and how often it is looked at
+PATIENCE_S = 4.0
+LOOK_S = 0.004
+
+
+class Stage:
+    """Plays one script at a time."""
+
+    def __init__(self, world: World) -> None:
+        self._world = world
+        self._script: Script | None = None
+        #: scripts that reached their end
+        self.played = 0
+
+    @property
+    def busy(self) -> bool:
+        return self._script is not None
+
+    def play(self, script: Script) -> None:
+        self._script = script
+        self._resume(script, None)
+
+    def stop(self) -> None:
+        """End what is under way."""
+        script, self._script = self._script, None
+        if script is not None:
+            script.close()
+
+    def _resume(self, script: Script, found: bool | None) -> None:
+        if script is not self._script:
+            return
+        try:
+            step = next(script) if found is None else script.send(found)
+        except StopIteration:
+            self._script = None
+            return
+        if callable(step):
+            self._look(script, step, self._world.now + PATIENCE_S)
+        else:
+            self._world.after(step, lambda: self._resume(script, True))
+
+    def _look(self, script: Script, wanted: Callable[[], bool], until: float) -> None:
+        if script is not self._script:
+            return
+        found = wanted()
+        if found or self._world.now > until:
+            self._resume(script, found)
+        else:
+            self._world.after(LOOK_S, lambda: self._look(script, wanted, until))
+
+
+def _cut(cluster: Cluster, left: list[Voter], right: list[Voter]) -> None:
+    for a in left:
+        for b in right:
+            cluster.network.cut(a.name, b.name)
+            cluster.network.cut(b.name, a.name)
+
+
+def _last(voter: Voter) -> int:
+    """The end of its log; 0 when it is down."""
+    return voter.node.journal.last_index if voter.node is not None else 0
+
+
+def _leads(voter: Voter) -> bool:
+    return voter.node is not None and voter.node.status.role == "leader"
+
+
+def _burst(cluster: Cluster, voter: Voter, count: int, every_s: float) -> None:
+    for i in range(count):
+        cluster.world.after(every_s * i, lambda: cluster.operator.burst(voter))
+
+
+def _cast(cluster: Cluster, rng: Random, others: int) -> list[Voter]:
+    """The leader and the other voters that are up, in any order; empty when there are too few of them."""
+    leader = cluster.leader()
+    if leader is None or cluster.network.cuts:
+        return []
+    rest = [v for v in cluster.voters if v is not leader and v.alive and not v.paused]
+    rng.shuffle(rest)
+    return [leader, *rest] if len(rest) >= others else []
+
+
+def stale_reply(cluster: Cluster, rng: Random) -> Script:
+    """Acknowledgements of one term reach their leader when it leads again, two terms later.
+
+    The leader writes to one voter alone, whose answers are held back. The others choose another leader, whose log
+    takes the place of what those answers are about. Then the first one leads again, reaches one other voter, and
+    hears the old answers. Needs five voters: with three nobody else could be chosen.
+    """
+    cast = _cast(cluster, rng, 4)
+    if not cast:
+        return
+    network = cluster.network
+    first, reached, *rest = cast
+    cluster.world.tell(f"{first.name} reaches {reached.name} alone; its answers arrive when it leads again")
+    begun = _last(first)
+    try:
+        _cut(cluster, [first, reached], rest)
+        network.cut(reached.name, first.name)
+        # As many as the window of unacknowledged entries takes: the old answers must reach beyond the next terms.
+        _burst(cluster, first, 80, 0.004)
+        if not (yield lambda: any(map(_leads, rest))) or _last(reached) < begun + 40:
+            return
+        cluster.heal(keep_connections=True)
+        _cut(cluster, [first], [reached])
+        second = next(v for v in rest if _leads(v))
+        if not (yield lambda: _last(second) > 0 and _last(first) == _last(second)):
+            return
+        second.call(lambda node: node.hand_over(first.name, 2.0, lambda found: None))
+        cluster.disturb()
+        if not (yield lambda: _leads(first) and first.node is not None and first.node.ready):
+            return
+        _cut(cluster, [first], [v for v in rest if v is not second])
+        network.cuts.discard((reached.name, first.name))
+        network.carry_on()
+        _burst(cluster, first, 20, 0.01)
+        yield 0.6
+    finally:
+        cluster.heal(keep_connections=True)
+
+
+def diverge(cluster: Cluster, rng: Random) -> Script:
+    """A leader that nobody hears fills its log; another one is chosen and stays busy when the first comes back.
+
+    What the first one has to give up is long, and what it has to take instead comes in many pieces.
+    """
+    cast = _cast(cluster, rng, 2)
+    if not cast:
+        return
+    first, *rest = cast
+    cluster.world.tell(f"{first.name} writes alone, and comes back to a busy leader")
+    begun = _last(first)
+    try:
+        _cut(cluster, [first], rest)
+        _burst(cluster, first, 80, 0.004)
+        if not (yield lambda: any(map(_leads, rest))) or _last(first) < begun + 40:
+            return
+        second = next(v for v in rest if _leads(v))
+        _burst(cluster, second, 330, 0.01)
+        yield rng.uniform(0.2, 0.5)
+        cluster.heal(keep_connections=True)
+        yield 3.0
+    finally:
+        cluster.heal(keep_connections=True)
+
+
+def stale_snapshot(cluster: Cluster, rng: Random) -> Script:
+    """A voter that was away fetches a snapshot slowly while the next leader, which kept its log, sends it all entries.
+
+    When the file is there, the voter is long past it.
+    """
+    cast = _cast(cluster, rng, 2)
+    if not cast:
+        return
+    first, away, heir, *_ = cast
+    cluster.world.tell(f"{away.name} will fetch a snapshot of {first.name} while {heir.name} sends it what it lacks")
+    done: list[bool] = []
+
+    def compacts(voter: Voter) -> Callable[[], bool]:
+        done.clear()
+        voter.call(lambda node: node.want_snapshot(0, lambda file: done.append(True)))
+        return lambda: bool(done)
+
+    try:
+        # The heir's next snapshot is far away from now on.
+        if not (yield compacts(heir)):
+            return
+        _cut(cluster, [away], [v for v in cluster.voters if v is not away])
+        left_at = _last(away)
+        _burst(cluster, first, 40, 0.006)
+        if not (yield lambda: _last(heir) >= left_at + 32) or not (yield compacts(first)):
+            return
+        if not _behind(first, left_at) or _behind(heir, left_at):
+            return
+        cluster.slow_down(6.0)
+        network = cluster.network
+        network.cuts.clear()
+        network.carry_on()
+        if not (yield lambda: bool(list(away.directory.glob("*.part")))):
+            return
+        first.call(lambda node: node.hand_over(heir.name, 2.0, lambda found: None))
+        cluster.disturb()
+        yield lambda: _last(away) >= _last(first)
+        yield 1.0
+    finally:
+        cluster.heal(keep_connections=True)
+
+
+def _behind(voter: Voter, index: int) -> bool:
+    """Whether it has compacted the entry after `index`."""
+    return voter.node is not None and voter.node.journal.first_index > index
+
+
+DIRECTED: dict[str, Callable[[Cluster, Random], Script]] = {
+    "stale_reply": stale_reply,
+    "diverge": diverge,
+    "stale_snapshot": stale_snapshot,
+}
