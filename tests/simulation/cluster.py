@@ -15,6 +15,7 @@ from tests.simulation.ledger import Ledger
 from tests.simulation.membership import Membership
 from tests.simulation.network import Network
 from tests.simulation.operator import Operator
+from tests.simulation.progress import Progress
 from tests.simulation.voter import Voter, handshake
 from tests.simulation.world import Broken, World
 
@@ -61,6 +62,7 @@ class Cluster:
         servers |= {f.name: f.serve for f in self.followers}
         self.clients = [Client(i, world, self.voters, checks) for i in range(5)]
         self.operator = Operator(world, self.voters, ledger)
+        self.progress = Progress(world, self.network, self.voters, self.leader)
 
     def _deliver(self, sender: str, receiver: str, message: Raft) -> None:
         self._machines[receiver].deliver(sender, message)
@@ -70,6 +72,7 @@ class Cluster:
             self.world.after(self.world.between(0.0, 0.5), machine.start)
         self._reconnect()
         self.operator.start()
+        self.progress.start()
         for client in self.clients:
             client.start()
 

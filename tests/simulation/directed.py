@@ -156,6 +156,8 @@ def diverge(cluster: Cluster, rng: Random) -> Script:
         second = next(v for v in rest if _leads(v))
         _burst(cluster, second, 330, 0.01)
         yield rng.uniform(0.2, 0.5)
+        # Or what the second one sent all the while would arrive first, in order.
+        cluster.break_connection(first, second)
         cluster.heal(keep_connections=True)
         yield 3.0
     finally:
@@ -183,17 +185,19 @@ def stale_snapshot(cluster: Cluster, rng: Random) -> Script:
         # The heir's next snapshot is far away from now on.
         if not (yield compacts(heir)):
             return
-        _cut(cluster, [away], [v for v in cluster.voters if v is not away])
+        others = [v for v in cluster.voters if v is not away]
+        _cut(cluster, [away], others)
+        for other in others:
+            # Or what is under way would arrive after the cut.
+            cluster.break_connection(away, other)
         left_at = _last(away)
         _burst(cluster, first, 40, 0.006)
         if not (yield lambda: _last(heir) >= left_at + 32) or not (yield compacts(first)):
             return
         if not _behind(first, left_at) or _behind(heir, left_at):
             return
+        cluster.heal(keep_connections=True)
         cluster.slow_down(6.0)
-        network = cluster.network
-        network.cuts.clear()
-        network.carry_on()
         if not (yield lambda: bool(list(away.directory.glob("*.part")))):
             return
         first.call(lambda node: node.hand_over(heir.name, 2.0, lambda found: None))

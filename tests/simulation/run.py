@@ -123,6 +123,7 @@ def _counts(cluster: Cluster) -> dict[str, int]:
         "changes of voters": cluster.membership.changed,
         "messages": cluster.network.messages,
         "digests of followers": checks.followed,
+        "times caught up": cluster.progress.caught_up,
         "jobs started": ledger.started,
         "completed": len(ledger.completed),
         "games": sum(ledger.games.values()),

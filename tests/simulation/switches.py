@@ -105,6 +105,16 @@ def _back_off_by_one(self: Guard, peer: str, append: AppendEntries) -> None:
     _on_append(self, peer, append)
 
 
+def _go_where_told(self: Guard, peer: str, reply: AppendReply) -> None:
+    """The leader follows each rejection, those that others under way have caused too."""
+    inside = self._inside
+    if reply.success or reply.term != inside.term or inside.role != LEADER or peer not in inside.match_index:
+        _take_reply(self, peer, reply)
+        return
+    target = max(reply.next_index, 2)
+    self._deliver(peer, {"type": "next_node_idx", "next_node_idx": target, "reset": True, "success": False})
+
+
 # G5
 
 _offered = Guard._on_offer
@@ -192,14 +202,19 @@ SWITCHES: dict[str, Switch] = {
     "G3": Switch(
         "replies of an earlier term count", [(Guard, "_on_append_reply", _take_any_term)], ("stale_reply",), size=5
     ),
-    "G4": Switch("a rejection backs off by one entry", [(Guard, "_on_append", _back_off_by_one)]),
+    "G4": Switch(
+        "a rejection backs off by one entry",
+        [(Guard, "_on_append", _back_off_by_one), (Guard, "_on_append_reply", _go_where_told)],
+        ("diverge",),
+    ),
     "G5": Switch(
         "the commit index runs ahead of a snapshot", [(Guard, "_on_offer", _commit_on_offer)], ("succession", "pause")
     ),
     "G6": Switch(
         "any snapshot replaces the log",
         [(RaftNode, "_install", _install_always), (Guard, "_on_offer", _offer_always)],
-        ("succession", "pause", "partition"),
+        ("stale_snapshot",),
+        size=3,
     ),
     "G7": Switch("acks and votes leave before their fsync", [(Guard, "_emit", _emit_now)]),
     "G9": Switch("elections ask nobody first", [(Elections, "gate", _gate_open)], ("return_late",), size=3),
