@@ -74,27 +74,24 @@ def tell(outcome: Outcome, options: Options, whole: bool) -> Outcome:
 
 
 def prove(seeds: int, first_seed: int) -> int:
-    """For each correction the first seed that breaks without it; 1 when one was never missed."""
+    """For each correction the first seed that breaks without it; 1 when one was never missed.
+
+    The same seed with the correction has to end well, or it would show nothing.
+    """
     missed = 0
+    print(f"{'off':4} {'seed':>4} {'found at':>10}  {'without it':<42} what noticed", flush=True)
     for name, switch in SWITCHES.items():
         options = Options(kinds=switch.kinds, size=switch.size, disabled=(name,))
-        caught = None
-        for seed in range(first_seed, first_seed + seeds):
-            outcome = simulate(seed, options)
-            if outcome.broken:
-                caught = outcome
-                break
+        runs = (simulate(seed, options) for seed in range(first_seed, first_seed + seeds))
+        caught = next((outcome for outcome in runs if outcome.broken), None)
         if caught is None:
             missed += 1
-            print(f"{name:4} {switch.says}: not missed in {seeds} seeds", flush=True)
+            print(f"{name:4} {'-':>4} {'-':>10}  {switch.says:<42} nothing in {seeds} seeds", flush=True)
             continue
-        control = simulate(caught.seed, replace(options, disabled=()))
-        missed += control.broken is not None
-        print(
-            f"{name:4} {switch.says}: seed {caught.seed} at {caught.virtual_s:.1f} s, {caught.broken}; "
-            f"with the correction: {control.broken or 'nothing breaks'}",
-            flush=True,
-        )
+        control = simulate(caught.seed, replace(options, disabled=())).broken
+        missed += control is not None
+        noticed = f"{caught.broken}" + (f"; BUT WITH THE CORRECTION: {control}" if control else "")
+        print(f"{name:4} {caught.seed:>4} {caught.virtual_s:>8.1f} s  {switch.says:<42} {noticed}", flush=True)
     return 1 if missed else 0
 
 

@@ -123,7 +123,7 @@ class Checks:
         if term is None:
             return
         names = node.membership.voters
-        holding = [v.name for v in self.voters if v.name in names and v.disk.holds(index, term)]
+        holding = [v.name for v in self.voters if v.name in names and v.holds(index, term)]
         if len(holding) < node.membership.quorum:
             raise Broken(
                 f"{leader.name} counts entry {index} of term {term} as committed in term {node.inside.term}, "

@@ -137,6 +137,15 @@ class Cluster:
                 self.disturb()
             machine.start()
 
+    def wipe(self, voter: Voter, back_s: float, noticed_s: float) -> None:
+        """A voter loses its disk and comes back as it was started first, under its old name."""
+        if voter.alive:
+            self.crash(voter)
+        self.world.tell(f"{voter.name} lost its disk")
+        voter.wipe()
+        self.membership.wiped(voter, noticed_s)
+        self.world.after(back_s, lambda: self.restart(voter))
+
     def pause(self, machine: Machine) -> None:
         if machine is self.leader():
             self.disturb()

@@ -98,6 +98,32 @@ def _cast(cluster: Cluster, rng: Random, others: int) -> list[Voter]:
     return [leader, *rest] if len(rest) >= others else []
 
 
+def succession(cluster: Cluster, rng: Random) -> Script:
+    """A busy leader on a slow network dies; its heir has more than another voter, which has more than it knows.
+
+    The heir sends that one what it may hold already, in several messages, each with the time for a sync between.
+    """
+    cast = _cast(cluster, rng, 2)
+    if not cast:
+        return
+    first, third, *heirs = cast
+    cluster.world.tell(f"{first.name} writes much over a slow network, then not to {third.name}, then loses its power")
+    try:
+        cluster.slow_down(rng.uniform(30.0, 60.0))
+        _burst(cluster, first, 90, 0.006)
+        yield rng.uniform(0.3, 0.45)
+        cluster.network.cut(first.name, third.name)
+        yield rng.uniform(0.05, 0.15)
+        if not first.alive:
+            return
+        cluster.crash(first)
+        cluster.world.after(rng.uniform(2.0, 3.0), lambda: cluster.restart(first))
+        if (yield lambda: any(map(_leads, heirs))):
+            yield 0.8
+    finally:
+        cluster.heal(keep_connections=True)
+
+
 def stale_reply(cluster: Cluster, rng: Random) -> Script:
     """Acknowledgements of one term reach their leader when it leads again, two terms later.
 
@@ -208,13 +234,51 @@ def stale_snapshot(cluster: Cluster, rng: Random) -> Script:
         cluster.heal(keep_connections=True)
 
 
+def return_empty(cluster: Cluster, rng: Random) -> Script:
+    """Of the two voters that hold what was acknowledged, one loses its disk and the other its power.
+
+    Were the empty one to vote under its old name, it would make the third one, which knows nothing of it, the leader.
+    """
+    cast = _cast(cluster, rng, 2)
+    if not cast:
+        return
+    first, *rest = cast
+    # Together with the leader they are just enough; the others are away.
+    needed = len(cluster.voters) // 2
+    wiped, away = rest[0], rest[needed:]
+    if not cluster.membership.may_wipe(wiped) or not away:
+        return
+    cluster.world.tell(f"{wiped.name} and {first.name} hold what {[v.name for v in away]} will not know")
+    begun = cluster.checks.acknowledged_to
+    try:
+        _cut(cluster, away, [v for v in cluster.voters if v not in away])
+        _burst(cluster, first, 30, 0.005)
+        if not (yield lambda: cluster.checks.acknowledged_to > begun + 20) or not _leads(first):
+            return
+        cluster.wipe(wiped, 0.05, 4.0)
+        down = [v for v in cluster.voters if v is not wiped and v not in away and v.alive]
+        for voter in down:
+            cluster.crash(voter)
+            cluster.world.after(rng.uniform(2.0, 2.5), lambda voter=voter: cluster.restart(voter))  # type: ignore[misc]
+        for voter in away:
+            for other in (wiped, *down):
+                # Or what was on its way to the one that is away would arrive.
+                cluster.break_connection(voter, other)
+        cluster.heal(keep_connections=True)
+        yield 2.5
+    finally:
+        cluster.heal(keep_connections=True)
+
+
 def _behind(voter: Voter, index: int) -> bool:
     """Whether it has compacted the entry after `index`."""
     return voter.node is not None and voter.node.journal.first_index > index
 
 
 DIRECTED: dict[str, Callable[[Cluster, Random], Script]] = {
+    "succession": succession,
     "stale_reply": stale_reply,
     "diverge": diverge,
     "stale_snapshot": stale_snapshot,
+    "return_empty": return_empty,
 }

@@ -87,6 +87,11 @@ class Faults:
         for voter in self._cluster.voters:
             self._down(voter)
 
+    def _wipe(self) -> None:
+        voter = self._some()
+        if self._cluster.membership.may_wipe(voter):
+            self._cluster.wipe(voter, self._rng.uniform(0.01, 1.0), self._rng.uniform(0.5, 3.0))
+
     def _crash_follower(self) -> None:
         self._down(self._rng.choice(self._cluster.followers))
 
@@ -120,28 +125,6 @@ class Faults:
             self._cluster.heal()
 
         self._when_writing(slow[0], off, after=self._rng.uniform(0.05, 0.4))
-
-    def _succession(self) -> None:
-        """A busy leader on a slow network dies; its heir has more than another voter, which has more than it knows.
-
-        The heir sends that one what it may hold already, in several messages.
-        """
-        leader = self._cluster.leader()
-        others = self._others(leader) if leader is not None else []
-        if leader is None or len(others) < 2:
-            return
-        self._tell(f"{leader.name} writes much over a slow network, then not to {others[0].name}, then loses its power")
-        self._cluster.slow_down(self._rng.uniform(30.0, 60.0))
-        for i in range(70):
-            self._world.after(0.006 * i, lambda: self._cluster.operator.burst(leader))
-        cut_at = self._rng.uniform(0.25, 0.4)
-        self._world.after(cut_at, lambda: self._cluster.network.cut(leader.name, others[0].name))
-
-        def off() -> None:
-            self._cluster.heal()
-            self._down(leader, 1.0, 2.5)
-
-        self._world.after(cut_at + self._rng.uniform(0.05, 0.2), off)
 
     def _when_writing(self, voter: Voter, then: Callable[[], None], *, after: float) -> None:
         """Run `then` a while into a batch's way to the disk, or after half a second without one."""

@@ -121,6 +121,8 @@ def _counts(cluster: Cluster) -> dict[str, int]:
         "installs": checks.installs,
         "terms": max(checks.leaders, default=0),
         "changes of voters": cluster.membership.changed,
+        "disks lost": cluster.membership.wipes,
+        "voters replaced": cluster.membership.replaced,
         "messages": cluster.network.messages,
         "digests of followers": checks.followed,
         "times caught up": cluster.progress.caught_up,

@@ -17,13 +17,23 @@ from msgspec.structs import replace
 from ringrift_cluster.raft.elections import Elections
 from ringrift_cluster.raft.guard import Guard
 from ringrift_cluster.raft.handover import Handover
-from ringrift_cluster.raft.messages import AppendEntries, AppendReply, Message, OfferSnapshot, TimeoutNow
+from ringrift_cluster.raft.membership import WELCOME, Membership
+from ringrift_cluster.raft.messages import (
+    AppendEntries,
+    AppendReply,
+    Hello,
+    Message,
+    OfferSnapshot,
+    TimeoutNow,
+    Welcome,
+)
 from ringrift_cluster.raft.node import RaftNode
 from ringrift_cluster.raft.privates import LEADER
 from ringrift_cluster.raft.proposals import Proposals
 from ringrift_cluster.raft.snapshots import SnapshotFile
 from statemachine.machine import Machine
 from statemachine.snapshot import Header
+from statemachine.values import Voter
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,6 +191,22 @@ def _no_deadline(self: Proposals, now: float) -> None:
     """Nothing that was proposed ever ends without its answer."""
 
 
+# G14
+
+
+def _believe_the_name(self: Membership, own: Voter | None) -> bool:
+    """Whoever has the name is the voter, whatever it holds."""
+    return own is not None
+
+
+def _welcome_the_name(self: Membership, hello: Hello) -> Welcome:
+    known = self.configuration.of(hello.node_id) is not None
+    return WELCOME if known else _judge(self, hello)
+
+
+_judge = Membership._judge
+
+
 # G15
 
 
@@ -221,6 +247,12 @@ SWITCHES: dict[str, Switch] = {
     "G13": Switch(
         "callbacks may never come",
         [(Proposals, "peer_lost", _never_mind), (Proposals, "expire", _no_deadline)],
+    ),
+    "G14": Switch(
+        "a voter is its name, not its log",
+        [(Membership, "_is_us", _believe_the_name), (Membership, "_judge", _welcome_the_name)],
+        ("return_empty",),
+        size=3,
     ),
     "G15": Switch("a transfer does not hold proposals", [(Handover, "_advance", _transfer_at_once)]),
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +14,7 @@ import httpx
 from ringrift_cluster.controllers.runner import Controllers
 from ringrift_cluster.raft.conf import Limits, Timing, VoterConfig
 from ringrift_cluster.raft.engine import RaftReplica
-from ringrift_cluster.raft.errors import DiskFailed, Removed
+from ringrift_cluster.raft.errors import DiskFailed, DiskLost, Removed
 from ringrift_cluster.raft.messages import Hello, Message, Raft, Welcome
 from ringrift_cluster.raft.node import RaftNode
 from ringrift_cluster.raft.seams import outside
@@ -76,6 +77,8 @@ class Voter:
         # Clocks run up to a twentieth apart, and no two show the same time.
         self._rate = Random(f"clock {name} {world.seed}").uniform(0.95, 1.05)
         self.disk = Disk(name)
+        #: what it held before its disk was lost
+        self.lost: Disk | None = None
         self.node: RaftNode | None = None
         self._life: Life | None = None
         #: counts lives, so that what belongs to an earlier one is recognised
@@ -94,6 +97,8 @@ class Voter:
         self._calls: list[Callable[[], None]] = []
         self._busy = False
         self._turn_due = False
+        #: messages came since the last turn began
+        self._heard = False
         self._durable: list[Callable[[], None]] = []
         self._working = False
         #: called when the process ended by itself
@@ -114,7 +119,7 @@ class Voter:
         world = self._world
         self.life += 1
         self.paused = False
-        self._busy = self._turn_due = self._working = False
+        self._busy = self._turn_due = self._working = self._heard = False
         self._calls, self._durable = [], []
         self.directory.mkdir(exist_ok=True)
         config = VoterConfig(
@@ -157,6 +162,26 @@ class Voter:
             self._tear()
         self._end()
 
+    def wipe(self) -> None:
+        """While it is down, an empty disk takes the place of its disk."""
+        self.lost, self.disk = self.disk, Disk(self.name)
+        self.disk.committed = self.lost.committed
+        shutil.rmtree(self.directory)
+
+    def holds(self, index: int, term: int) -> bool:
+        """Whether an entry is on its disk, or was until that was lost: a lost log never counts again."""
+        return self.disk.holds(index, term) or (self.lost is not None and self.lost.holds(index, term))
+
+    def welcomed(self, hello: Hello, answer: Welcome) -> bool:
+        """Take a peer's answer; returns whether both go on."""
+        assert self.node is not None
+        try:
+            self.node.welcomed(hello, answer)
+        except DiskLost as error:
+            self._end()
+            self.on_end(str(error))
+        return not answer.reason
+
     def _leave(self) -> None:
         self._end()
         self.on_removed()
@@ -194,6 +219,7 @@ class Voter:
     def deliver(self, peer: str, message: Raft) -> None:
         if self.node is not None:
             self.node.deliver(peer, message)
+            self._heard = True
             self.wake()
 
     def call(self, action: Callable[[RaftNode], None]) -> None:
@@ -259,8 +285,9 @@ class Voter:
         if life != self.life or self.node is None:
             return
         self._turn_due = False
-        if self.paused:
+        if self.paused or self._busy:
             return
+        self._heard = False
         self.enter()
         calls, self._calls = self._calls, []
         for call in calls:
@@ -322,7 +349,7 @@ class Voter:
                 self.call(lambda _: job.finish())
 
             self._world.after(self._world.between(0.002, 0.2), work)
-        if node.dirty or node.behind or self._calls:
+        if node.dirty or node.behind or self._heard or self._calls or self._durable:
             self.wake()
 
 
@@ -346,9 +373,8 @@ def handshake(world: World, network: Network, a: Voter, b: Voter) -> None:
     def finish() -> None:
         if not same() or a.node is None or b.node is None or network.connection(a.name, b.name):
             return
-        a.node.welcomed(state["b"][0], state["a"][1])
-        b.node.welcomed(state["a"][0], state["b"][1])
-        if state["a"][1].reason or state["b"][1].reason:
+        let_in = [a.welcomed(state["b"][0], state["a"][1]), b.welcomed(state["a"][0], state["b"][1])]
+        if not all(let_in) or a.node is None or b.node is None:
             return
         network.open(a.name, b.name)
         a.node.connected(b.name)
