@@ -12,7 +12,7 @@ from ringrift_cluster.raft.configuration import of_state
 from ringrift_cluster.raft.counters import Counters
 from ringrift_cluster.raft.journal import Journal
 from ringrift_cluster.raft.membership import Membership
-from ringrift_cluster.raft.snapshots import SnapshotDir, SnapshotFile, digest
+from ringrift_cluster.raft.snapshots import FETCH_GRACE_S, SnapshotDir, SnapshotFile, digest
 from statemachine.machine import Machine
 from statemachine.snapshot import freeze, header
 
@@ -57,6 +57,8 @@ class Compaction:
         self._pruned_at = 0.0
         #: the file that each voter began to fetch last
         self._fetched: dict[str, tuple[int, int]] = {}
+        #: where the file stands that each voter read from, and when it did last
+        self._reading: dict[str, tuple[int, float]] = {}
         #: work for another thread
         self.jobs: deque[Job] = deque()
 
@@ -120,6 +122,10 @@ class Compaction:
 
         self.jobs.append(Job(run, finish))
 
+    def reads(self, peer: str, index: int) -> None:
+        """A voter got a part of the file at `index`."""
+        self._reading[peer] = (index, self._clock())
+
     def asked_again(self, peer: str, index: int, term: int, machine: Callable[[], Machine]) -> None:
         """A voter fetches a file from its beginning; for the second time, the first copy was no good there.
 
@@ -163,5 +169,9 @@ class Compaction:
             if size > self._limits.tail_bytes:
                 keep_from = index
                 break
+        if self._journal.size_bytes <= self._limits.fetched_tail_bytes:
+            # Without the entries that follow it, the file would be of no use to whoever has fetched it.
+            since = self._clock() - FETCH_GRACE_S
+            keep_from = min([keep_from, *(index for index, at in self._reading.values() if at > since)])
         if keep_from > self._journal.first_index:
             self._journal.drop_before(keep_from)

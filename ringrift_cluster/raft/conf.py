@@ -51,6 +51,8 @@ class Limits:
     #: entries kept behind the snapshot, so that a voter that was away rarely needs one
     tail_entries: int = 5_000
     tail_bytes: int = 32 * MEBIBYTE
+    #: while a voter fetches a snapshot the entries after it are kept, as long as all of them have no more bytes
+    fetched_tail_bytes: int = 256 * MEBIBYTE
     #: applied entries kept for followers
     window_entries: int = 50_000
     window_bytes: int = 64 * MEBIBYTE

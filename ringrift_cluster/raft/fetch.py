@@ -39,15 +39,20 @@ class Fetch:
     def want(self, peer: str, offer: OfferSnapshot, now: float) -> None:
         """The leader offers a file we need."""
         running = self._transfer
-        if running is not None and running.complete:
-            # It is being verified in another thread.
-            return
-        if running is not None and running.offer.sha256 == offer.sha256:
-            if running.peer != peer or now - running.asked_at > RETRY_S:
+        if running is not None:
+            if running.complete:
+                # It is being verified in another thread.
+                return
+            same = running.offer.sha256 == offer.sha256
+            silent = now - running.asked_at > RETRY_S
+            if (same and running.peer != peer) or (silent and (same or running.peer == peer)):
                 running.peer = peer
                 self._ask(running, now)
-            return
-        if running is not None:
+                return
+            if same or not silent:
+                # A busy leader has a newer file before the first one is here. It keeps that one, and what follows it,
+                # for us; whoever turned to the newer file each time would never have one.
+                return
             running.path.unlink(missing_ok=True)
         path = self._directory / f"{offer.index}-{offer.snapshot_term}-{offer.sha256[:16]}.part"
         self._transfer = _Transfer(offer, peer, path, 0, now)

@@ -470,6 +470,8 @@ class RaftNode:
             request.index, request.snapshot_term, request.offset, self.config.limits.part_bytes, now
         )
         self._send(peer, Part(request.index, request.snapshot_term, request.offset, data))
+        if data:
+            self._compaction.reads(peer, request.index)
         if request.offset == 0:
             self._compaction.asked_again(peer, request.index, request.snapshot_term, lambda: self.machine)
 

@@ -184,7 +184,9 @@ class Proposals:
         if index in self._in_flight:
             # This voter led before, and its entry from then left its log. Another log may hold it still.
             for proposal, _ in self._land(index).parts:
-                proposal.end(OutcomeUnknown("leadership moved while the entry was under way; repeat it under the same id"))
+                proposal.end(
+                    OutcomeUnknown("leadership moved while the entry was under way; repeat it under the same id")
+                )
         self._in_flight[index] = group
         self._in_flight_bytes += group.size_bytes
         self._in_flight_commands += group.commands

@@ -99,6 +99,40 @@ class TestAnOfferedSnapshot:
         ((peer, asked),) = voter.take(FetchPart)
         assert (peer, asked.offset) == ("a", 200)
 
+    def test_a_newer_file_of_the_same_leader_does_not_end_a_transfer(self, tmp_path):
+        other, file = source(tmp_path / "a")
+        voter = Guarded(tmp_path / "c", node_id="c")
+        voter.get("b", offer(file))
+        fetch(voter, other, most=2)
+        newer = OfferSnapshot(1, file.index + 20, file.term, file.size_bytes, "0" * 64)
+        voter.get("b", newer)
+        ((_, asked),) = voter.take(FetchPart)
+        assert (asked.index, asked.offset) == (file.index, 200)
+        # A part that got lost is asked for again, of the same file.
+        voter.time.now += 1.5
+        voter.get("b", newer)
+        ((_, asked),) = voter.take(FetchPart)
+        assert (asked.index, asked.offset) == (file.index, 200)
+        # Gone there: the newer one it is.
+        voter.get("b", Part(file.index, file.term, 200, b""))
+        voter.get("b", newer)
+        ((_, asked),) = voter.take(FetchPart)
+        assert (asked.index, asked.offset) == (newer.index, 0)
+
+    def test_another_leaders_file_takes_its_place_once_the_first_leader_is_silent(self, tmp_path):
+        other, file = source(tmp_path / "a")
+        voter = Guarded(tmp_path / "c", node_id="c")
+        voter.get("b", offer(file))
+        fetch(voter, other, most=2)
+        voter.take(FetchPart)
+        newer = OfferSnapshot(2, file.index + 20, file.term, file.size_bytes, "0" * 64)
+        voter.get("a", newer)
+        assert not voter.take(FetchPart)
+        voter.time.now += 1.5
+        voter.get("a", newer)
+        ((peer, asked),) = voter.take(FetchPart)
+        assert (peer, asked.index, asked.offset) == ("a", newer.index, 0)
+
     def test_a_bad_transfer_is_thrown_away_and_tried_again(self, tmp_path):
         other, file = source(tmp_path / "a")
         voter = Guarded(tmp_path / "c", node_id="c")
@@ -221,6 +255,37 @@ class TestALeaderWithACompactedLog:
         voter.take(Part)
         voter.get("c", FetchPart(given.index, given.snapshot_term, 100))
         assert voter.take(Part)[0][1].data
+
+    def _compacts_while_c_fetches(self, voter: Guarded) -> int:
+        """Returns the index of the file that c began to fetch."""
+        voter.get("c", AppendReply(voter.inside.term, 2, False, 1))
+        given = voter.take(OfferSnapshot)[0][1]
+        voter.get("c", FetchPart(given.index, given.snapshot_term, 0))
+        for _ in range(90):
+            voter.node.submit([], 5.0, lambda outcome: None)
+            voter.turn()
+            voter.acknowledge("b", voter.node.journal.last_index)
+            run_jobs(voter)
+        latest = voter.node._snapshots.latest
+        assert latest is not None
+        assert latest.index - 5 > given.index
+        return given.index
+
+    def test_what_follows_the_file_of_a_running_transfer_stays_in_the_log(self, tmp_path):
+        voter = self._leader(tmp_path, part_bytes=100)
+        fetched = self._compacts_while_c_fetches(voter)
+        assert voter.node.journal.first_index <= fetched
+        voter.sent.clear()
+        voter.get("c", AppendReply(voter.inside.term, fetched + 1, True, fetched))
+        voter.time.now += 0.2
+        voter.get("c", AppendReply(voter.inside.term, fetched + 1, False, fetched))
+        assert not voter.take(OfferSnapshot)
+        assert next(m.prev_index for p, m in voter.take(AppendEntries) if p == "c" and m.entries) == fetched
+
+    def test_what_is_kept_for_a_transfer_is_bounded(self, tmp_path):
+        voter = self._leader(tmp_path, part_bytes=100, fetched_tail_bytes=100)
+        fetched = self._compacts_while_c_fetches(voter)
+        assert voter.node.journal.first_index > fetched
 
 
 class TestASnapshotForFollowers:
