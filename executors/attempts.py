@@ -232,11 +232,8 @@ class Attempt:
         work, template = self.assignment.work, self.assignment.template
         now = self.bench.clock.wall_ms()
         if template is None:
-            name = work.spec.template
-            text = f"the setting template/{name} does not exist; set it and retry the item"
-            return Failure("user", text if name else "the item names no template; add it again with one").command(
-                self.job, now
-            )
+            text = f"the setting template/{work.spec.template} does not exist; set it and retry the item"
+            return Failure("user", text).command(self.job, now)
         try:
             files = await self._inputs()
         except asyncio.CancelledError:

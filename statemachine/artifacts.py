@@ -46,11 +46,21 @@ def made(txn: Txn, output: Output, work: Work, job: Job) -> None:
             ),
         )
     if output.kind == "model":
-        models.register(txn, output.digest, work, parent=model)
+        spec = work.spec
+        initial = spec.work_type == "initial"
+        models.register(txn, output.digest, spec.config, work=spec.work, initial=initial, parent=model)
 
 
 def register(txn: Txn, cmd: RegisterArtifact) -> bool:
+    """Make a file known that no job of this cluster made; one of kind `model` is a candidate of its config."""
     old = txn.artifacts.get(cmd.digest)
+    if cmd.artifact_kind == "model":
+        config = cmd.config or (old.config if old is not None else "")
+        if not config:
+            raise Refused(Code.INVALID, f"model {cmd.digest[:12]} names no config; say which one it plays")
+        if old is not None and old.kind != "model":
+            raise Refused(Code.CONFLICT, f"artifact {cmd.digest} is known as {old.kind}, it cannot become a model")
+        models.register(txn, cmd.digest, config)
     if old is not None:
         if old.size_bytes != cmd.size_bytes:
             raise Refused(Code.CONFLICT, f"artifact {cmd.digest} is {old.size_bytes} bytes long, not {cmd.size_bytes}")

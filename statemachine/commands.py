@@ -80,6 +80,16 @@ class DrainPeer(Base, frozen=True, tag="peer.drain"):
     deadline_ms: Natural = 0
 
 
+class DrainGpu(Base, frozen=True, tag="gpu.drain"):
+    """Take one GPU of a peer out of placement for a while (0: until it is lifted), or put it back."""
+
+    peer: Id
+    gpu: Id
+    drain: bool
+    reason: Short = ""
+    for_ms: Annotated[int, Meta(ge=0, le=10**12)] = 0
+
+
 class RemovePeer(Base, frozen=True, tag="peer.remove"):
     """Forget a peer that is dead or drained; its live jobs are lost at once."""
 
@@ -98,7 +108,8 @@ class AddWork(Base, frozen=True, tag="work.add"):
     params: Params = {}
     inputs: Annotated[tuple[Input, ...], Meta(max_length=1024)] = ()
     depends_on: Annotated[tuple[Id, ...], Meta(max_length=64)] = ()
-    needs: Needs = Needs()
+    #: None is what its template says, or one CPU slot
+    needs: Needs | None = None
     max_attempts: Annotated[int, Meta(ge=1, le=100)] = 3
     #: how long an attempt may run; 0 is the setting of its type
     timeout_ms: Natural = 0
@@ -404,6 +415,7 @@ Effect = (
     | RecordHeartbeats
     | VouchForPeer
     | DrainPeer
+    | DrainGpu
     | RemovePeer
     | AddWork
     | ClaimWork

@@ -78,6 +78,9 @@ def _peer_due(row: Peer, timing: Timing, retention: Retention) -> int:
         due = row.heard_at_ms + retention.dead_peer_ms
     if row.drain_deadline_ms:
         due = min(due, row.drain_deadline_ms)
+    for drain in row.gpu_drains:
+        if drain.until_ms:
+            due = min(due, drain.until_ms)
     return max(due, 1)
 
 

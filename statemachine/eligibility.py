@@ -16,6 +16,8 @@ from statemachine.values import Needs
 
 #: an item of one of these types runs at most once at a time per config
 EXCLUSIVE_TYPES = frozenset({"training", "initial"})
+#: a job of one of these types shares its GPUs with nobody, whatever VRAM it reserves
+WHOLE_GPU_TYPES = frozenset({"training"})
 
 
 class Obstacle(Struct, frozen=True):
@@ -44,8 +46,8 @@ def item_obstacle(
     return None
 
 
-def peer_obstacle(peer: Peer, needs: Needs, held: Iterable[Job], limits: Limits) -> Obstacle | None:
-    """What keeps a peer from taking something with these needs beside the jobs it holds."""
+def peer_obstacle(peer: Peer, work_type: str, needs: Needs, held: Iterable[Job], limits: Limits) -> Obstacle | None:
+    """What keeps a peer from taking something of this type and needs beside the jobs it holds."""
     facts = peer.facts
     if peer.status is not PeerStatus.ALIVE:
         return Obstacle(f"peer_{peer.status}", f"{peer.peer} is {peer.status}")
@@ -65,26 +67,50 @@ def peer_obstacle(peer: Peer, needs: Needs, held: Iterable[Job], limits: Limits)
     ram = sum(job.needs.ram_bytes for job in jobs)
     if needs.ram_bytes and ram + needs.ram_bytes > facts.ram_bytes:
         return Obstacle("ram", f"{peer.peer} has {ram} of {facts.ram_bytes} bytes of RAM reserved")
+    disk = sum(job.needs.disk_bytes for job in jobs)
+    if needs.disk_bytes and disk + needs.disk_bytes > facts.disk_free_bytes:
+        return Obstacle("disk", f"{peer.peer} has {disk} of {facts.disk_free_bytes} free bytes of disk reserved")
     if needs.gpus:
-        free = free_gpus(peer, needs, jobs)
+        free = free_gpus(peer, work_type, needs, jobs, limits)
         if len(free) < needs.gpus:
-            return Obstacle("gpu", f"{peer.peer} has {len(free)} free GPUs that fit, {needs.gpus} are needed")
+            text = f"{peer.peer} has {len(free)} free GPUs that fit, {needs.gpus} are needed"
+            return Obstacle("gpu", text + _out_of_service(peer))
     return None
 
 
-def free_gpus(peer: Peer, needs: Needs, held: Iterable[Job]) -> list[str]:
-    """UUIDs of healthy GPUs with room for `needs.vram_bytes`, most free memory first.
+def takes_whole(work_type: str, needs: Needs) -> bool:
+    """Whether a job shares its GPUs with nobody: a training always, another when it reserves no VRAM."""
+    return work_type in WHOLE_GPU_TYPES or not needs.vram_bytes
 
-    A job that reserves no VRAM takes its GPU whole; so does one placed beside it.
+
+def free_gpus(peer: Peer, work_type: str, needs: Needs, held: Iterable[Job], limits: Limits) -> list[str]:
+    """UUIDs of GPUs in service with room for a job of this type and needs, most free memory first.
+
+    What strangers hold is not free, and a GPU where strangers hold memory is nobody's whole GPU.
     """
-    used: dict[str, int] = {}
+    reserved: dict[str, int] = {}
+    sharers: dict[str, int] = {}
     for job in held:
+        taken = 2**62 if takes_whole(job.work_type, job.needs) else job.needs.vram_bytes
         for uuid in job.gpus:
-            used[uuid] = used.get(uuid, 0) + (job.needs.vram_bytes or 2**62)
-    room = [
-        (gpu.memory_bytes - used.get(gpu.uuid, 0), gpu.uuid)
-        for gpu in peer.facts.gpus
-        if not gpu.fault and (needs.vram_bytes or gpu.uuid not in used)
-    ]
-    fits = [(-free, uuid) for free, uuid in room if free >= needs.vram_bytes and free > 0]
+            reserved[uuid] = reserved.get(uuid, 0) + taken
+            sharers[uuid] = sharers.get(uuid, 0) + 1
+    drained = {drain.gpu for drain in peer.gpu_drains}
+    whole = takes_whole(work_type, needs)
+    fits = []
+    for gpu in peer.facts.gpus:
+        shared = sharers.get(gpu.uuid, 0)
+        if gpu.fault or gpu.uuid in drained or shared >= limits.jobs_per_gpu:
+            continue
+        free = gpu.memory_bytes - gpu.foreign_bytes - reserved.get(gpu.uuid, 0)
+        if free <= 0 or free < needs.vram_bytes or (whole and (shared or gpu.foreign_bytes)):
+            continue
+        fits.append((-free, gpu.uuid))
     return [uuid for _, uuid in sorted(fits)]
+
+
+def _out_of_service(peer: Peer) -> str:
+    """What is said of its GPUs that are not offered; empty when all are."""
+    out = {drain.gpu: f"drained: {drain.reason or 'by an operator'}" for drain in peer.gpu_drains}
+    out |= {gpu.uuid: gpu.fault for gpu in peer.facts.gpus if gpu.fault}
+    return "".join(f"; {uuid} is out ({reason})" for uuid, reason in sorted(out.items())[:3])

@@ -29,12 +29,14 @@ from statemachine.values import JobProgress
 
 #: looking a member up on its class costs a Python call
 _STARTING, _RUNNING, _SUCCEEDED = Actual.STARTING, Actual.RUNNING, Actual.SUCCEEDED
-_STOPPED, _LOST = Actual.STOPPED, Actual.LOST
+_STOPPED, _FAILED, _LOST = Actual.STOPPED, Actual.FAILED, Actual.LOST
 _CLAIMED, _WORK_RUNS, _COMPLETED = WorkStatus.CLAIMED, WorkStatus.RUNNING, WorkStatus.COMPLETED
 _STOP = Desired.STOP
 
 #: failures that say nothing about the item: the attempt is given back
 BLAMELESS = frozenset({"infrastructure", "preempted", "stopped"})
+#: the class of an item that failed on so many nodes that it is held to blame itself
+POISONED = "poisoned"
 #: bindings an item may use up without ever burning its attempts
 GRANTS_PER_ATTEMPT = 20
 
@@ -163,7 +165,7 @@ def complete(txn: Txn, cmd: CompleteJob) -> dict[str, object]:
 def fail(txn: Txn, cmd: FailJob) -> str:
     """Take a failure; answers where its item went."""
     row = held(txn, cmd.job, cmd.fence)
-    to = _STOPPED if cmd.error_class == "stopped" else Actual.FAILED
+    to = _STOPPED if cmd.error_class == "stopped" else _FAILED
     if row.actual is to:
         return txn.work.require(row.work).status
     move(row, to)
@@ -176,7 +178,7 @@ def fail(txn: Txn, cmd: FailJob) -> str:
         error_class=cmd.error_class,
         error=cmd.error,
     )
-    if to is Actual.FAILED:
+    if to is _FAILED:
         _blame(txn, row.peer)
         txn.emit("JobFailed", row.job, peer=row.peer, error_class=cmd.error_class, error=cmd.error[:200])
     return _give_back(txn, row, cmd.error_class, cmd.error)
@@ -243,7 +245,8 @@ def _give_back(txn: Txn, row: Job, error_class: str, reason: str) -> str:
     if burnt >= work.spec.max_attempts:
         end = f"all {work.spec.max_attempts} attempts failed; the last one said: {reason}"
     elif len(set(failed_on)) >= limits.poisoned_after_peers:
-        end = f"it failed on {len(set(failed_on))} nodes ({', '.join(sorted(set(failed_on)))}); the last said: {reason}"
+        end = f"it failed on {len(set(failed_on))} nodes and is held back: {_evidence(txn, work)}"
+        txn.work.change(work.work, error_class=POISONED)
     elif work.grants - work.grants_before >= GRANTS_PER_ATTEMPT * work.spec.max_attempts:
         end = f"it was given to nodes {work.grants} times and never got through; the last said: {reason}"
     if end:
@@ -257,6 +260,16 @@ def _give_back(txn: Txn, row: Job, error_class: str, reason: str) -> str:
     txn.work.change(work.work, status=WorkStatus.PENDING, ready_at_ms=txn.now_ms + delay)
     txn.emit("WorkReturned", work.work, reason=reason[:200], error_class=error_class)
     return WorkStatus.PENDING
+
+
+def _evidence(txn: Txn, work: Work) -> str:
+    """The last words of its attempts on each node."""
+    said: dict[str, str] = {}
+    for number in range(work.grants_before + 1, work.grants + 1):
+        job = txn.jobs.require(f"{work.work}.{number}")
+        if job.actual is _FAILED and job.error_class not in BLAMELESS:
+            said[job.peer] = f"{job.peer} ({job.error_class}): {job.error[:200]}"
+    return "; ".join(said[peer] for peer in sorted(said))
 
 
 def _dead_letter(txn: Txn, work: Work, reason: str) -> None:

@@ -40,6 +40,7 @@ HANDLERS: dict[type[Struct], Handler] = {
     c.RecordHeartbeats: peers.heartbeats,
     c.VouchForPeer: peers.vouch,
     c.DrainPeer: peers.drain,
+    c.DrainGpu: peers.drain_gpu,
     c.RemovePeer: peers.remove,
     c.AddWork: work.add,
     c.ClaimWork: work.claim,

@@ -14,7 +14,7 @@ from msgspec.structs import replace
 from statemachine.commands import PromoteModel, RollbackModel
 from statemachine.errors import Code, Refused
 from statemachine.matches import model_of
-from statemachine.rows import GauntletStatus, Model, ModelStatus, Totals, Work
+from statemachine.rows import GauntletStatus, Model, ModelStatus, Totals
 from statemachine.state import Txn
 
 #: kinds of evidence a promotion may name
@@ -25,20 +25,23 @@ def totals_of(txn: Txn, config: str) -> Totals:
     return txn.totals.get(config) or Totals(config)
 
 
-def register(txn: Txn, digest: str, work: Work, parent: str) -> None:
-    """Make a model known as a candidate; the same weights trained again stay one model."""
-    config = work.spec.config
+def register(txn: Txn, digest: str, config: str, *, work: str = "", initial: bool = False, parent: str = "") -> None:
+    """Make a model known as a candidate of its config; the same weights again stay one model.
+
+    `work` is the item that made it, empty for one that was brought from outside.
+    """
     old = txn.models.get(digest)
     if old is not None:
         if old.config != config:
+            made = f" by work {work!r}" if work else ""
             raise Refused(
                 Code.CONFLICT,
-                f"work {work.work!r} of {config} made model {digest[:12]}, which is a model of {old.config} already; "
+                f"model {digest[:12]} for {config or 'no config'}{made} is a model of {old.config} already; "
                 "give each config weights of its own",
             )
         return
     totals = totals_of(txn, config)
-    generation = 0 if work.spec.work_type == "initial" else totals.generations + 1
+    generation = 0 if initial else totals.generations + 1
     txn.totals.put(config, replace(totals, generations=max(totals.generations, generation)))
     txn.models.put(
         digest,
@@ -50,7 +53,7 @@ def register(txn: Txn, digest: str, work: Work, parent: str) -> None:
             seq=txn.next_seq(),
             created_at_ms=txn.now_ms,
             parent=parent,
-            work=work.work,
+            work=work,
             games_seen=totals.games,
         ),
     )

@@ -10,10 +10,14 @@ leader to move the clock.
 from __future__ import annotations
 
 from statemachine import artifacts, jobs, tokens
-from statemachine.commands import DrainPeer, JoinPeer, RecordHeartbeats, RemovePeer, VouchForPeer
+from statemachine.commands import DrainGpu, DrainPeer, JoinPeer, RecordHeartbeats, RemovePeer, VouchForPeer
 from statemachine.errors import Code, Refused
 from statemachine.rows import Peer, PeerStatus
 from statemachine.state import Txn
+from statemachine.values import GpuDrain
+
+#: drained GPUs of one peer; as many as it may have
+MAX_GPU_DRAINS = 64
 
 
 def join(txn: Txn, cmd: JoinPeer) -> dict[str, int]:
@@ -120,6 +124,29 @@ def drain(txn: Txn, cmd: DrainPeer) -> bool:
     return cmd.drain
 
 
+def drain_gpu(txn: Txn, cmd: DrainGpu) -> bool:
+    """Take one GPU out of placement or put it back. A drain that is there and lasts longer stays as it is."""
+    row = txn.peers.require(cmd.peer)
+    old = next((d for d in row.gpu_drains if d.gpu == cmd.gpu), None)
+    others = tuple(d for d in row.gpu_drains if d.gpu != cmd.gpu)
+    if not cmd.drain:
+        if old is not None:
+            txn.peers.change(cmd.peer, gpu_drains=others)
+            txn.emit("GpuUndrained", cmd.peer, gpu=cmd.gpu, reason=cmd.reason)
+        return False
+    if old is None and cmd.gpu not in {gpu.uuid for gpu in row.facts.gpus}:
+        known = ", ".join(gpu.uuid for gpu in row.facts.gpus) or "none"
+        raise Refused(Code.NOT_FOUND, f"peer {cmd.peer!r} has no GPU {cmd.gpu!r}; its GPUs are {known}")
+    if len(others) >= MAX_GPU_DRAINS:
+        raise Refused(Code.LIMIT, f"peer {cmd.peer!r} has {len(others)} drained GPUs; lift some, or drain the peer")
+    until = txn.now_ms + cmd.for_ms if cmd.for_ms else 0
+    if old is not None and (not old.until_ms or 0 < until <= old.until_ms):
+        return True
+    txn.peers.change(cmd.peer, gpu_drains=(*others, GpuDrain(cmd.gpu, cmd.reason, until)))
+    txn.emit("GpuDrained", cmd.peer, gpu=cmd.gpu, reason=cmd.reason)
+    return True
+
+
 def remove(txn: Txn, cmd: RemovePeer) -> bool:
     row = txn.peers.require(cmd.peer)
     if row.status is PeerStatus.ALIVE or not (row.status is PeerStatus.DEAD or row.draining):
@@ -142,6 +169,12 @@ def on_due(txn: Txn, row: Peer) -> None:
             held = txn.jobs.require(job)
             jobs.tell_to_stop(txn, held, "the node is being drained")
         txn.peers.change(row.peer, drain_deadline_ms=0)
+        return
+    over = [d for d in row.gpu_drains if 0 < d.until_ms <= now]
+    if over:
+        txn.peers.change(row.peer, gpu_drains=tuple(d for d in row.gpu_drains if d not in over))
+        for drain in over:
+            txn.emit("GpuUndrained", row.peer, gpu=drain.gpu, reason="its time is over")
         return
     if row.status is PeerStatus.ALIVE:
         txn.peers.change(row.peer, status=PeerStatus.SUSPECT)

@@ -125,12 +125,13 @@ def _why_pending(state: State, row: Work) -> Why:
     if not row.spec.template:
         text = "it has no template, so it waits for a worker that claims it"
         return Why(row.status, text, (Reason("unclaimed", 1, text),))
+    needs = state.needs_of(row.spec)
     counts: Counter[str] = Counter()
     example: dict[str, str] = {}
     fits = 0
     for peer in state.peers.values():
         held = [state.jobs[j] for j in state.index.live_jobs_of(peer.peer)]
-        found = peer_obstacle(peer, row.spec.needs, held, state.limits)
+        found = peer_obstacle(peer, row.spec.work_type, needs, held, state.limits)
         if found is None:
             fits += 1
         else:

@@ -31,7 +31,7 @@ from typing import Any
 from msgspec import Struct
 
 from statemachine.commands import AddWork, StartGauntlet
-from statemachine.values import Evidence, MatchResult, Needs, Output, PeerFacts, Scope, Tally, Voter
+from statemachine.values import Evidence, GpuDrain, MatchResult, Needs, Output, PeerFacts, Scope, Tally, Voter
 
 
 class Word(StrEnum):
@@ -173,6 +173,7 @@ class Peer(Struct, frozen=True, gc=False):
     failures: int = 0
     failures_at_ms: int = 0
     wall_joined_at_ms: int = 0
+    gpu_drains: tuple[GpuDrain, ...] = ()
 
 
 class Work(Struct, frozen=True, gc=False):

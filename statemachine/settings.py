@@ -51,6 +51,10 @@ class Timing(Struct, frozen=True, forbid_unknown_fields=True):
     grace_ms: Span = 60_000
     #: a peer's failure count halves in this time
     failure_half_life_ms: Span = 1_800_000
+    #: a GPU that its node suspects is drained for this long
+    gpu_suspect_ms: Span = 3_600_000
+    #: selfplay is stopped for a training that has waited this long for a GPU; 0 is never
+    yield_after_ms: Natural = 600_000
 
     def lease(self, work_type: str) -> int:
         return self.lease_ms.get(work_type) or self.lease_ms.get("default", 300_000)
@@ -64,6 +68,8 @@ class Limits(Struct, frozen=True, forbid_unknown_fields=True):
     pending_per_class: Span = 1_000
     #: live jobs on one peer, whatever its slots say
     jobs_per_peer: Span = 512
+    #: live jobs that share one GPU, whatever its memory says
+    jobs_per_gpu: Span = 16
     events: Span = 10_000
     peers: Span = 10_000
     requests: Span = 1_000_000
@@ -115,7 +121,8 @@ class Stage(Struct, frozen=True, forbid_unknown_fields=True):
 
     template: Id
     params: Params = {}
-    needs: Needs = Needs()
+    #: None is what the template says, or one CPU slot
+    needs: Needs | None = None
     priority: Priority = 50
     max_attempts: Annotated[int, Meta(ge=1, le=100)] = 3
     timeout_ms: Natural = 0

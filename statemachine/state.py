@@ -17,6 +17,7 @@ from msgspec.structs import replace
 
 from statemachine import deadlines
 from statemachine import settings as st
+from statemachine.commands import AddWork
 from statemachine.errors import Code, Refused
 from statemachine.indexes import Indexes
 from statemachine.rows import (
@@ -41,8 +42,12 @@ from statemachine.rows import (
     Voters,
     Work,
 )
+from statemachine.values import Needs
 
 R = TypeVar("R", bound=Struct)
+
+#: what an item takes of which nobody says it
+ONE_SLOT = Needs()
 
 
 class State:
@@ -96,6 +101,11 @@ class State:
 
     def template(self, name: str) -> st.Template | None:
         return cast("st.Template | None", self._keyed.get(f"template/{name}"))
+
+    def needs_of(self, spec: AddWork) -> Needs:
+        """What an attempt of an item takes: by its own word, else by its template's."""
+        template = self.template(spec.template)
+        return spec.needs or (template.needs if template else None) or ONE_SLOT
 
     def controller(self, name: str) -> st.Controller:
         return cast("st.Controller | None", self._keyed.get(f"controller/{name}")) or st.Controller()

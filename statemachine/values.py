@@ -61,6 +61,23 @@ class Gpu(Value, frozen=True):
     memory_bytes: Natural = 0
     #: empty when healthy, else the reason it is not offered
     fault: Short = ""
+    #: memory that programs of nobody in this cluster hold, in coarse steps
+    foreign_bytes: Natural = 0
+    #: the device that a MIG instance is a part of
+    part_of: Short = ""
+    pci: Short = ""
+    power_limit_w: Natural = 0
+    #: work and heat in coarse steps, so that they are told seldom
+    busy_percent: Natural = 0
+    temperature_c: Natural = 0
+
+
+class GpuDrain(Value, frozen=True):
+    """A GPU that gets no new work until a moment of the cluster clock, or (0) until somebody lifts it."""
+
+    gpu: Id
+    reason: Short = ""
+    until_ms: Natural = 0
 
 
 class Voter(Value, frozen=True):
@@ -84,6 +101,10 @@ class PeerFacts(Value, frozen=True):
     cpu_slots: Natural = 0
     ram_bytes: Natural = 0
     disk_bytes: Natural = 0
+    #: free above the node's floor, in coarse steps
+    disk_free_bytes: Natural = 0
+    gpu_driver: Short = ""
+    cuda: Short = ""
     gpus: Annotated[tuple[Gpu, ...], Meta(max_length=64)] = ()
     labels: Annotated[tuple[Short, ...], Meta(max_length=32)] = ()
     #: the newest feature level that its release can apply
@@ -99,6 +120,7 @@ class Needs(Value, frozen=True):
     gpus: Annotated[int, Meta(ge=0, le=16)] = 0
     vram_bytes: Natural = 0
     ram_bytes: Natural = 0
+    disk_bytes: Natural = 0
     labels: Annotated[tuple[Short, ...], Meta(max_length=8)] = ()
 
 

@@ -157,15 +157,22 @@ def place(txn: Txn, cmd: PlaceWork) -> dict[str, object]:
             Code.STALE_INCARNATION,
             f"peer {cmd.peer!r} is at incarnation {peer.incarnation}, the placement saw {cmd.incarnation}",
         )
+    if not row.spec.template:
+        raise Refused(
+            Code.INELIGIBLE,
+            f"work {cmd.work!r} names no template, so no agent can start it; a worker may claim it, or add it "
+            "again with a template",
+        )
     state = txn.state
+    needs = state.needs_of(row.spec)
     held = [txn.jobs.require(j) for j in state.index.live_jobs_of(cmd.peer)]
     obstacle = item_obstacle(row, txn.now_ms, txn.work.get, state.index.live) or peer_obstacle(
-        peer, row.spec.needs, held, state.limits
+        peer, row.spec.work_type, needs, held, state.limits
     )
     if obstacle is not None:
         raise Refused(Code.INELIGIBLE, f"work {cmd.work!r} cannot run on {cmd.peer!r}: {obstacle.detail}")
-    needed = row.spec.needs.gpus
-    free = free_gpus(peer, row.spec.needs, held) if needed else []
+    needed = needs.gpus
+    free = free_gpus(peer, row.spec.work_type, needs, held, state.limits) if needed else []
     if len(cmd.gpus) != needed or len(set(cmd.gpus)) != needed or not set(free).issuperset(cmd.gpus):
         raise Refused(
             Code.INVALID,
@@ -195,7 +202,7 @@ def grant(txn: Txn, row: Work, *, peer: str, incarnation: int, claim: str, gpus:
         granted_at_ms=now,
         lease_ms=timing.lease(spec.work_type),
         renewed_at_ms=now,
-        needs=spec.needs,
+        needs=txn.state.needs_of(spec),
         timeout_ms=spec.timeout_ms or timing.timeout(spec.work_type),
         claim=claim,
         gpus=gpus,

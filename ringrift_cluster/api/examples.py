@@ -37,13 +37,14 @@ PEER = Peer(
     joined_at_ms=1_000,
     heard_at_ms=61_000,
 )
+NEEDS = Needs(cpu_slots=1)
 SPEC = AddWork(
     work="sp-1",
     work_type="selfplay",
     config="hex8_2p",
     template="selfplay",
     params={"games": "50"},
-    needs=Needs(cpu_slots=1),
+    needs=NEEDS,
 )
 WORK = Work(
     spec=SPEC,
@@ -68,7 +69,7 @@ JOB = Job(
     granted_at_ms=3_000,
     lease_ms=300_000,
     renewed_at_ms=60_000,
-    needs=SPEC.needs,
+    needs=NEEDS,
     timeout_ms=7_200_000,
     started_at_ms=3_400,
     counts={"games": 20},

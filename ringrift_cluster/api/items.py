@@ -32,7 +32,8 @@ class NewWork(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     params: dict[Short, Scalar] = {}
     inputs: tuple[Input, ...] = ()
     depends_on: tuple[Id, ...] = ()
-    needs: Needs = Needs()
+    #: left out: what the template says, or one CPU slot
+    needs: Needs | None = None
     max_attempts: Annotated[int, Meta(ge=1, le=100)] = 3
     #: how long an attempt may run; 0 is the setting of its type
     timeout_seconds: Seconds = 0

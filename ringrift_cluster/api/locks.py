@@ -159,6 +159,7 @@ class Locks:
                 | c.ReleaseHolder(peer=peer)
                 | c.DoubtHolder(by=peer)
                 | c.RegisterArtifact(peer=peer)
+                | c.DrainGpu(peer=peer)
             ):
                 return [peer]
             case c.RenewJobs(jobs=held):
@@ -192,6 +193,7 @@ NEEDS: dict[type[Struct], Scope] = {
             c.ReleaseHolder,
             c.DoubtHolder,
             c.RegisterArtifact,
+            c.DrainGpu,
         ),
         Scope.NODE,
     ),

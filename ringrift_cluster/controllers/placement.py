@@ -9,10 +9,11 @@ strongest, have the most room, and failed least. The law checks every placement 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 
 from statemachine.commands import Command, PlaceWork
-from statemachine.eligibility import free_gpus, item_obstacle, peer_obstacle
+from statemachine.eligibility import free_gpus, item_obstacle, peer_obstacle, takes_whole
 from statemachine.rows import Actual, Desired, Job, Peer, PeerStatus, Work
 from statemachine.state import State
 from statemachine.values import Needs
@@ -73,7 +74,7 @@ def place(state: State) -> list[Command]:
     def running(work_type: str, config: str) -> int:
         return live[work_type, config]
 
-    unmet: set[Needs] = set()
+    unmet: set[tuple[bool, Needs]] = set()
     budget = iter(range(MAX_LOOKED))
     classes = [_runnable(state, group.queue, running, unmet, budget) for _, _, group in state.index.groups()]
     heads = {n: row for n, rows in enumerate(classes) if (row := next(rows, None)) is not None}
@@ -84,9 +85,9 @@ def place(state: State) -> list[Command]:
         if item_obstacle(row, state.now_ms, state.work.get, running) is None:
             choice = _best_peer(state, row, peers, held)
             if choice is None:
-                unmet.add(row.spec.needs)
+                unmet.add(_demand(state, row))
         if choice is not None:
-            commands.append(_bind(row, *choice, held, live))
+            commands.append(_bind(state, row, choice, held, live))
         follower = next(classes[n], None)
         if follower is None:
             del heads[n]
@@ -99,29 +100,37 @@ def _runnable(
     state: State,
     queue: Iterable[tuple[int, int, str]],
     running: Callable[[str, str], int],
-    unmet: set[Needs],
+    unmet: set[tuple[bool, Needs]],
     budget: Iterator[int],
 ) -> Iterator[Work]:
     """Items of one class that an agent could run, best first; ends with the pass's budget of looks."""
     for place, _ in zip(queue, budget, strict=False):
         row = state.work[place[2]]
-        if not row.spec.template or row.spec.needs in unmet:
+        if not row.spec.template or _demand(state, row) in unmet:
             continue
         if item_obstacle(row, state.now_ms, state.work.get, running) is None:
             yield row
 
 
+def _demand(state: State, row: Work) -> tuple[bool, Needs]:
+    """What an item asks of a peer; items that ask alike find the same peers unfit."""
+    needs = state.needs_of(row.spec)
+    return takes_whole(row.spec.work_type, needs), needs
+
+
 def _bind(
+    state: State,
     row: Work,
-    peer: Peer,
-    reason: str,
+    choice: Choice,
     held: dict[str, list[Job]],
     live: Counter[tuple[str, str]],
 ) -> PlaceWork:
-    gpus = tuple(free_gpus(peer, row.spec.needs, held[peer.peer])[: row.spec.needs.gpus])
-    held[peer.peer].append(_stand_in(row, peer.peer, gpus))
+    peer = choice.peer
+    held[peer.peer].append(stand_in(state, row, peer.peer, choice.gpus))
     live[row.spec.work_type, row.spec.config] += 1
-    return PlaceWork(work=row.work, peer=peer.peer, incarnation=peer.incarnation, gpus=gpus, reason=reason)
+    return PlaceWork(
+        work=row.work, peer=peer.peer, incarnation=peer.incarnation, gpus=choice.gpus, reason=choice.reason
+    )
 
 
 def _urgency(state: State, row: Work, live: Counter[tuple[str, str]]) -> tuple[float, float, int]:
@@ -134,23 +143,42 @@ def _urgency(state: State, row: Work, live: Counter[tuple[str, str]]) -> tuple[f
     return -(spec.priority + ageing), share, row.seq
 
 
-def _best_peer(state: State, row: Work, peers: Iterable[Peer], held: dict[str, list[Job]]) -> tuple[Peer, str] | None:
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """A peer for an item, the GPUs it would get there, and why."""
+
+    peer: Peer
+    gpus: tuple[str, ...]
+    reason: str
+
+
+def _best_peer(state: State, row: Work, peers: Iterable[Peer], held: dict[str, list[Job]]) -> Choice | None:
     inputs = {i.digest for i in row.spec.inputs}
-    best: tuple[tuple[object, ...], Peer, str] | None = None
+    work_type, needs = row.spec.work_type, state.needs_of(row.spec)
+    best: tuple[tuple[object, ...], Choice] | None = None
     for peer in peers:
-        if peer_obstacle(peer, row.spec.needs, held[peer.peer], state.limits) is not None:
+        jobs = held[peer.peer]
+        if peer_obstacle(peer, work_type, needs, jobs, state.limits) is not None:
             continue
+        gpus = strongest(peer, free_gpus(peer, work_type, needs, jobs, state.limits), needs.gpus)
         failed_here = peer.peer in row.failed_on
         local = sum(1 for d in inputs if d in state.artifacts and peer.peer in state.artifacts[d].holders)
-        power = max((gpu_power(g.name) for g in peer.facts.gpus), default=0) if row.spec.needs.gpus else 0
-        room = peer.facts.cpu_slots - sum(j.needs.cpu_slots for j in held[peer.peer])
+        power = sum(gpu_power(gpu.name) for gpu in peer.facts.gpus if gpu.uuid in gpus)
+        room = peer.facts.cpu_slots - sum(j.needs.cpu_slots for j in jobs)
         score = (failed_here, -power, -local, -room, peer.failures, peer.peer)
         if best is None or score < best[0]:
-            best = (score, peer, f"power={power} local_inputs={local} room={room} failures={peer.failures}")
-    return (best[1], best[2]) if best else None
+            reason = f"power={power} local_inputs={local} room={room} failures={peer.failures}"
+            best = (score, Choice(peer, gpus, reason))
+    return best[1] if best else None
 
 
-def _stand_in(row: Work, peer: str, gpus: tuple[str, ...]) -> Job:
+def strongest(peer: Peer, free: Sequence[str], count: int) -> tuple[str, ...]:
+    """The `count` best of a peer's free GPUs: by power, among equals in the order they come in."""
+    power = {gpu.uuid: gpu_power(gpu.name) for gpu in peer.facts.gpus}
+    return tuple(sorted(free, key=lambda uuid: -power[uuid])[:count])
+
+
+def stand_in(state: State, row: Work, peer: str, gpus: tuple[str, ...]) -> Job:
     """A job as it will be, so that the rest of the pass counts what it takes."""
     return Job(
         job="",
@@ -165,10 +193,10 @@ def _stand_in(row: Work, peer: str, gpus: tuple[str, ...]) -> Job:
         granted_at_ms=0,
         lease_ms=1,
         renewed_at_ms=0,
-        needs=row.spec.needs,
+        needs=state.needs_of(row.spec),
         timeout_ms=1,
         gpus=gpus,
     )
 
 
-__all__ = ["GPU_POWER", "gpu_power", "place"]
+__all__ = ["GPU_POWER", "Choice", "gpu_power", "place", "stand_in", "strongest"]

@@ -213,7 +213,7 @@ def test_a_failure_is_reported_with_its_class_and_last_words(
 
 @pytest.mark.parametrize(
     ("template", "words"),
-    [("", "names no template"), ("bad", "{missing}"), ("absent", "could not be started")],
+    [("bad", "{missing}"), ("absent", "could not be started")],
 )
 def test_a_job_that_cannot_start_says_why(tmp_path: Path, template: str, words: str) -> None:
     async def go() -> None:
@@ -501,7 +501,7 @@ def known(cluster: MemoryCluster, data: bytes, address: str) -> str:
     digest = hashlib.sha256(data).hexdigest()
     if "n2" not in cluster.state.peers:
         cluster.must(JoinPeer("n2", 1, "boot-n2", "worker", address, PeerFacts()))
-    cluster.must(RegisterArtifact(digest, len(data), "model", "", "n2"))
+    cluster.must(RegisterArtifact(digest, len(data), "model", "hex8_2p", "n2"))
     return digest
 
 
@@ -563,7 +563,7 @@ def test_an_input_name_cannot_lead_out_of_its_folder(tmp_path: Path) -> None:
     async def go() -> None:
         async with node(tmp_path) as one:
             digest = one.agent.bench.blobs.add(b"x")
-            one.cluster.must(RegisterArtifact(digest, 1, "model", "", "n1"))
+            one.cluster.must(RegisterArtifact(digest, 1, "model", "hex8_2p", "n1"))
             one.cluster.setting("template/t", program(GAMES))
             one.cluster.add("w", "t", inputs=[Input("a/../../../x", digest)])
             job = one.cluster.place("w", "n1")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from msgspec.structs import replace
 
 from statemachine.commands import (
     AddHolder,
@@ -60,6 +61,29 @@ def test_a_counted_attempt_registers_its_files_with_where_they_came_from():
         "x.npz",
         digest_of("champion"),
     )
+
+
+def test_a_model_that_is_brought_is_a_candidate_of_its_config():
+    cluster = given(*trained("first"))
+    brought = RegisterArtifact(X, 500, "model", CONFIG, "a")
+    assert cluster.do(brought) is True
+    model = cluster.state.models[X]
+    assert (model.status, model.config, model.generation, model.work) == ("candidate", CONFIG, 2, "")
+    assert cluster.do(replace(brought, peer="b", config="")) is False
+    assert cluster.state.models[X] == model
+    assert cluster.state.artifacts[X].holders == ("a", "b")
+
+
+def test_a_model_that_is_brought_names_the_one_config_it_plays():
+    cluster = given(RegisterArtifact(X, 500, "model", CONFIG, "a"))
+    cluster.refuses(RegisterArtifact(digest_of("y"), 500, "model", "", "a"), Code.INVALID, "names no config")
+    cluster.refuses(RegisterArtifact(X, 500, "model", "hex8_3p", "a"), Code.CONFLICT, "hex8_3p", CONFIG)
+
+
+def test_a_file_known_as_something_else_does_not_become_a_model():
+    cluster = given(registered())
+    cluster.refuses(replace(registered(), artifact_kind="model"), Code.CONFLICT, "games")
+    assert not cluster.state.models
 
 
 def test_the_same_bytes_made_twice_are_one_file_with_two_holders():

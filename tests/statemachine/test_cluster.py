@@ -18,7 +18,7 @@ from statemachine.commands import (
 )
 from statemachine.errors import Code, Done, Rejected
 from statemachine.values import Voter
-from tests.support.law import Cluster, claimed, completed, game_config, given, item, node, rows_digest, setting
+from tests.support.law import Cluster, claimable, claimed, completed, game_config, given, node, rows_digest, setting
 
 # --- clock ------------------------------------------------------------------------------------------
 
@@ -43,7 +43,7 @@ def test_one_step_of_the_clock_is_bounded():
 
 
 def test_nothing_expires_because_a_leader_was_missing():
-    cluster = given(node("a"), item("w1", ttl_ms=10_000)).after(9_000)
+    cluster = given(node("a"), claimable("w1", ttl_ms=10_000)).after(9_000)
     before = cluster.now_ms
     cluster.term, cluster.elapsed_ms = cluster.term + 1, 86_400_000
     cluster.apply()
@@ -77,7 +77,7 @@ def test_a_pause_is_told_once_and_keeps_its_reason_until_it_ends():
 
 
 def test_reports_go_on_while_the_cluster_is_paused():
-    cluster = given(item("w1"), claimed("c1"), PauseCluster(True), completed("w1"))
+    cluster = given(claimable("w1"), claimed("c1"), PauseCluster(True), completed("w1"))
     assert cluster.status("w1") == "completed"
 
 
@@ -200,7 +200,7 @@ def test_a_changed_timeout_applies_to_peers_that_are_silent_already():
 
 
 def test_a_changed_retention_applies_to_what_is_finished_already():
-    cluster = given(item("w1"), CancelWork("w1"), setting("retention", st.Retention(work_ms=5_000))).after(5_000)
+    cluster = given(claimable("w1"), CancelWork("w1"), setting("retention", st.Retention(work_ms=5_000))).after(5_000)
     assert cluster.state.work == {}
 
 
@@ -212,7 +212,7 @@ def once(command, request="r1", expires=60_000) -> Once:
 
 
 def test_a_retried_request_takes_effect_once_and_is_answered_alike():
-    cluster = given(item("w1"), item("w2"))
+    cluster = given(claimable("w1"), claimable("w2"))
     first = cluster.do(once(ClaimWork("c1", "worker")))
     assert cluster.state.requests["r1"].kind == "work.claim"
     assert cluster.do(once(ClaimWork("c2", "worker"))) == first
@@ -220,38 +220,38 @@ def test_a_retried_request_takes_effect_once_and_is_answered_alike():
 
 
 def test_a_request_id_is_not_used_for_another_kind_of_command():
-    cluster = given(item("w1"), once(CancelWork("w1")))
+    cluster = given(claimable("w1"), once(CancelWork("w1")))
     cluster.refuses(once(ClaimWork("c1", "worker")), Code.CONFLICT, "'r1'", "work.cancel")
 
 
 def test_a_refused_request_is_not_remembered_so_it_may_be_tried_again():
     cluster = given()
     cluster.refuses(once(CancelWork("w1")), Code.NOT_FOUND)
-    cluster.do(item("w1"))
+    cluster.do(claimable("w1"))
     assert cluster.do(once(CancelWork("w1"))) == "cancelled"
 
 
 def test_a_request_past_its_expiry_is_refused_and_not_run():
-    cluster = given(item("w1")).after(59_000)
+    cluster = given(claimable("w1")).after(59_000)
     cluster.refuses(once(CancelWork("w1"), expires=cluster.now_ms), Code.EXPIRED, "'r1'", str(cluster.now_ms))
     assert cluster.status("w1") == "pending"
 
 
 def test_a_request_is_forgotten_at_its_expiry_and_refused_from_then_on():
-    cluster = given(item("w1"), once(CancelWork("w1"))).after(60_000)
+    cluster = given(claimable("w1"), once(CancelWork("w1"))).after(60_000)
     assert cluster.state.requests == {}
     cluster.refuses(once(CancelWork("w1")), Code.EXPIRED)
 
 
 def test_the_memory_for_requests_is_bounded():
-    cluster = given(setting("limits", st.Limits(requests=1)), item("w1"), once(CancelWork("w1")))
+    cluster = given(setting("limits", st.Limits(requests=1)), claimable("w1"), once(CancelWork("w1")))
     cluster.refuses(once(CancelWork("w1"), "r2"), Code.LIMIT, "1 request ids")
     assert cluster.do(once(CancelWork("w1"))) == "cancelled"
 
 
 def test_a_result_and_its_memory_are_one_step_even_within_one_entry():
     cluster = Cluster()
-    results = cluster.apply(once(item("w1")), once(item("w1")), once(item("w2")))
+    results = cluster.apply(once(claimable("w1")), once(claimable("w1")), once(claimable("w2")))
     assert isinstance(results[0], Done)
     assert results[0] == results[1] == results[2]
     assert list(cluster.state.work) == ["w1"]

@@ -245,10 +245,19 @@ def test_a_failure_that_says_nothing_about_the_item_gives_the_attempt_back(error
 def test_an_item_that_fails_on_three_nodes_is_poison_whatever_attempts_are_left():
     cluster = given(*(node(n) for n in "abc"), item("w1", max_attempts=50))
     for name in "abc":
-        cluster.do(bound("w1", name), started("w1"), failed("w1", "oom", "out of memory"))
+        cluster.do(bound("w1", name), started("w1"), failed("w1", "oom", f"out of memory on {name}"))
         cluster.after(60_000, beating=tuple("abc"))
-    assert cluster.status("w1") == "failed"
-    assert "3 nodes (a, b, c)" in cluster.state.work["w1"].reason
+        if name == "a":
+            cluster.do(bound("w1", "b"), started("w1"), failed("w1", "infrastructure", "its keeper was ended"))
+            cluster.after(60_000, beating=tuple("abc"))
+    work = cluster.state.work["w1"]
+    assert (work.status, work.error_class) == ("failed", "poisoned")
+    for name in "abc":
+        assert f"{name} (oom): out of memory on {name}" in work.reason
+    assert "3 nodes" in work.reason
+    assert "keeper" not in work.reason
+    cluster.do(RetryWork("w1"), bound("w1", "a"), started("w1"), failed("w1"))
+    assert (cluster.status("w1"), cluster.state.work["w1"].error_class) == ("pending", "user")
 
 
 def test_an_item_that_is_given_back_for_ever_ends_some_day():

@@ -12,12 +12,12 @@ from statemachine.errors import Code, Done, Halt, Refused, Rejected
 from statemachine.machine import Machine
 from statemachine.rows import WorkStatus
 from tests.statemachine.invariants import check_indexes
-from tests.support.law import Cluster, claimed, completed, given, item, node, rows_digest
+from tests.support.law import Cluster, claimable, claimed, completed, given, item, node, rows_digest
 
 
 def test_one_entry_answers_each_of_its_commands_in_order():
     cluster = Cluster()
-    first, second, third = cluster.apply(item("w1"), CancelWork("w9"), claimed("c1"))
+    first, second, third = cluster.apply(claimable("w1"), CancelWork("w9"), claimed("c1"))
     assert first == Done({"work": "w1", "status": "pending"})
     assert isinstance(second, Rejected)
     assert isinstance(third, Done)
@@ -25,14 +25,14 @@ def test_one_entry_answers_each_of_its_commands_in_order():
 
 def test_a_command_sees_what_the_one_before_it_in_the_entry_did():
     cluster = Cluster()
-    cluster.apply(item("w1"), item("w2", depends_on=("w1",)), claimed("c1", limit=9), CancelWork("w2"))
+    cluster.apply(claimable("w1"), claimable("w2", depends_on=("w1",)), claimed("c1", limit=9), CancelWork("w2"))
     assert (cluster.status("w1"), cluster.status("w2")) == ("claimed", "cancelled")
 
 
 def test_a_refused_command_in_the_middle_of_an_entry_leaves_its_neighbours_alone():
     alone, mixed = Cluster(), Cluster()
-    alone.apply(item("w1"), item("w2"))
-    mixed.apply(item("w1"), item("w1", priority=9), item("w2"))
+    alone.apply(claimable("w1"), claimable("w2"))
+    mixed.apply(claimable("w1"), claimable("w1", priority=9), claimable("w2"))
     assert rows_digest(alone.state) == rows_digest(mixed.state)
 
 

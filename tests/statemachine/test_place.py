@@ -3,13 +3,25 @@
 from __future__ import annotations
 
 import pytest
+from msgspec.structs import replace
 
-from statemachine.commands import DrainPeer, PauseCluster, PlaceWork
+from statemachine.commands import DrainGpu, DrainPeer, PauseCluster, PlaceWork
 from statemachine.errors import Code
 from statemachine.rows import Actual, Desired
-from statemachine.settings import Limits
-from statemachine.values import Needs
-from tests.support.law import bound, claimed, completed, failed, given, item, node, setting, started
+from statemachine.settings import Limits, Template
+from statemachine.values import Gpu, GpuDrain, Needs
+from tests.support.law import (
+    bound,
+    claimable,
+    claimed,
+    completed,
+    failed,
+    given,
+    item,
+    node,
+    setting,
+    started,
+)
 
 
 def test_a_placed_item_becomes_a_job_under_a_new_fence():
@@ -133,3 +145,105 @@ def test_an_item_in_backoff_is_not_placed_before_its_time():
     cluster = given(node("a"), item("w1"), bound("w1", "a"), started("w1"), failed("w1"))
     cluster.refuses(bound("w1", "a"), Code.INELIGIBLE, "10 s", "it broke")
     cluster.after(10_000).do(bound("w1", "a"))
+
+
+def test_an_item_without_a_template_is_not_placed_and_the_refusal_says_what_to_do():
+    cluster = given(node("a"), claimable("w1"))
+    cluster.refuses(bound("w1", "a"), Code.INELIGIBLE, "'w1'", "no template", "claim")
+
+
+def test_an_item_takes_what_it_says_else_what_its_template_says_else_one_slot():
+    modest = setting("template/modest", Template(argv=("true",), needs=Needs(cpu_slots=3)))
+    cluster = given(modest, node("a", slots=4), item("w1", template="modest"), item("w2", template="modest"))
+    cluster.do(bound("w1", "a"))
+    assert cluster.job("w1").needs == Needs(cpu_slots=3)
+    cluster.refuses(bound("w2", "a"), Code.INELIGIBLE, "3 of 4 CPU slots")
+    cluster.do(item("w3", template="modest", needs=Needs(cpu_slots=1)), bound("w3", "a"))
+    assert cluster.job("w3").needs == Needs(cpu_slots=1)
+    cluster.do(completed("w3"), item("w4"), bound("w4", "a"))
+    assert cluster.job("w4").needs == Needs()
+
+
+def test_jobs_reserve_disk_above_the_nodes_floor():
+    want = Needs(disk_bytes=6 * 2**30)
+    cluster = given(node("a", disk_free_bytes=10 * 2**30), item("w1", needs=want), item("w2", needs=want))
+    cluster.do(bound("w1", "a"))
+    cluster.refuses(bound("w2", "a"), Code.INELIGIBLE, "free bytes of disk")
+
+
+def test_a_training_has_its_gpu_alone_though_it_says_what_vram_it_needs():
+    some = Needs(gpus=1, vram_bytes=4 * 2**30)
+    cluster = given(node("a", gpus=1), item("t", "training", needs=some), item("w", needs=some))
+    cluster.do(bound("w", "a", ("gpu0",)))
+    cluster.refuses(bound("t", "a", ("gpu0",)), Code.INELIGIBLE, "0 free GPUs")
+    cluster.do(completed("w"), bound("t", "a", ("gpu0",)), item("w2", needs=some))
+    cluster.refuses(bound("w2", "a", ("gpu0",)), Code.INELIGIBLE, "0 free GPUs")
+
+
+def test_a_gpu_is_shared_by_so_many_slots_and_no_more():
+    little = Needs(gpus=1, vram_bytes=2**20)
+    cluster = given(setting("limits", Limits(jobs_per_gpu=2)), node("a", gpus=1))
+    cluster.do(*(item(f"w{n}", needs=little) for n in range(3)))
+    cluster.do(bound("w0", "a", ("gpu0",)), bound("w1", "a", ("gpu0",)))
+    cluster.refuses(bound("w2", "a", ("gpu0",)), Code.INELIGIBLE, "0 free GPUs")
+
+
+def with_strangers(gib: int):
+    joins = node("a")
+    gpu = Gpu("gpu0", "L4", 24 * 2**30, foreign_bytes=gib * 2**30)
+    return replace(joins, facts=replace(joins.facts, gpus=(gpu,)))
+
+
+def test_what_strangers_hold_on_a_gpu_is_not_free_and_it_is_nobodys_whole_gpu():
+    cluster = given(with_strangers(gib=8), item("big", needs=Needs(gpus=1, vram_bytes=20 * 2**30)))
+    cluster.do(item("small", needs=Needs(gpus=1, vram_bytes=15 * 2**30)), item("whole", needs=Needs(gpus=1)))
+    cluster.refuses(bound("big", "a", ("gpu0",)), Code.INELIGIBLE, "0 free GPUs")
+    cluster.refuses(bound("whole", "a", ("gpu0",)), Code.INELIGIBLE, "0 free GPUs")
+    cluster.do(bound("small", "a", ("gpu0",)))
+
+
+def test_a_drained_gpu_takes_nothing_its_neighbour_does_and_it_comes_back_by_itself():
+    cluster = given(node("a", gpus=2), DrainGpu("a", "gpu0", True, "xid 79", 5_000))
+    cluster.do(item("w1", needs=Needs(gpus=2)), item("w2", needs=Needs(gpus=1)))
+    cluster.refuses(bound("w1", "a", ("gpu0", "gpu1")), Code.INELIGIBLE, "1 free GPUs", "gpu0 is out", "xid 79")
+    cluster.do(bound("w2", "a", ("gpu1",)), completed("w2"))
+    cluster.after(4_999, beating=("a",))
+    cluster.refuses(bound("w1", "a", ("gpu0", "gpu1")), Code.INELIGIBLE)
+    cluster.after(1, beating=("a",)).do(bound("w1", "a", ("gpu0", "gpu1")))
+    assert cluster.events("GpuDrained") == cluster.events("GpuUndrained") == ["a"]
+
+
+def test_a_drain_without_an_end_is_lifted_by_hand_and_a_faulty_gpu_is_named_beside_it():
+    faulty = node("a", gpus=2)
+    gpus = (replace(faulty.facts.gpus[0], fault="ecc: 3 errors"), faulty.facts.gpus[1])
+    cluster = given(replace(faulty, facts=replace(faulty.facts, gpus=gpus)), DrainGpu("a", "gpu1", True))
+    cluster.when(item("w", needs=Needs(gpus=1))).after(100_000, beating=("a",))
+    cluster.refuses(bound("w", "a", ("gpu1",)), Code.INELIGIBLE, "gpu0 is out (ecc", "gpu1 is out (drained: by an op")
+    assert cluster.do(DrainGpu("a", "gpu1", False)) is False
+    assert cluster.do(DrainGpu("a", "gpu1", False)) is False
+    cluster.do(bound("w", "a", ("gpu1",)))
+    assert cluster.events("GpuUndrained") == ["a"]
+
+
+def test_of_two_drains_of_a_gpu_the_longer_one_counts():
+    drains = lambda: cluster.state.peers["a"].gpu_drains  # noqa: E731
+    cluster = given(node("a", gpus=2), DrainGpu("a", "gpu0", True, "first", 5_000))
+    cluster.do(DrainGpu("a", "gpu0", True, "shorter", 4_000))
+    assert drains() == (GpuDrain("gpu0", "first", 6_000),)
+    cluster.do(DrainGpu("a", "gpu0", True, "longer", 9_000), DrainGpu("a", "gpu1", True, "beside", 1_000))
+    cluster.after(2_000, beating=("a",))
+    assert drains() == (GpuDrain("gpu0", "longer", 10_000),)
+    cluster.do(DrainGpu("a", "gpu0", True, "for ever"), DrainGpu("a", "gpu0", True, "shorter", 4_000))
+    assert drains() == (GpuDrain("gpu0", "for ever"),)
+
+
+def test_only_a_gpu_that_the_peer_has_is_drained_and_not_too_many():
+    cluster = given(node("a", gpus=1))
+    cluster.refuses(DrainGpu("a", "gpu7", True), Code.NOT_FOUND, "'gpu7'", "gpu0")
+    cluster.refuses(DrainGpu("b", "gpu0", True), Code.NOT_FOUND, "'b'")
+    many = node("a", gpus=64)
+    cluster.do(many, *(DrainGpu("a", f"gpu{n}", True) for n in range(64)))
+    named = replace(many, facts=replace(many.facts, gpus=(Gpu("another", "L4", 1),)))
+    cluster.do(named)
+    cluster.refuses(DrainGpu("a", "another", True), Code.LIMIT, "64 drained")
+    cluster.refuses(DrainGpu("a", "gpu64", True), Code.NOT_FOUND)

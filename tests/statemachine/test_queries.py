@@ -12,6 +12,7 @@ from tests.support.law import (
     CONFIG,
     Cluster,
     bound,
+    claimable,
     claimed,
     completed,
     digest_of,
@@ -87,7 +88,7 @@ def test_every_waiting_item_can_say_why():
     assert (sentence, code) == ("no peer has joined the cluster", "no_peers")
     sentence, code = reason(placed(node("a"), PauseCluster(True, "new racks")))
     assert (sentence, code) == ("the cluster is paused: new racks", "paused")
-    assert reason(given(item("w1")))[1] == "unclaimed"
+    assert reason(given(claimable("w1")))[1] == "unclaimed"
     assert reason(placed(depends_on=("w0",)))[1] == "dependency_missing"
     assert reason(placed(item("w0"), depends_on=("w0",)))[1] == "dependency"
     training = given(item("t1", "training"), item("w1", "training", ""), item("w0", "training", ""), claimed("c1"))
@@ -104,6 +105,7 @@ def test_every_waiting_item_can_say_why():
         (node("a"), Needs(labels=("x",)), "label"),
         (node("a"), Needs(gpus=1), "gpu"),
         (node("a"), Needs(ram_bytes=2**50), "ram"),
+        (node("a", disk_free_bytes=2**30), Needs(disk_bytes=2**31), "disk"),
         (node("a", not_ready="no shim"), Needs(), "not_ready"),
     ],
 )
@@ -143,7 +145,7 @@ def test_items_that_run_or_are_over_say_so_too():
 def test_many_waiting_and_none_running_is_an_alarm_with_its_reason():
     cluster = given()
     assert stalled(cluster.state) is None
-    cluster.do(item("w1"))
+    cluster.do(claimable("w1"))
     found = stalled(cluster.state)
     assert found is not None
     assert found.reasons[0].code == "unclaimed"

@@ -25,6 +25,7 @@ from statemachine.commands import (
     CompleteJob,
     ConcludeGauntlet,
     CreateToken,
+    DrainGpu,
     DrainPeer,
     DropHolder,
     Effect,
@@ -106,7 +107,7 @@ class Histories(RuleBasedStateMachine):
         self.send(PromoteModel(CONFIGS[0], first, "", Evidence("initial")))
         self.send(StartGauntlet("g0", CONFIGS[0], second, f"{first}@policy-only", floor_games=2, cap_games=9))
         for n, name in enumerate(WORKS[:5]):
-            self.send(AddWork(name, TYPES[n % 2], CONFIGS[n % 2], max_attempts=2))
+            self.send(AddWork(name, TYPES[n % 2], CONFIGS[n % 2], template="run", max_attempts=2))
         self.send(PlaceWork("w0", "a", 1))
         self.send(PlaceWork("w1", "b", 1))
         self.send(ClaimWork("c0", "worker"))
@@ -259,8 +260,8 @@ class Histories(RuleBasedStateMachine):
                 {"depends_on": ("w0",)},
                 {"ttl_ms": 5_000},
                 {"max_attempts": 1},
-                {"needs": Needs(gpus=1)},
-                {"needs": Needs(gpus=1, vram_bytes=2**33)},
+                {"template": "run", "needs": Needs(gpus=1)},
+                {"template": "run", "needs": Needs(gpus=1, vram_bytes=2**33)},
                 {"gauntlet": "g0"},
                 {"inputs": (Input("model", digest_of("m0")), Input("file", digest_of("f0")))},
                 {"params": {"games_seen": "3"}},
@@ -280,7 +281,7 @@ class Histories(RuleBasedStateMachine):
     def an_attempt(self, work: str, kind: str, config: str, peer: str, far: int, games: int, end: str) -> None:
         """An item goes its ordinary way, up to somewhere."""
         row = self.cluster.state.peers.get(peer)
-        self.send(AddWork(work, kind, config, max_attempts=2))
+        self.send(AddWork(work, kind, config, template="run", max_attempts=2))
         if far > 0:
             self.send(PlaceWork(work, peer, row.incarnation if row else 1))
         item = self.cluster.state.work.get(work)
@@ -364,12 +365,13 @@ class Histories(RuleBasedStateMachine):
 
     # --- files, matches, models ---------------------------------------------------------------------
 
-    @rule(name=st.sampled_from(("f0", "f1", "m0")), peer=peers, verb=st.sampled_from("ahdf"))
+    @rule(name=st.sampled_from(("f0", "f1", "m0")), peer=peers, verb=st.sampled_from("ahdfm"))
     def file(self, name: str, peer: str, verb: str) -> None:
         digest = digest_of(name)
         self.send(
             {
                 "a": RegisterArtifact(digest, 10, "games", CONFIGS[0], peer),
+                "m": RegisterArtifact(digest, 10, "model", CONFIGS[1], peer),
                 "h": AddHolder(digest, peer),
                 "d": DropHolder(digest, peer),
                 "f": ForgetArtifact(digest),
@@ -438,12 +440,13 @@ class Histories(RuleBasedStateMachine):
 
     # --- the cluster --------------------------------------------------------------------------------
 
-    @rule(peer=peers, number=st.integers(0, 3), verb=st.sampled_from("dduurvvpqqf"))
+    @rule(peer=peers, number=st.integers(0, 3), verb=st.sampled_from("dgguurvvpqqf"))
     def operate(self, peer: str, number: int, verb: str) -> None:
         """What operators do, one thing at a time."""
         self.send(
             {
                 "d": DrainPeer(peer, True, "test", 3_000 * (number % 2)),
+                "g": DrainGpu(peer, f"gpu{number % 2}", number % 3 > 0, "test", 3_000 * (number % 2)),
                 "u": DrainPeer(peer, False),
                 "r": RemovePeer(peer),
                 "v": VouchForPeer(peer, number, "b"),

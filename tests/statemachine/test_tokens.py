@@ -21,7 +21,7 @@ from statemachine.commands import (
 from statemachine.errors import Code, Done
 from statemachine.tokens import GRANTS
 from statemachine.values import Scope
-from tests.support.law import Cluster, digest_of, given, item, node, setting
+from tests.support.law import Cluster, claimable, digest_of, given, node, setting
 
 SECRET = digest_of("secret")
 
@@ -165,7 +165,7 @@ def test_a_signed_command_under_a_request_id_is_noted_once():
 
 
 def test_an_unsigned_command_is_nobodys_act():
-    assert acts(given(node("a"), DrainPeer("a", True), Signed("", item("w")))) == []
+    assert acts(given(node("a"), DrainPeer("a", True), Signed("", claimable("w")))) == []
 
 
 def test_an_act_that_is_no_command_is_noted():

@@ -13,6 +13,7 @@ from statemachine.values import Needs
 from tests.support.law import (
     Cluster,
     bound,
+    claimable,
     claimed,
     completed,
     failed,
@@ -26,7 +27,7 @@ from tests.support.law import (
 
 
 def test_a_queued_item_is_pending_and_ready():
-    cluster = given(item("w1", priority=70, ttl_ms=5_000))
+    cluster = given(claimable("w1", priority=70, ttl_ms=5_000))
     work = cluster.state.work["w1"]
     assert (work.work, work.status, work.seq, work.attempts) == ("w1", "pending", 1, 0)
     assert (work.created_at_ms, work.ready_at_ms, work.expires_at_ms) == (1_000, 1_000, 6_000)

@@ -29,6 +29,7 @@ from statemachine.commands import (
     ConfigureVoters,
     CreateToken,
     DoubtHolder,
+    DrainGpu,
     DrainPeer,
     DropHolder,
     FailJob,
@@ -97,7 +98,7 @@ def history(seed: int, entries: int) -> Log:
         elapsed += rng.choice((0, 3, 40, 250, 900, 1_900, 7_000))
         commands = [_opening(), _founding(machine.state, rng)][index > 1] if index < 3 else _next(machine.state, rng)
         if index > 2 and door.random() < 0.1:
-            commands = [*commands, *_tokens(machine.state, door)]
+            commands = [*commands, *_tokens(machine.state, door), *_gpus(door)]
         entry = encode_entry(term, elapsed, [encode_command(c) for c in commands])
         machine.apply(index, term, entry)
         log.append((index, term, entry))
@@ -168,7 +169,7 @@ def _add(state: State, rng: random.Random) -> Iterator[Command]:
         work_type=kind,
         config=rng.choice(CONFIGS),
         priority=rng.choice((10, 50, 50, 90)),
-        template=rng.choice(("", "run")),
+        template=rng.choice(("", "run", "run", "run")),
         params={"seed": str(number), "games_seen": str(rng.randint(0, 99))},
         inputs=inputs,
         depends_on=(f"item{number - 1}",) if rng.random() < 0.05 and number else (),
@@ -293,6 +294,12 @@ def _matches(state: State, rng: random.Random) -> Iterator[Command]:
 def _again(state: State, rng: random.Random) -> Iterator[Command]:
     ended = [name for name, row in state.work.items() if row.status in ("failed", "cancelled", "expired")]
     yield RetryWork(rng.choice(ended or ["item0"]), "once more")
+
+
+def _gpus(rng: random.Random) -> Iterator[Command]:
+    name = rng.choice(PEERS)
+    yield DrainGpu(name, f"gpu{rng.randint(0, 1)}", rng.random() < 0.7, "test", rng.choice((0, 5_000)))
+    yield RegisterArtifact(digest_of(f"brought{rng.randint(0, 2)}"), 5, "model", "go9_2p", name)
 
 
 def _tokens(state: State, rng: random.Random) -> Iterator[Command]:

@@ -93,6 +93,8 @@ class Cluster:
     def when(self, *steps: Step) -> Cluster:
         """Apply the steps one entry each; the last result is kept for `then_*`."""
         for step in steps:
+            if isinstance(step, AddWork) and step.template == TEMPLATE and self.state.template(TEMPLATE) is None:
+                self.apply(template())
             self.apply(step(self) if callable(step) else step)
         return self
 
@@ -231,6 +233,11 @@ def game_config(key: str = CONFIG) -> ChangeSetting:
 
 
 def item(work: str, work_type: str = "selfplay", config: str = CONFIG, **more: Any) -> AddWork:
+    return AddWork(work=work, work_type=work_type, config=config, **{"template": TEMPLATE, **more})
+
+
+def claimable(work: str, work_type: str = "selfplay", config: str = CONFIG, **more: Any) -> AddWork:
+    """An item without a template, for workers that claim."""
     return AddWork(work=work, work_type=work_type, config=config, **more)
 
 

@@ -226,7 +226,7 @@ async def test_a_file_is_registered_for_the_node_that_took_it_whoever_brought_it
 ) -> None:
     data = b"a model"
     digest = hashlib.sha256(data).hexdigest()
-    answer = await door.put(f"/artifacts/{digest}?kind=model", content=data, headers=bearer("node"))
+    answer = await door.put(f"/artifacts/{digest}?kind=model&config=hex8_2p", content=data, headers=bearer("node"))
     assert answer.status_code == 201
     assert replica.machine.state.artifacts[digest].holders == ("a",)
 
