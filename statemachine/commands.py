@@ -71,6 +71,14 @@ class VouchForPeer(Base, frozen=True, tag="peer.vouch"):
     by: Id
 
 
+class LeavePeer(Base, frozen=True, tag="peer.leave"):
+    """A node says goodbye: it ends and runs nothing any more. What it still holds is lost at once."""
+
+    peer: Id
+    incarnation: Natural
+    reason: Short = ""
+
+
 class DrainPeer(Base, frozen=True, tag="peer.drain"):
     """Take a peer out of placement (or back in). With a deadline its jobs are stopped then."""
 
@@ -190,7 +198,7 @@ class FailJob(Base, frozen=True, tag="job.fail"):
 
     job: Ref
     fence: Natural
-    #: user, infrastructure, oom, cuda, preempted, timeout, no_output, stopped
+    #: user, infrastructure, oom, cuda, preempted, timeout, hung, no_output, stopped
     error_class: Id
     error: Annotated[str, Meta(min_length=1, max_length=4096)]
     exit_code: int = 0
@@ -211,6 +219,8 @@ class StopJob(Base, frozen=True, tag="job.stop"):
     job: Ref
     fence: Natural
     reason: Short
+    #: the attempt is held to have failed in this way (hung), so its stop is no stop but a failure
+    error_class: Annotated[str, Meta(max_length=32)] = ""
 
 
 class AddHolder(Base, frozen=True, tag="artifact.hold"):
@@ -414,6 +424,7 @@ Effect = (
     JoinPeer
     | RecordHeartbeats
     | VouchForPeer
+    | LeavePeer
     | DrainPeer
     | DrainGpu
     | RemovePeer

@@ -76,8 +76,9 @@ def _peer_due(row: Peer, timing: Timing, retention: Retention) -> int:
         due = seen + timing.dead_after_ms
     else:
         due = row.heard_at_ms + retention.dead_peer_ms
-    if row.drain_deadline_ms:
-        due = min(due, row.drain_deadline_ms)
+    for also in (row.drain_deadline_ms, row.held_until_ms):
+        if also:
+            due = min(due, also)
     for drain in row.gpu_drains:
         if drain.until_ms:
             due = min(due, drain.until_ms)

@@ -49,10 +49,14 @@ def item_obstacle(
 def peer_obstacle(peer: Peer, work_type: str, needs: Needs, held: Iterable[Job], limits: Limits) -> Obstacle | None:
     """What keeps a peer from taking something of this type and needs beside the jobs it holds."""
     facts = peer.facts
+    if peer.left:
+        return Obstacle("peer_left", f"{peer.peer} has left: {peer.left}")
     if peer.status is not PeerStatus.ALIVE:
         return Obstacle(f"peer_{peer.status}", f"{peer.peer} is {peer.status}")
     if peer.draining:
         return Obstacle("draining", f"{peer.peer} is being drained: {peer.drain_reason or 'by an operator'}")
+    if peer.held_until_ms:
+        return Obstacle("held", f"{peer.peer} is held back for a while: {peer.held_reason}")
     if facts.not_ready:
         return Obstacle("not_ready", f"{peer.peer} takes no work: {facts.not_ready}")
     missing = [label for label in needs.labels if label not in facts.labels]

@@ -158,7 +158,11 @@ class Indexes:
 
     def _peer(self, key: str, old: Peer | None, new: Peer | None) -> bool:
         if old is not None and new is not None and old.status is new.status:
-            return (old.drain_deadline_ms, old.gpu_drains) != (new.drain_deadline_ms, new.gpu_drains)
+            return (old.drain_deadline_ms, old.held_until_ms, old.gpu_drains) != (
+                new.drain_deadline_ms,
+                new.held_until_ms,
+                new.gpu_drains,
+            )
         if old is not None:
             self.peers_by_status[old.status] -= 1
         if new is not None:

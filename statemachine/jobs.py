@@ -11,7 +11,7 @@ that is over is refused, so what a lost node still finishes counts nowhere.
 
 from __future__ import annotations
 
-from statemachine import artifacts, deadlines, results
+from statemachine import artifacts, deadlines, pace, reputation, results
 from statemachine.commands import CompleteJob, FailJob, ReleaseJob, RenewJobs, ReportJob, StopJob
 from statemachine.errors import Code, Refused
 from statemachine.rows import (
@@ -95,7 +95,11 @@ def progress(txn: Txn, seen: JobProgress, peer: str) -> bool:
         return False
     counts = {k: max(row.counts.get(k, 0), seen.counts.get(k, 0)) for k in sorted({*row.counts, *seen.counts})}
     if counts != row.counts or (seen.total and seen.total != row.total):
-        txn.jobs.change(row.job, counts=counts, total=seen.total or row.total, progress_at_ms=txn.now_ms)
+        now = txn.now_ms
+        # Whoever has made progress is heard from for the first time when it has started.
+        silence = max(row.silence_ms, now - row.progress_at_ms) if row.progress_at_ms else 0
+        total = seen.total or row.total
+        txn.jobs.change(row.job, counts=counts, total=total, progress_at_ms=now, silence_ms=silence)
     return True
 
 
@@ -140,6 +144,11 @@ def complete(txn: Txn, cmd: CompleteJob) -> dict[str, object]:
         outputs=cmd.outputs,
         exit_code=cmd.exit_code,
     )
+    if row.stop_class:
+        reputation.blame(txn, row.peer)
+    elif not cmd.stopped:
+        pace.note(txn, row)
+        reputation.credit(txn, row.peer)
     if work.status not in LIVE_WORK:
         # The item was cancelled under it: the job ends, nothing is published.
         txn.jobs.change(row.job, actual=_STOPPED, reason="its item was ended before it")
@@ -152,7 +161,7 @@ def complete(txn: Txn, cmd: CompleteJob) -> dict[str, object]:
         counts=cmd.counts,
         metrics=cmd.metrics,
         attempts=work.attempts + (work.status is _CLAIMED),
-        reason="stopped early, its part counts" if cmd.stopped else "",
+        reason=_part(row) if cmd.stopped else "",
         error_class="",
     )
     for output in cmd.outputs:
@@ -165,7 +174,8 @@ def complete(txn: Txn, cmd: CompleteJob) -> dict[str, object]:
 def fail(txn: Txn, cmd: FailJob) -> str:
     """Take a failure; answers where its item went."""
     row = held(txn, cmd.job, cmd.fence)
-    to = _STOPPED if cmd.error_class == "stopped" else _FAILED
+    error_class, error = _blamed(row, cmd)
+    to = _STOPPED if error_class == "stopped" else _FAILED
     if row.actual is to:
         return txn.work.require(row.work).status
     move(row, to)
@@ -175,13 +185,24 @@ def fail(txn: Txn, cmd: FailJob) -> str:
         desired=_STOP,
         finished_at_ms=txn.now_ms,
         exit_code=cmd.exit_code,
-        error_class=cmd.error_class,
-        error=cmd.error,
+        error_class=error_class,
+        error=error,
     )
     if to is _FAILED:
-        _blame(txn, row.peer)
-        txn.emit("JobFailed", row.job, peer=row.peer, error_class=cmd.error_class, error=cmd.error[:200])
-    return _give_back(txn, row, cmd.error_class, cmd.error)
+        reputation.blame(txn, row.peer)
+        txn.emit("JobFailed", row.job, peer=row.peer, error_class=error_class, error=error[:200])
+    return _give_back(txn, row, error_class, error)
+
+
+def _blamed(row: Job, cmd: FailJob) -> tuple[str, str]:
+    """What the attempt failed of: one that was told to stop because it failed did not simply stop."""
+    if cmd.error_class == "stopped" and row.stop_class:
+        return row.stop_class, f"{row.reason}; {cmd.error}"[:4096]
+    return cmd.error_class, cmd.error
+
+
+def _part(row: Job) -> str:
+    return f"stopped early ({row.reason}), its part counts" if row.stop_class else "stopped early, its part counts"
 
 
 def release(txn: Txn, cmd: ReleaseJob) -> str:
@@ -201,14 +222,14 @@ def release(txn: Txn, cmd: ReleaseJob) -> str:
 
 def stop(txn: Txn, cmd: StopJob) -> bool:
     row = held(txn, cmd.job, cmd.fence)
-    return row.actual in LIVE_JOB and tell_to_stop(txn, row, cmd.reason)
+    return row.actual in LIVE_JOB and tell_to_stop(txn, row, cmd.reason, cmd.error_class)
 
 
-def tell_to_stop(txn: Txn, row: Job, reason: str) -> bool:
+def tell_to_stop(txn: Txn, row: Job, reason: str, error_class: str = "") -> bool:
     """Ask the executor of a live job to stop it, unless it was asked before."""
     if row.desired is _STOP:
         return False
-    txn.jobs.change(row.job, desired=_STOP, reason=reason)
+    txn.jobs.change(row.job, desired=_STOP, reason=reason, stop_class=error_class)
     txn.emit("JobStopping", row.job, peer=row.peer, reason=reason)
     return True
 
@@ -275,13 +296,3 @@ def _evidence(txn: Txn, work: Work) -> str:
 def _dead_letter(txn: Txn, work: Work, reason: str) -> None:
     txn.work.change(work.work, status=WorkStatus.FAILED, finished_at_ms=txn.now_ms, reason=reason[:1024])
     txn.emit("WorkFailed", work.work, reason=reason[:200])
-
-
-def _blame(txn: Txn, peer: str) -> None:
-    """Count a failure against a peer; the count halves with time, so nothing is held for ever."""
-    row = txn.peers.get(peer)
-    if row is None:
-        return
-    now = txn.now_ms
-    half_lives = (now - row.failures_at_ms) // txn.state.timing.failure_half_life_ms
-    txn.peers.change(peer, failures=(row.failures >> min(half_lives, 62)) + 1, failures_at_ms=now)

@@ -39,6 +39,7 @@ HANDLERS: dict[type[Struct], Handler] = {
     c.JoinPeer: peers.join,
     c.RecordHeartbeats: peers.heartbeats,
     c.VouchForPeer: peers.vouch,
+    c.LeavePeer: peers.leave,
     c.DrainPeer: peers.drain,
     c.DrainGpu: peers.drain_gpu,
     c.RemovePeer: peers.remove,

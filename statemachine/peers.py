@@ -2,6 +2,7 @@
 
     alive -> suspect -> dead       by the clock, on one timeout table
     suspect, dead -> alive         by a heartbeat of the present incarnation, or a join
+    any -> dead                    by its own goodbye
 
 Only the log moves a peer, so every replica agrees on who is alive, and nothing dies while there is no
 leader to move the clock.
@@ -9,8 +10,16 @@ leader to move the clock.
 
 from __future__ import annotations
 
-from statemachine import artifacts, jobs, tokens
-from statemachine.commands import DrainGpu, DrainPeer, JoinPeer, RecordHeartbeats, RemovePeer, VouchForPeer
+from statemachine import artifacts, jobs, reputation, tokens
+from statemachine.commands import (
+    DrainGpu,
+    DrainPeer,
+    JoinPeer,
+    LeavePeer,
+    RecordHeartbeats,
+    RemovePeer,
+    VouchForPeer,
+)
 from statemachine.errors import Code, Refused
 from statemachine.rows import Peer, PeerStatus
 from statemachine.state import Txn
@@ -62,6 +71,7 @@ def join(txn: Txn, cmd: JoinPeer) -> dict[str, int]:
         joined_at_ms=now if old is None or old.incarnation != cmd.incarnation else old.joined_at_ms,
         heard_at_ms=now,
         wall_joined_at_ms=cmd.at_ms,
+        left="",
     )
     if old is None or old.incarnation != cmd.incarnation:
         txn.emit("PeerJoined", cmd.peer, role=cmd.role, address=cmd.address)
@@ -83,7 +93,7 @@ def heartbeats(txn: Txn, cmd: RecordHeartbeats) -> dict[str, str]:
     now = txn.now_ms
     for beat in cmd.beats:
         row = txn.peers.get(beat.peer)
-        if row is None:
+        if row is None or row.left:
             refused[beat.peer] = Code.NOT_FOUND
             continue
         if row.incarnation != beat.incarnation:
@@ -91,6 +101,7 @@ def heartbeats(txn: Txn, cmd: RecordHeartbeats) -> dict[str, str]:
             continue
         if row.status is not PeerStatus.ALIVE:
             txn.emit("PeerRecovered", beat.peer, was=row.status)
+            reputation.returned(txn, row)
         txn.peers.change(beat.peer, heard_at_ms=now, status=PeerStatus.ALIVE, facts=beat.facts or row.facts)
         for progress in beat.progress:
             jobs.progress(txn, progress, peer=beat.peer)
@@ -110,6 +121,24 @@ def vouch(txn: Txn, cmd: VouchForPeer) -> bool:
     return True
 
 
+def leave(txn: Txn, cmd: LeavePeer) -> bool:
+    """Take a goodbye: nothing waits for the leases of a node that has ended."""
+    row = txn.peers.require(cmd.peer)
+    if row.incarnation != cmd.incarnation:
+        raise Refused(
+            Code.STALE_INCARNATION,
+            f"peer {cmd.peer!r} is at incarnation {row.incarnation}, the goodbye is of {cmd.incarnation}",
+        )
+    if row.left:
+        return True
+    reason = cmd.reason or "it ended"
+    for job in txn.state.index.live_jobs_of(row.peer):
+        jobs.lose(txn, txn.jobs.require(job), f"its node left: {reason}")
+    txn.peers.change(row.peer, status=PeerStatus.DEAD, left=reason)
+    txn.emit("PeerLeft", row.peer, reason=reason)
+    return True
+
+
 def drain(txn: Txn, cmd: DrainPeer) -> bool:
     row = txn.peers.require(cmd.peer)
     deadline = txn.now_ms + cmd.deadline_ms if cmd.drain and cmd.deadline_ms else 0
@@ -121,6 +150,8 @@ def drain(txn: Txn, cmd: DrainPeer) -> bool:
     )
     if row.draining != cmd.drain:
         txn.emit("PeerDrained" if cmd.drain else "PeerUndrained", cmd.peer, reason=cmd.reason)
+    if not cmd.drain and row.held_until_ms:
+        reputation.let_go(txn, row, "an operator put it back")
     return cmd.drain
 
 
@@ -175,6 +206,9 @@ def on_due(txn: Txn, row: Peer) -> None:
         txn.peers.change(row.peer, gpu_drains=tuple(d for d in row.gpu_drains if d not in over))
         for drain in over:
             txn.emit("GpuUndrained", row.peer, gpu=drain.gpu, reason="its time is over")
+        return
+    if row.held_until_ms and row.held_until_ms <= now:
+        reputation.let_go(txn, row, "its time is over")
         return
     if row.status is PeerStatus.ALIVE:
         txn.peers.change(row.peer, status=PeerStatus.SUSPECT)

@@ -11,6 +11,7 @@
     standings   config a b         Standing    sums over matches that are not void
     gauntlets   gauntlet id        Gauntlet    gauntlet policy, completed evaluations
     totals      config             Totals      completed jobs
+    paces       type config        Pace        completed jobs
     settings    name               Setting     operators
     requests    request id         Request     commands that ran under a request id
     events      sequence number    Event       everything above
@@ -174,6 +175,14 @@ class Peer(Struct, frozen=True, gc=False):
     failures_at_ms: int = 0
     wall_joined_at_ms: int = 0
     gpu_drains: tuple[GpuDrain, ...] = ()
+    #: times it came back from silence, fading like failures, and when it last did
+    flaps: int = 0
+    flaps_at_ms: int = 0
+    #: it gets no new work before this, and why
+    held_until_ms: int = 0
+    held_reason: str = ""
+    #: why it said goodbye; empty while it is expected
+    left: str = ""
 
 
 class Work(Struct, frozen=True, gc=False):
@@ -233,6 +242,8 @@ class Job(Struct, frozen=True, gc=False):
     counts: dict[str, int] = {}
     total: dict[str, int] = {}
     progress_at_ms: int = 0
+    #: the longest time between two changes of its counts
+    silence_ms: int = 0
     metrics: dict[str, str] = {}
     outputs: tuple[Output, ...] = ()
     exit_code: int = 0
@@ -240,6 +251,8 @@ class Job(Struct, frozen=True, gc=False):
     error: str = ""
     #: the placement's own words
     placed: str = ""
+    #: it is told to stop because it failed: the class of that failure
+    stop_class: str = ""
 
 
 class Artifact(Struct, frozen=True, gc=False):
@@ -348,6 +361,14 @@ class Totals(Struct, frozen=True, gc=False):
     games_at_training: int = 0
 
 
+class Pace(Struct, frozen=True, gc=False):
+    """The longest silences of the last jobs of one kind that succeeded, oldest first."""
+
+    work_type: str
+    config: str
+    silences_ms: tuple[int, ...] = ()
+
+
 class Setting(Struct, frozen=True, gc=False):
     name: str
     value: str
@@ -415,6 +436,7 @@ Row = (
     | Standing
     | Gauntlet
     | Totals
+    | Pace
     | Setting
     | Request
     | Event
@@ -447,6 +469,7 @@ TABLES: dict[str, type[Struct]] = {
     "events": Event,
     "tokens": Token,
     "voters": Voters,
+    "paces": Pace,
 }
 
 #: Table name to what a row of it is found under: a row knows its key, so nothing keeps or writes it twice.
@@ -466,4 +489,5 @@ KEYS: dict[str, Callable[[Any], str]] = {
     "events": lambda row: str(row.seq),
     "tokens": attrgetter("name"),
     "voters": lambda row: VOTERS_KEY,
+    "paces": lambda row: f"{row.work_type} {row.config}",
 }

@@ -49,12 +49,16 @@ class Timing(Struct, frozen=True, forbid_unknown_fields=True):
     backoff_cap_ms: Span = 600_000
     #: SIGTERM to SIGKILL
     grace_ms: Span = 60_000
-    #: a peer's failure count halves in this time
+    #: a peer's counts of failures and returns halve in this time
     failure_half_life_ms: Span = 1_800_000
     #: a GPU that its node suspects is drained for this long
     gpu_suspect_ms: Span = 3_600_000
     #: selfplay is stopped for a training that has waited this long for a GPU; 0 is never
     yield_after_ms: Natural = 600_000
+    #: no job hangs before it was silent for this long, whatever its kind is used to
+    hung_floor_ms: Span = 900_000
+    #: items that wait this long while nothing runs raise an alarm
+    alarm_after_ms: Span = 300_000
 
     def lease(self, work_type: str) -> int:
         return self.lease_ms.get(work_type) or self.lease_ms.get("default", 300_000)
@@ -74,6 +78,10 @@ class Limits(Struct, frozen=True, forbid_unknown_fields=True):
     peers: Span = 10_000
     requests: Span = 1_000_000
     tokens: Span = 20_000
+    #: a peer on which so many attempts failed lately is held back for a while
+    failures_before_hold: Span = 10
+    #: a peer that came back from silence so often lately is held back for a while
+    flaps_before_hold: Span = 5
     #: an item that failed on this many different peers is a dead letter, whatever attempts are left
     poisoned_after_peers: Span = 3
 

@@ -32,6 +32,7 @@ from statemachine.rows import (
     Job,
     Match,
     Model,
+    Pace,
     Peer,
     Request,
     Row,
@@ -70,6 +71,7 @@ class State:
         self.requests = cast(dict[str, Request], self.tables["requests"])
         self.events = cast(dict[str, Event], self.tables["events"])
         self.tokens = cast(dict[str, Token], self.tables["tokens"])
+        self.paces = cast(dict[str, Pace], self.tables["paces"])
         self._voters = cast(dict[str, Voters], self.tables["voters"])
         self.index = Indexes()
         self.timing = st.Timing()
@@ -229,6 +231,7 @@ class Txn:
         self.standings: Table[Standing] = Table(self, "standings", "standing")
         self.gauntlets: Table[Gauntlet] = Table(self, "gauntlets", "gauntlet")
         self.totals: Table[Totals] = Table(self, "totals", "totals")
+        self.paces: Table[Pace] = Table(self, "paces", "pace")
         self.settings: Table[Setting] = Table(self, "settings", "setting")
         self.requests: Table[Request] = Table(self, "requests", "request")
         self.tokens: Table[Token] = Table(self, "tokens", "token")

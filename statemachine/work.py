@@ -97,6 +97,8 @@ def claim(txn: Txn, cmd: ClaimWork) -> list[dict[str, object]]:
     peer = txn.peers.get(cmd.peer)
     if peer is not None and peer.draining:
         raise Refused(Code.INELIGIBLE, f"peer {cmd.peer!r} is being drained and takes no work")
+    if peer is not None and peer.held_until_ms:
+        raise Refused(Code.INELIGIBLE, f"peer {cmd.peer!r} is held back for a while: {peer.held_reason}")
     answer: list[dict[str, object]] = []
     exclusive: set[tuple[str, str]] = set()
     for _, _, name in _queued(txn, cmd):

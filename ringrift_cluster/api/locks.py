@@ -153,6 +153,7 @@ class Locks:
                 return [peer]
             case (
                 c.JoinPeer(peer=peer)
+                | c.LeavePeer(peer=peer)
                 | c.ClaimWork(peer=peer)
                 | c.AddHolder(peer=peer)
                 | c.DropHolder(peer=peer)
@@ -180,6 +181,7 @@ NEEDS: dict[type[Struct], Scope] = {
     **dict.fromkeys(
         (
             c.JoinPeer,
+            c.LeavePeer,
             c.RecordHeartbeats,
             c.VouchForPeer,
             c.ClaimWork,

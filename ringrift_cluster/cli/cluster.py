@@ -105,7 +105,10 @@ def peer_lines(value: PeerList, clock_ms: int) -> Iterable[RenderableType]:
 
 def _note(row: Peer) -> str:
     drained = f"draining: {row.drain_reason}".rstrip(": ") if row.draining else ""
-    return "; ".join(part for part in (drained, row.facts.not_ready) if part)
+    held = f"held back: {row.held_reason}" if row.held_until_ms else ""
+    left = f"left: {row.left}" if row.left else ""
+    blamed = f"{row.failures} failures" if row.failures else ""
+    return "; ".join(part for part in (left, drained, held, row.facts.not_ready, blamed) if part)
 
 
 def leader(

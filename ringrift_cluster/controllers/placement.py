@@ -2,8 +2,9 @@
 
 Order of items: within a class (type and config) by priority and age; between classes by the priority of their heads,
 raised by one for every minute of waiting (so no class starves), then the config that has had the smallest share of its
-weight, then age. Order of peers: those that did not fail this item, hold its inputs, are the
-strongest, have the most room, and failed least. The law checks every placement again when it is committed.
+weight, then age. Order of peers: those that did not fail this item and on which not many
+attempts failed lately, then the strongest, those that hold its inputs, those with the most room. The law checks every
+placement again when it is committed.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
+from statemachine import reputation
 from statemachine.commands import Command, PlaceWork
 from statemachine.eligibility import free_gpus, item_obstacle, peer_obstacle, takes_whole
 from statemachine.rows import Actual, Desired, Job, Peer, PeerStatus, Work
@@ -165,9 +167,11 @@ def _best_peer(state: State, row: Work, peers: Iterable[Peer], held: dict[str, l
         local = sum(1 for d in inputs if d in state.artifacts and peer.peer in state.artifacts[d].holders)
         power = sum(gpu_power(gpu.name) for gpu in peer.facts.gpus if gpu.uuid in gpus)
         room = peer.facts.cpu_slots - sum(j.needs.cpu_slots for j in jobs)
-        score = (failed_here, -power, -local, -room, peer.failures, peer.peer)
+        failures = reputation.failures(peer, state.now_ms, state.timing)
+        # A few failures are bad luck; a peer with more of them has its turn after those with fewer.
+        score = (failed_here, failures.bit_length() > 2, -power, -local, -room, failures, peer.peer)
         if best is None or score < best[0]:
-            reason = f"power={power} local_inputs={local} room={room} failures={peer.failures}"
+            reason = f"power={power} local_inputs={local} room={room} failures={failures}"
             best = (score, Choice(peer, gpus, reason))
     return best[1] if best else None
 

@@ -15,6 +15,7 @@ from functools import partial
 import httpx
 
 from ringrift_cluster.controllers import liveness
+from ringrift_cluster.controllers.hung import stop_hung
 from ringrift_cluster.controllers.placement import place
 from ringrift_cluster.controllers.population import populate
 from ringrift_cluster.controllers.promotion import judge, rate
@@ -38,6 +39,7 @@ POLICIES: Mapping[str, tuple[Policy, float]] = {
     "promotion": (judge, 5.0),
     "rating": (rate, 10.0),
     "retention": (forget, 60.0),
+    "hung": (stop_hung, 10.0),
 }
 #: commands in one proposal
 BATCH = 64

@@ -23,7 +23,7 @@ ENTRIES = 2_000
 
 @pytest.fixture(scope="module")
 def log() -> histories.Log:
-    return history(seed=4, entries=ENTRIES)
+    return history(seed=7, entries=ENTRIES)
 
 
 @pytest.fixture(scope="module")

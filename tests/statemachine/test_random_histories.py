@@ -31,6 +31,7 @@ from statemachine.commands import (
     Effect,
     FailJob,
     ForgetArtifact,
+    LeavePeer,
     Once,
     PauseCluster,
     PlaceWork,
@@ -440,7 +441,7 @@ class Histories(RuleBasedStateMachine):
 
     # --- the cluster --------------------------------------------------------------------------------
 
-    @rule(peer=peers, number=st.integers(0, 3), verb=st.sampled_from("dgguurvvpqqf"))
+    @rule(peer=peers, number=st.integers(0, 3), verb=st.sampled_from("dgguurvvpqqfl"))
     def operate(self, peer: str, number: int, verb: str) -> None:
         """What operators do, one thing at a time."""
         self.send(
@@ -450,6 +451,7 @@ class Histories(RuleBasedStateMachine):
                 "u": DrainPeer(peer, False),
                 "r": RemovePeer(peer),
                 "v": VouchForPeer(peer, number, "b"),
+                "l": LeavePeer(peer, number),
                 "p": PauseCluster(True, "test"),
                 "q": PauseCluster(False),
                 "f": RaiseFeatureLevel(1 + number),

@@ -34,6 +34,7 @@ from statemachine.commands import (
     DropHolder,
     FailJob,
     ForgetArtifact,
+    LeavePeer,
     Once,
     PauseCluster,
     PlaceWork,
@@ -110,7 +111,10 @@ def _opening() -> list[Command]:
     return [
         setting("timing", SHORT),
         setting("retention", retention),
-        setting("limits", law_settings.Limits(events=200, pending_per_class=20)),
+        setting(
+            "limits",
+            law_settings.Limits(events=200, pending_per_class=20, failures_before_hold=15, flaps_before_hold=4),
+        ),
         template(),
     ]
 
@@ -151,6 +155,7 @@ def _operate(state: State, rng: random.Random) -> Iterator[Command]:
         (
             DrainPeer(name, rng.random() < 0.4, "test", rng.choice((0, 5_000))),
             RemovePeer(name),
+            LeavePeer(name, row.incarnation if row else 1),
             VouchForPeer(name, row.incarnation if row else 1, rng.choice(PEERS)),
             PauseCluster(rng.random() < 0.2),
             RaiseFeatureLevel(rng.randint(1, 3)),

@@ -27,6 +27,7 @@ from statemachine.commands import (
     Effect,
     FailJob,
     JoinPeer,
+    LeavePeer,
     Once,
     PauseCluster,
     RecordHeartbeats,
@@ -180,6 +181,7 @@ async def proposed(door: httpx.AsyncClient, token: str, *commands: Command) -> h
 
 OTHERS: list[Command] = [
     JoinPeer("gpu-2", 1, "boot", "follower", "http://x:1", PeerFacts()),
+    LeavePeer("gpu-2", 1),
     RecordHeartbeats((Beat("gpu-1", 1), Beat("gpu-2", 1))),
     VouchForPeer("gpu-1", 1, "gpu-2"),
     ClaimWork("c-9", "gpu-2"),
