@@ -139,7 +139,7 @@ class Agent:
         self._index = ledger.index
         self._last_pass_ms = 0.0
         self._admission = Admission(self.bench, self.options)
-        self.upkeep = Upkeep(self.bench, self.gpus, self.options, peer)
+        self.upkeep = Upkeep(self.bench, self.gpus, self.options, peer, self._held_gpus)
 
     # --- the life of the agent --------------------------------------------------------------------
 
@@ -343,9 +343,13 @@ class Agent:
         for key, attempt in list(self.attempts.items()):
             if attempt.phase is Phase.REPORTED and key not in assigned and key not in self._tasks:
                 del self.attempts[key]
+                self.upkeep.suspects.ended(attempt.job.work, attempt.job.gpus, attempt.error_class)
                 self.bench.note(self.bench.ledger.forget, key)
                 shared = {uuid for other in self.attempts.values() if other.is_alive for uuid in other.job.gpus}
                 self.upkeep.ended(set(attempt.job.gpus) - shared)
+
+    def _held_gpus(self) -> frozenset[str]:
+        return frozenset(uuid for a in self.attempts.values() for uuid in a.job.gpus)
 
     def _renewable(self) -> list[Attempt]:
         """Attempts that run and that the last view still gave to us."""

@@ -59,6 +59,8 @@ class Attempt:
         self.told_at_s = 0.0
         #: its own life failed once, and that was reported
         self.at_fault = False
+        #: how it failed; empty when it did not
+        self.error_class = ""
         #: why it is handed back before it started
         self.release_reason = ""
         self.progress: Progress | None = None
@@ -200,6 +202,7 @@ class Attempt:
         if isinstance(result, Rejected):
             log.warning("report_refused job=%s code=%s detail=%r", self.job.job, result.code, result.detail)
         published = _published(command, result)
+        self.error_class = command.error_class if isinstance(command, FailJob) else "" if published else "unknown"
         if published:
             self.bench.completed += 1
         elif isinstance(command, FailJob) and command.error_class != "stopped":

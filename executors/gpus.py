@@ -1,15 +1,16 @@
-"""The GPUs of this machine as NVML sees them: identity, memory, health. The only file that knows NVML.
+"""The GPUs of this machine as NVML sees them: identity, memory, health, processes. The only file that knows NVML.
 
 Without a driver there are no GPUs, and that is no fault. With a driver, each device is judged alone: a
 device with a fault is reported with the reason and is not offered, its neighbours are.
 
     fault            from
-    lost             any call answers that the device fell off the bus
+    lost             any call answers that the device fell off the bus, or it is not listed any more
     ecc              uncorrected memory errors since the last reset
     row remapping    a remap failed, or one is pending and wants a reset
     pages            retired pages that wait for a reset
     temperature      at or over the device's own shutdown limit
-    xid              a critical event since the scans began
+
+A fault lasts as long as it is seen. Critical events (XIDs) are told once, by the scan that finds them.
 """
 
 from __future__ import annotations
@@ -20,21 +21,30 @@ from dataclasses import dataclass
 from typing import Any
 
 import pynvml
+from msgspec.structs import replace
 
 from statemachine.values import Gpu
 
 #: XIDs that are the program's own fault and leave the device in order (graphics exception, page fault, ...)
 HARMLESS_XIDS = frozenset({13, 31, 43, 45, 68})
+#: reasons for slow clocks that mean trouble, by the bit in NVML's answer
+SLOWDOWNS = {0x8: "hardware slowdown", 0x40: "thermal slowdown", 0x80: "power brake"}
 
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """What changes while a device works."""
+    """What changes while a device works. None where the device does not say."""
 
     used_bytes: int
     total_bytes: int
     utilization_percent: int | None
     temperature_c: int | None
+    power_w: float | None = None
+    ecc_errors: int | None = None
+    #: why its clocks are slow; empty when they are not, or for no bad reason
+    slowdown: str = ""
+    #: (pid, bytes) of the programs that use it
+    processes: tuple[tuple[int, int | None], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +54,10 @@ class Scan:
     gpus: tuple[Gpu, ...] = ()
     readings: dict[str, Reading] | None = None
     absent: str = ""
+    driver: str = ""
+    cuda: str = ""
+    #: critical events since the last look: (uuid of the device, number)
+    xids: tuple[tuple[str, int], ...] = ()
 
 
 class Gpus:
@@ -55,10 +69,12 @@ class Gpus:
         self._ready = False
         self._events: Any = None
         self._watched: set[str] = set()
-        self._xids: dict[str, int] = {}
+        #: what each device was offered as when it was seen last: itself, or its MIG instances
+        self._seen: dict[str, tuple[Gpu, ...]] = {}
+        self._uuid_at: dict[int, str] = {}
 
     def scan(self) -> Scan:
-        """All devices, MIG instances in place of the device they divide."""
+        """All devices, MIG instances in place of the device they divide, lost ones with the fault."""
         with self._lock:
             try:
                 if not self._ready:
@@ -66,48 +82,90 @@ class Gpus:
                     self._ready = True
                 count = int(self._nvml.nvmlDeviceGetCount())
             except self._nvml.NVMLError as error:
-                self._ready = False
-                return Scan(absent=f"NVML offers no device: {error}")
-            self._read_events()
+                self._let_go()
+                lost = self._lost(set(self._seen), f"lost: NVML offers no device: {error}")
+                return Scan(lost, {}, absent=f"NVML offers no device: {error}")
+            xids = self._read_events()
             gpus: list[Gpu] = []
             readings: dict[str, Reading] = {}
+            listed: set[str] = set()
             for number in range(count):
-                self._device(number, gpus, readings)
-            return Scan(tuple(gpus), readings)
-
-    def used_bytes(self, uuids: tuple[str, ...]) -> dict[str, int]:
-        """Memory in use now by UUID, for devices that answer."""
-        readings = self.scan().readings or {}
-        return {uuid: readings[uuid].used_bytes for uuid in uuids if uuid in readings}
+                listed.add(self._device(number, gpus, readings))
+            gpus += self._lost(set(self._seen) - listed, "lost: the driver does not list it any more")
+            driver = _text(self._ask(self._nvml.nvmlSystemGetDriverVersion) or "")
+            cuda = int(self._ask(self._nvml.nvmlSystemGetCudaDriverVersion_v2) or 0)
+            if any(gpu.fault.startswith("lost") for gpu in gpus):
+                self._let_go()  # a device that was reset is only found by a new session
+            return Scan(tuple(gpus), readings, "", driver, _cuda(cuda), xids)
 
     def close(self) -> None:
         with self._lock:
-            if self._events is not None:
-                self._ask(self._nvml.nvmlEventSetFree, self._events)
-                self._events = None
-            if self._ready:
-                self._ask(self._nvml.nvmlShutdown)
-                self._ready = False
+            self._let_go()
 
-    def _device(self, number: int, gpus: list[Gpu], readings: dict[str, Reading]) -> None:
+    def _let_go(self) -> None:
+        if self._events is not None:
+            self._ask(self._nvml.nvmlEventSetFree, self._events)
+            self._events = None
+        if self._ready:
+            self._ask(self._nvml.nvmlShutdown)
+            self._ready = False
+        self._watched.clear()
+
+    def _lost(self, devices: set[str], fault: str) -> tuple[Gpu, ...]:
+        return tuple(replace(gpu, fault=fault[:256]) for uuid in sorted(devices) for gpu in self._seen[uuid])
+
+    def _device(self, number: int, gpus: list[Gpu], readings: dict[str, Reading]) -> str:
+        """Add one device; returns its UUID."""
+        nvml = self._nvml
         try:
-            handle = self._nvml.nvmlDeviceGetHandleByIndex(number)
-            uuid = _text(self._nvml.nvmlDeviceGetUUID(handle))
-            memory = self._nvml.nvmlDeviceGetMemoryInfo(handle)
-        except self._nvml.NVMLError as error:
-            gpus.append(Gpu(uuid=f"index-{number}", fault=f"lost: {error}"[:256]))
-            return
-        name = _text(self._ask(self._nvml.nvmlDeviceGetName, handle) or "")
+            handle = nvml.nvmlDeviceGetHandleByIndex(number)
+            uuid = _text(nvml.nvmlDeviceGetUUID(handle))
+            memory = nvml.nvmlDeviceGetMemoryInfo(handle)
+        except nvml.NVMLError as error:
+            known = self._uuid_at.get(number, "")
+            stranger = (Gpu(uuid=f"index-{number}", fault=f"lost: {error}"[:256]),)
+            gpus += self._lost({known}, f"lost: {error}") if known else stranger
+            return known
         self._watch(handle, uuid)
-        fault = self._fault(handle, uuid)
+        pci = self._ask(nvml.nvmlDeviceGetPciInfo, handle)
+        whole = Gpu(
+            uuid=uuid,
+            name=_text(self._ask(nvml.nvmlDeviceGetName, handle) or "")[:256],
+            memory_bytes=int(memory.total),
+            fault=self._fault(handle)[:256],
+            pci=_text(pci.busId) if pci else "",
+            power_limit_w=int(self._ask(nvml.nvmlDeviceGetEnforcedPowerLimit, handle) or 0) // 1000,
+        )
         parts = self._instances(handle)
-        for part in parts or [(handle, uuid, memory)]:
-            device, key, held = part
-            gpus.append(Gpu(uuid=key, name=name[:256], memory_bytes=int(held.total), fault=fault[:256]))
-            rates = self._ask(self._nvml.nvmlDeviceGetUtilizationRates, device)
-            readings[key] = Reading(
-                int(held.used), int(held.total), int(rates.gpu) if rates else None, self._temperature(handle)
-            )
+        offered = tuple(replace(whole, uuid=key, memory_bytes=int(m.total), part_of=uuid) for _, key, m in parts)
+        for device, key, held in parts or [(handle, uuid, memory)]:
+            readings[key] = self._reading(handle, device, held)
+        self._uuid_at[number] = uuid
+        self._seen[uuid] = offered or (whole,)
+        gpus += self._seen[uuid]
+        return uuid
+
+    def _reading(self, handle: Any, device: Any, memory: Any) -> Reading:
+        """`device` is the handle's MIG instance, or the handle itself."""
+        nvml = self._nvml
+        rates = self._ask(nvml.nvmlDeviceGetUtilizationRates, device)
+        power = self._ask(nvml.nvmlDeviceGetPowerUsage, handle)
+        reasons = int(self._ask(nvml.nvmlDeviceGetCurrentClocksThrottleReasons, handle) or 0)
+        programs = {
+            int(process.pid): process.usedGpuMemory
+            for listing in (nvml.nvmlDeviceGetGraphicsRunningProcesses, nvml.nvmlDeviceGetComputeRunningProcesses)
+            for process in self._ask(listing, device) or ()
+        }
+        return Reading(
+            used_bytes=int(memory.used),
+            total_bytes=int(memory.total),
+            utilization_percent=int(rates.gpu) if rates else None,
+            temperature_c=self._temperature(handle),
+            power_w=None if power is None else power / 1000,
+            ecc_errors=self._ecc(handle),
+            slowdown=", ".join(text for bit, text in SLOWDOWNS.items() if reasons & bit),
+            processes=tuple(sorted(programs.items())),
+        )
 
     def _instances(self, handle: Any) -> list[tuple[Any, str, Any]]:
         """MIG instances of a divided device; empty when it is whole."""
@@ -123,17 +181,15 @@ class Gpus:
                 found.append((part, _text(uuid), memory))
         return found
 
-    def _fault(self, handle: Any, uuid: str) -> str:
+    def _ecc(self, handle: Any) -> int | None:
         nvml = self._nvml
-        if uuid in self._xids:
-            return f"xid {self._xids[uuid]}: a critical error was reported by the driver; reset the device"
-        errors = self._ask(
-            nvml.nvmlDeviceGetTotalEccErrors,
-            handle,
-            nvml.NVML_MEMORY_ERROR_TYPE_UNCORRECTED,
-            nvml.NVML_VOLATILE_ECC,
-        )
-        if errors:
+        kind, since = nvml.NVML_MEMORY_ERROR_TYPE_UNCORRECTED, nvml.NVML_VOLATILE_ECC
+        errors = self._ask(nvml.nvmlDeviceGetTotalEccErrors, handle, kind, since)
+        return None if errors is None else int(errors)
+
+    def _fault(self, handle: Any) -> str:
+        nvml = self._nvml
+        if errors := self._ecc(handle):
             return f"ecc: {errors} uncorrected memory errors since the last reset"
         rows = self._ask(nvml.nvmlDeviceGetRemappedRows, handle)
         if rows and rows[3]:
@@ -145,7 +201,7 @@ class Gpus:
         heat = self._temperature(handle)
         limit = self._ask(nvml.nvmlDeviceGetTemperatureThreshold, handle, nvml.NVML_TEMPERATURE_THRESHOLD_SHUTDOWN)
         if heat is not None and limit and heat >= limit:
-            return f"temperature: {heat} C, its shutdown limit is {limit} C"
+            return f"temperature: at its shutdown limit of {limit} C"
         return ""
 
     def _temperature(self, handle: Any) -> int | None:
@@ -164,14 +220,16 @@ class Gpus:
                 self._nvml.nvmlDeviceRegisterEvents, handle, self._nvml.nvmlEventTypeXidCriticalError, self._events
             )
 
-    def _read_events(self) -> None:
+    def _read_events(self) -> tuple[tuple[str, int], ...]:
+        found = []
         for _ in range(64):
             event = self._ask(self._nvml.nvmlEventSetWait_v2, self._events, 0) if self._events is not None else None
             if event is None:
-                return
+                break
             uuid = self._ask(self._nvml.nvmlDeviceGetUUID, event.device)
             if uuid and int(event.eventData) not in HARMLESS_XIDS:
-                self._xids[_text(uuid)] = int(event.eventData)
+                found.append((_text(uuid), int(event.eventData)))
+        return tuple(found)
 
     def _ask(self, call: Callable[..., Any], *arguments: Any) -> Any:
         """An answer, or None where the device or the driver does not offer the question."""
@@ -183,3 +241,8 @@ class Gpus:
 
 def _text(value: str | bytes) -> str:
     return value.decode("utf-8", "replace") if isinstance(value, bytes) else value
+
+
+def _cuda(number: int) -> str:
+    """`12.4` for 12040; empty for 0."""
+    return f"{number // 1000}.{number % 1000 // 10}" if number else ""

@@ -14,7 +14,8 @@ from pathlib import Path
 
 import psutil
 
-from executors import shim
+from executors import apple, shim
+from statemachine.values import Gpu
 
 GIB = 1024**3
 
@@ -96,6 +97,21 @@ class DiskFloor:
             f"low disk: {free / GIB:.1f} GiB free ({share:.1f} %), the floor is "
             f"{self.free_bytes / GIB:.1f} GiB and {self.percent:g} %"
         )
+
+    def bytes_of(self, total: int) -> int:
+        """Free bytes below which a disk of this size is low."""
+        return min(int(total * self.percent / 100), self.free_bytes)
+
+
+def free_above(data_dir: Path, floor: DiskFloor) -> int:
+    """Free bytes of the disk that may be used before it is low."""
+    usage = shutil.disk_usage(data_dir)
+    return max(usage.free - floor.bytes_of(usage.total), 0)
+
+
+def metal(ram_bytes: int) -> tuple[Gpu, ...]:
+    """The GPU of an Apple machine; nothing elsewhere."""
+    return apple.metal(platform.system(), platform.machine(), _sysctl("machdep.cpu.brand_string"), ram_bytes)
 
 
 def disk_shortage(data_dir: Path, floor: DiskFloor, was_low: bool = False) -> str:

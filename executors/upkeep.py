@@ -1,26 +1,29 @@
 """What a node looks after besides its jobs: free disk, GPUs, known holders, old files.
 
 A GPU whose job has ended is not used again before NVML shows that its memory came back; when it does not
-come back in time, the device is reported with a fault until it does.
+come back in time, the device is reported with a fault until it does. A GPU that is doubted is not used again
+before the cluster knows, and drains it.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from msgspec.structs import replace
 
-from executors import host
+from executors import host, telemetry
 from executors.bench import Bench
 from executors.folder import sweep_checkpoints
-from executors.gpus import Gpus, Scan
+from executors.gpus import Gpus, Reading, Scan
 from executors.logs import Logs
 from executors.options import Options
 from executors.ports import ClusterError
-from statemachine.commands import AddHolder, Command, DropHolder
+from executors.suspects import Suspects
+from executors.telemetry import Telemetry
+from statemachine.commands import AddHolder, Command, DrainGpu, DropHolder
 from statemachine.state import State
 from statemachine.values import Gpu, PeerFacts
 
@@ -48,7 +51,19 @@ def file_rows(state: State, peer: str) -> FileRows:
 
 
 class Upkeep:
-    def __init__(self, bench: Bench, gpus: Gpus, options: Options, peer: str) -> None:
+    def __init__(
+        self, bench: Bench, gpus: Gpus, options: Options, peer: str, holding: Callable[[], frozenset[str]]
+    ) -> None:
+        """`holding` says which GPUs attempts of this node have."""
+        self.suspects = Suspects()
+        #: every device in full, as of the last look
+        self.telemetry: tuple[Telemetry, ...] = ()
+        self._holding = holding
+        #: what a machine without NVML has instead
+        self._metal: tuple[Gpu, ...] = ()
+        #: what the cluster is told of each device
+        self._told: dict[str, Gpu] = {}
+        self._disk_free_bytes = 0
         self._bench = bench
         self._gpus = gpus
         self._options = options
@@ -65,7 +80,8 @@ class Upkeep:
 
     @property
     def unsettled(self) -> frozenset[str]:
-        return frozenset(self._settling)
+        """GPUs on which nothing may start: memory has not come back, or the cluster does not know yet of a doubt."""
+        return frozenset(self._settling) | frozenset(self.suspects.doubts)
 
     def first_facts(self) -> PeerFacts:
         """The facts to join with: after the first look at every device. Blocks."""
@@ -81,7 +97,8 @@ class Upkeep:
             labels=options.labels,
             feature_level=options.feature_level,
         )
-        self._look(frozenset())
+        self._metal = host.metal(facts.ram_bytes)
+        self._look(frozenset(), None)
         if self._scan.absent:
             log.info("no_gpus reason=%s", self._scan.absent)
         return self._facts()
@@ -90,7 +107,8 @@ class Upkeep:
         """The facts as they are now; the devices are asked when it is time, or while memory should come back."""
         now = self._bench.clock.boot_s()
         if self._settling or now - self._scanned_s >= self._options.gpu_scan_every_s:
-            await self._bench.on_disk(lambda: self._look(frozenset(self._settling)))
+            settling, held = frozenset(self._settling), self._holding()
+            await self._bench.on_disk(lambda: self._look(settling, held))
         return await self._bench.on_disk(self._facts)
 
     def ended(self, gpus: Collection[str]) -> None:
@@ -102,7 +120,17 @@ class Upkeep:
         self._low_disk = host.disk_shortage(self._bench.data_dir, self._options.disk_floor, bool(self._low_disk))
         # The sentence without its figures, or every changed byte would be a new fact to tell.
         not_ready = self._low_disk.partition(":")[0]
-        return replace(self._base, gpus=tuple(self._judged(gpu) for gpu in self._scan.gpus), not_ready=not_ready)
+        free = host.free_above(self._bench.data_dir, self._options.disk_floor)
+        step = max(self._base.disk_bytes // 50, host.GIB)
+        self._disk_free_bytes = telemetry.coarse(self._disk_free_bytes, free, step, up=False)
+        return replace(
+            self._base,
+            gpus=tuple(self._judged(self._told.get(gpu.uuid, gpu)) for gpu in self._scan.gpus),
+            gpu_driver=self._scan.driver,
+            cuda=self._scan.cuda,
+            disk_free_bytes=self._disk_free_bytes,
+            not_ready=not_ready,
+        )
 
     def _judged(self, gpu: Gpu) -> Gpu:
         since = self._settling.get(gpu.uuid)
@@ -110,18 +138,43 @@ class Upkeep:
             return gpu
         return replace(gpu, fault="memory: what an ended job used has not come back")
 
-    def _look(self, settling: frozenset[str]) -> None:
-        """Scan the devices; blocks on the driver."""
-        self._scan = self._gpus.scan()
-        self._scanned_s = self._bench.clock.boot_s()
-        for uuid, reading in (self._scan.readings or {}).items():
-            if uuid not in settling:
-                self._idle_bytes[uuid] = min(reading.used_bytes, self._idle_bytes.get(uuid, reading.used_bytes))
-            elif reading.used_bytes <= self._idle_bytes.get(uuid, 0) + GPU_SLACK_BYTES:
-                self._settling.pop(uuid, None)
-        known = {gpu.uuid for gpu in self._scan.gpus}
+    def _look(self, settling: frozenset[str], held: frozenset[str] | None) -> None:
+        """Scan the devices; blocks on the driver. `held` are devices of our jobs; None: that is not known yet."""
+        scan = self._gpus.scan()
+        if not scan.gpus:
+            scan = Scan(self._metal, absent=scan.absent)
+        self._scan, self._scanned_s = scan, self._bench.clock.boot_s()
+        readings = scan.readings or {}
+        seen = []
+        for gpu in scan.gpus:
+            reading = readings.get(gpu.uuid)
+            busy = held is None or gpu.uuid in held or gpu.uuid in settling
+            foreign = self._foreign(reading, busy) if reading else 0
+            self._told[gpu.uuid] = telemetry.told(gpu, reading, foreign, self._told.get(gpu.uuid))
+            if reading is not None:
+                self._settle(gpu.uuid, reading.used_bytes - foreign, gpu.uuid in settling)
+                self.suspects.clocks(gpu.uuid, reading.slowdown)
+            seen.append(Telemetry(gpu, reading, foreign, gpu.uuid in self._settling))
+        for device, xid in scan.xids:
+            for gpu in scan.gpus:
+                if device in (gpu.uuid, gpu.part_of):
+                    self.suspects.event(gpu.uuid, xid)
+        known = {gpu.uuid for gpu in scan.gpus}
         for uuid in settling - known:
             self._settling.pop(uuid, None)  # the device is gone, and with it the question
+        self._told = {uuid: gpu for uuid, gpu in self._told.items() if uuid in known}
+        self.telemetry = tuple(seen)
+
+    def _foreign(self, reading: Reading, busy: bool) -> int:
+        jobs = self._bench.data_dir / "jobs"
+        return telemetry.strangers(reading, lambda pid: telemetry.is_ours(pid, jobs), busy)
+
+    def _settle(self, uuid: str, ours: int, settling: bool) -> None:
+        """Take note of what we hold on a device; nothing more to wait for once it is what it was before the job."""
+        if not settling:
+            self._idle_bytes[uuid] = min(ours, self._idle_bytes.get(uuid, ours))
+        elif ours <= self._idle_bytes.get(uuid, 0) + GPU_SLACK_BYTES:
+            self._settling.pop(uuid, None)
 
     async def tidy(self, logs: Logs, held: Sequence[tuple[str, Path]]) -> None:
         """Tell new holders at once; now and then drop what is old or no longer named.
@@ -130,6 +183,9 @@ class Upkeep:
         """
         bench, options = self._bench, self._options
         commands: list[Command] = [AddHolder(d, self._peer) for d in sorted(bench.fetched)[:HOLDERS_PER_BATCH]]
+        doubts = dict(self.suspects.doubts)
+        for_ms = bench.timing.gpu_suspect_ms
+        commands += [DrainGpu(self._peer, uuid, True, reason, for_ms) for uuid, reason in doubts.items()]
         now = bench.clock.boot_s()
         try:
             if now - self._tidied_s >= TIDY_EVERY_S:
@@ -148,5 +204,8 @@ class Upkeep:
             if commands:
                 await bench.cluster.propose(commands)
                 bench.fetched.difference_update(c.digest for c in commands if isinstance(c, AddHolder))
+                for uuid, reason in doubts.items():
+                    log.warning("gpu_drained gpu=%s for_ms=%d reason=%r", uuid, for_ms, reason)
+                    self.suspects.told(uuid)
         except (ClusterError, OSError) as error:
             log.warning("upkeep_waits error=%s", error)

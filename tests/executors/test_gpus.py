@@ -2,83 +2,150 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from executors.gpus import Gpus, Reading, Scan
 from statemachine.commands import JoinPeer, decode_command, encode_command
 from statemachine.values import Gpu, PeerFacts
+from tests.executors import nvml
+from tests.executors.nvml import Driver
 
-COMPILER = shutil.which("cc")
-LOOK = """
-import json, msgspec
-from executors.gpus import Gpus
-gpus = Gpus()
-gpus.scan()
-scan = gpus.scan()
-look = lambda r: [r.used_bytes, r.total_bytes, r.utilization_percent, r.temperature_c]
-readings = {k: look(r) for k, r in (scan.readings or {}).items()}
-print(json.dumps({"gpus": msgspec.to_builtins(scan.gpus), "readings": readings, "absent": scan.absent}))
-gpus.close()
-"""
+GIB = 1 << 30
 
 
 @pytest.fixture(scope="module")
 def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    if COMPILER is None:
-        pytest.skip("the stand-in for the driver needs a C compiler")
-    folder = tmp_path_factory.mktemp("nvml")
-    source = Path(__file__).with_name("fake_nvml.c")
-    target = folder / "libnvidia-ml.so.1"
-    subprocess.run([COMPILER, "-shared", "-fPIC", "-O0", "-o", str(target), str(source)], check=True, timeout=60)
-    return folder
+    return nvml.compiled(tmp_path_factory.mktemp("nvml"))
 
 
-def look(library: Path, devices: str) -> dict[str, Any]:
-    environment = dict(os.environ) | {"LD_LIBRARY_PATH": str(library), "FAKE_NVML": devices}
+@pytest.fixture
+def driver(library: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Driver]:
+    yield from nvml.driver(library, tmp_path, monkeypatch)
+
+
+@pytest.fixture
+def gpus() -> Iterator[Gpus]:
+    one = Gpus()
+    yield one
+    one.close()
+
+
+def faults(scan: Scan) -> dict[str, str]:
+    return {gpu.uuid: gpu.fault for gpu in scan.gpus}
+
+
+def test_the_binding_finds_the_library_by_its_own_name(library: Path, tmp_path: Path) -> None:
+    (tmp_path / "script").write_text("device uuid=GPU-0\n")
+    environment = dict(os.environ) | {"LD_LIBRARY_PATH": str(library.parent), "FAKE_NVML": str(tmp_path / "script")}
+    code = "import json\nfrom executors.gpus import Gpus\nprint(json.dumps([g.uuid for g in Gpus().scan().gpus]))"
     done = subprocess.run(
-        [sys.executable, "-c", LOOK], env=environment, capture_output=True, text=True, timeout=60, check=True
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=60, check=True
     )
-    return dict(json.loads(done.stdout))
+    assert json.loads(done.stdout) == ["GPU-0"]
 
 
-def test_healthy_devices_are_named_with_their_memory(library: Path) -> None:
-    seen = look(library, "ok,plain")
-    assert [g["uuid"] for g in seen["gpus"]] == ["GPU-0", "GPU-1"]
-    assert all(g["name"] == "Fake 9000" and g["memory_bytes"] == 80 * 1024**3 for g in seen["gpus"])
-    assert not any(g.get("fault") for g in seen["gpus"])
-    assert seen["readings"]["GPU-0"] == [1024**3, 80 * 1024**3, 37, 55]
+def test_the_inventory_names_each_device_with_memory_driver_bus_and_power_limit(driver: Driver, gpus: Gpus) -> None:
+    driver.plays(
+        "driver version=550.54 cuda=12040", "device uuid=GPU-a name=H100 total=80 most=700", "device uuid=GPU-b"
+    )
+    scan = gpus.scan()
+    assert (scan.driver, scan.cuda, scan.absent) == ("550.54", "12.4", "")
+    assert scan.gpus[0] == Gpu("GPU-a", "H100", 80 * GIB, pci="00000000:01:00.0", power_limit_w=700)
+    assert [gpu.uuid for gpu in scan.gpus] == ["GPU-a", "GPU-b"]
 
 
-def test_a_bad_device_is_reported_with_its_reason_and_its_neighbours_are_offered(library: Path) -> None:
-    kinds = ["ok", "ecc", "hot", "lost", "xid", "remap", "pending", "pages", "fault31", "ok"]
-    faults = [g.get("fault", "") for g in look(library, ",".join(kinds))["gpus"]]
-    words = [
-        "",
-        "3 uncorrected",
-        "101 C",
-        "lost",
-        "xid 79",
-        "needs service",
-        "waits for a reset",
-        "retired pages",
-        "",
-        "",
+def test_a_reading_has_load_heat_power_errors_slow_clocks_and_programs(driver: Driver, gpus: Gpus) -> None:
+    driver.plays(
+        "device uuid=GPU-0 used=9 busy=93 heat=71 watts=640 throttle=73",
+        "process gpu=GPU-0 pid=11 used=5",
+        "process gpu=GPU-0 pid=12 used=-1",
+        "process gpu=GPU-0 pid=13 used=2 graphics=1",
+        "device uuid=GPU-1 plain=1",
+    )
+    readings = gpus.scan().readings or {}
+    programs = ((11, 5 * GIB), (12, None), (13, 2 * GIB))
+    slow = "hardware slowdown, thermal slowdown"
+    assert readings["GPU-0"] == Reading(9 * GIB, 80 * GIB, 93, 71, 640.0, 0, slow, programs)
+    assert readings["GPU-1"] == Reading(1 * GIB, 80 * GIB, None, 55, None, None, "", ())
+
+
+FAULTS = [
+    ("ecc=3", "3 uncorrected"),
+    ("heat=101", "shutdown limit of 100 C"),
+    ("remap=1", "needs service"),
+    ("pending=1", "waits for a reset"),
+    ("pages=1", "retired pages"),
+    ("lost=1", "lost"),
+    ("heat=99 throttle=4", ""),
+    ("plain=1", ""),
+]
+
+
+@pytest.mark.parametrize(("state", "word"), FAULTS)
+def test_a_bad_device_is_reported_with_its_reason_and_its_neighbours_are_offered(
+    driver: Driver, gpus: Gpus, state: str, word: str
+) -> None:
+    driver.plays("device uuid=GPU-0", f"device uuid=GPU-1 {state}", "device uuid=GPU-2")
+    first, bad, last = (gpu.fault for gpu in gpus.scan().gpus)
+    assert (first, last) == ("", "")
+    assert (word in bad) if word else bad == ""
+
+
+def test_a_device_that_falls_off_the_bus_is_still_named_and_comes_back_after_its_reset(
+    driver: Driver, gpus: Gpus
+) -> None:
+    driver.plays("device uuid=GPU-0", "device uuid=GPU-1")
+    gpus.scan()
+    driver.plays("device uuid=GPU-0", "device uuid=GPU-1 lost=1")
+    scan = gpus.scan()
+    assert faults(scan) == {"GPU-0": "", "GPU-1": "lost: GPU is lost"}
+    assert "GPU-1" not in (scan.readings or {})
+    driver.plays("device uuid=GPU-0")
+    assert "not list it" in faults(gpus.scan())["GPU-1"]
+    driver.plays("device uuid=GPU-0", "device uuid=GPU-1")
+    assert faults(gpus.scan()) == {"GPU-0": "", "GPU-1": ""}
+
+
+def test_a_device_that_was_never_seen_whole_is_named_by_its_place(driver: Driver, gpus: Gpus) -> None:
+    driver.plays("device uuid=GPU-0 lost=1")
+    assert faults(gpus.scan()) == {"index-0": "lost: GPU is lost"}
+
+
+def test_a_driver_that_goes_away_makes_all_devices_lost_until_it_is_back(driver: Driver, gpus: Gpus) -> None:
+    driver.plays("device uuid=GPU-0")
+    gpus.scan()
+    driver.plays("driver gone")
+    assert faults(gpus.scan()) == {"GPU-0": "lost: NVML offers no device: Driver Not Loaded"}
+    driver.plays("device uuid=GPU-0")
+    assert faults(gpus.scan()) == {"GPU-0": ""}
+
+
+def test_a_critical_event_is_told_once_and_one_of_a_program_never(driver: Driver, gpus: Gpus) -> None:
+    driver.plays("device uuid=GPU-0", "event gpu=GPU-0 xid=79 number=1", "event gpu=GPU-0 xid=31 number=2")
+    gpus.scan()  # the first look only asks for events
+    assert gpus.scan().xids == (("GPU-0", 79),)
+    assert gpus.scan().xids == ()
+
+
+def test_a_divided_device_is_offered_by_its_parts_and_lost_with_them(driver: Driver, gpus: Gpus) -> None:
+    parts = ("part uuid=MIG-a of=GPU-0 total=10 used=2", "part uuid=MIG-b of=GPU-0 total=10")
+    driver.plays("device uuid=GPU-0 mig=1", *parts, "device uuid=GPU-1", "process gpu=MIG-a pid=7 used=1")
+    scan = gpus.scan()
+    assert [(g.uuid, g.memory_bytes // GIB, g.part_of) for g in scan.gpus] == [
+        ("MIG-a", 10, "GPU-0"),
+        ("MIG-b", 10, "GPU-0"),
+        ("GPU-1", 80, ""),
     ]
-    assert len(faults) == len(words)
-    for kind, fault, word in zip(kinds, faults, words, strict=True):
-        assert (word in fault) if word else fault == "", (kind, fault)
-
-
-def test_a_divided_device_is_offered_by_its_parts(library: Path) -> None:
-    seen = look(library, "mig,ok")
-    assert [g["uuid"] for g in seen["gpus"]] == ["MIG-part-0", "MIG-part-1", "GPU-1"]
-    assert seen["gpus"][0]["memory_bytes"] == 10 * 1024**3
+    assert (scan.readings or {})["MIG-a"].processes == ((7, GIB),)
+    driver.plays("device uuid=GPU-0 mig=1 lost=1", *parts, "device uuid=GPU-1")
+    assert faults(gpus.scan()) == {"MIG-a": "lost: GPU is lost", "MIG-b": "lost: GPU is lost", "GPU-1": ""}
+    driver.plays("device uuid=GPU-0", "device uuid=GPU-1")  # somebody made it whole again
+    assert faults(gpus.scan()) == {"GPU-0": "", "GPU-1": ""}
 
 
 def test_a_machine_without_a_driver_has_no_gpus_and_says_why() -> None:
@@ -90,7 +157,8 @@ def test_a_machine_without_a_driver_has_no_gpus_and_says_why() -> None:
             raise self.NVMLError("library not found")
 
     gpus = Gpus(Nothing())
-    assert gpus.scan() == Scan(absent="NVML offers no device: library not found")
+    scan = gpus.scan()
+    assert (scan.gpus, scan.absent) == ((), "NVML offers no device: library not found")
     gpus.close()
 
 

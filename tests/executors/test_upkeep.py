@@ -1,13 +1,21 @@
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
+import pytest
+
+from executors import upkeep
+from executors.gpus import Gpus
 from executors.host import DiskFloor
 from executors.options import Options
-from statemachine.commands import ForgetArtifact, JoinPeer, RegisterArtifact
-from statemachine.values import PeerFacts
+from statemachine.commands import DrainGpu, ForgetArtifact, JoinPeer, RegisterArtifact
+from statemachine.rows import WorkStatus
+from statemachine.values import Needs, PeerFacts
+from tests.executors import nvml
 from tests.executors.memory import eventually
-from tests.executors.test_agent import node, run
+from tests.executors.nvml import Driver
+from tests.executors.test_agent import GAMES, WAIT, node, program, run
 from tests.executors.test_gpus import ScriptedGpus
 
 EAGER = Options(
@@ -79,5 +87,108 @@ def test_new_facts_are_told_with_the_next_beat_and_once(tmp_path: Path) -> None:
             told = len(one.cluster.beats)
             await eventually(lambda: len(one.cluster.beats) > told + 2)
             assert sum(beat.facts is not None for beat in one.cluster.beats) == 1
+
+    run(go)
+
+
+GIB = 1 << 30
+LOOKING = Options(
+    cpu_slots=3, tick_s=0.1, upkeep_every_s=0.05, gpu_scan_every_s=0.0, disk_floor=DiskFloor(0.0, 0), starts_per_s=1e3
+)
+
+
+@pytest.fixture(scope="module")
+def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return nvml.compiled(tmp_path_factory.mktemp("nvml"))
+
+
+@pytest.fixture
+def driver(library: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Driver]:
+    yield from nvml.driver(library, tmp_path, monkeypatch)
+
+
+def test_a_critical_event_drains_that_gpu_alone_and_for_a_while(tmp_path: Path, driver: Driver) -> None:
+    async def go() -> None:
+        driver.plays("device uuid=GPU-0", "device uuid=GPU-1")
+        async with node(tmp_path / "n", options=LOOKING, gpus=Gpus()) as one:
+            row = lambda: one.cluster.state.peers["n1"]  # noqa: E731
+            driver.plays("device uuid=GPU-0", "device uuid=GPU-1", "event gpu=GPU-1 xid=79 number=1")
+            await eventually(lambda: row().gpu_drains)
+            (drain,) = row().gpu_drains
+            assert (drain.gpu, "xid 79" in drain.reason) == ("GPU-1", True)
+            left = drain.until_ms - one.cluster.state.now_ms
+            assert 0 < left <= one.cluster.state.timing.gpu_suspect_ms
+            assert not row().draining
+            one.cluster.must(DrainGpu("n1", "GPU-1", False))
+            looks = one.agent.upkeep._scanned_s
+            await eventually(lambda: one.agent.upkeep._scanned_s > looks)
+            assert not row().gpu_drains
+
+    run(go)
+
+
+def test_a_divided_device_is_drained_in_all_its_parts(tmp_path: Path, driver: Driver) -> None:
+    divided = ("device uuid=GPU-0 mig=1", "part uuid=MIG-a of=GPU-0 total=10", "part uuid=MIG-b of=GPU-0 total=10")
+
+    async def go() -> None:
+        driver.plays(*divided)
+        async with node(tmp_path / "n", options=LOOKING, gpus=Gpus()) as one:
+            driver.plays(*divided, "event gpu=GPU-0 xid=48 number=1")
+            await eventually(lambda: len(one.cluster.state.peers["n1"].gpu_drains) == 2)
+
+    run(go)
+
+
+def test_strangers_on_a_gpu_and_a_lost_gpu_are_told_to_the_cluster(tmp_path: Path, driver: Driver) -> None:
+    async def go() -> None:
+        driver.plays("device uuid=GPU-0", "device uuid=GPU-1")
+        async with node(tmp_path / "n", options=LOOKING, gpus=Gpus()) as one:
+            gpus = lambda: one.cluster.state.peers["n1"].facts.gpus  # noqa: E731
+            assert [g.foreign_bytes for g in gpus()] == [0, 0]
+            driver.plays("device uuid=GPU-0 used=31", "process gpu=GPU-0 pid=1 used=30", "device uuid=GPU-1 lost=1")
+            await eventually(lambda: gpus()[0].foreign_bytes == 30 * GIB and gpus()[1].fault)
+            first = one.agent.upkeep.telemetry[0]
+            assert (first.foreign_bytes, first.reading is not None) == (30 * GIB, True)
+            driver.plays("device uuid=GPU-0", "device uuid=GPU-1")
+            await eventually(lambda: gpus()[0].foreign_bytes == 0 and not gpus()[1].fault)
+
+    run(go)
+
+
+def test_a_gpu_whose_memory_does_not_come_back_is_reported_until_it_does(
+    tmp_path: Path, driver: Driver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(upkeep, "GPU_SETTLE_S", 0.2)
+
+    async def go() -> None:
+        driver.plays("device uuid=GPU-0")
+        async with node(tmp_path / "n", options=LOOKING, gpus=Gpus()) as one:
+            gpu = lambda: one.cluster.state.peers["n1"].facts.gpus[0]  # noqa: E731
+            one.cluster.setting("template/t", program(GAMES))
+            one.cluster.add("a", "t", needs=Needs(gpus=1))
+            one.cluster.place("a", "n1", gpus=("GPU-0",))
+            driver.plays("device uuid=GPU-0 used=40")
+            await eventually(lambda: one.cluster.work("a").status is WorkStatus.COMPLETED)
+            await eventually(lambda: "not come back" in gpu().fault)
+            assert gpu().foreign_bytes == 0
+            driver.plays("device uuid=GPU-0 used=1")
+            await eventually(lambda: not gpu().fault)
+
+    run(go)
+
+
+def test_memory_of_a_running_job_is_no_strangers(tmp_path: Path, driver: Driver) -> None:
+    async def go() -> None:
+        driver.plays("device uuid=GPU-0")
+        async with node(tmp_path / "n", options=LOOKING, gpus=Gpus()) as one:
+            one.cluster.setting("template/t", program(WAIT))
+            one.cluster.add("a", "t", needs=Needs(gpus=1, vram_bytes=GIB))
+            job = one.cluster.place("a", "n1", gpus=("GPU-0",))
+            await one.says(job.job, "up")
+            (attempt,) = one.agent.attempts.values()
+            assert attempt.process is not None
+            lines = (f"process gpu=GPU-0 pid={attempt.process.pid} used=20", "process gpu=GPU-0 pid=1 used=5")
+            driver.plays("device uuid=GPU-0 used=26", *lines)
+            await eventually(lambda: one.cluster.state.peers["n1"].facts.gpus[0].foreign_bytes == 5 * GIB)
 
     run(go)
