@@ -36,8 +36,11 @@ from executors.ledger import Ledger, LedgerError
 from executors.logs import Logs
 from executors.options import Options
 from executors.outcome import Failure
+from executors.pace import Pace
 from executors.ports import Clock, Cluster, ClusterError
 from executors.reconcile import Action, Kind, Phase, plan
+from executors.storage import Storage
+from executors.transfers import Transfers
 from executors.upkeep import Upkeep
 from executors.views import view_of, wanted
 from statemachine.commands import Command, ReleaseJob
@@ -104,6 +107,8 @@ class Agent:
         self._cluster = cluster
         self._clock = clock or host.HostClock()
         self._own_http = http is None
+        self._http = http or httpx.AsyncClient(timeout=httpx.Timeout(30.0, connect=5.0))
+        blobs = blobs or Blobs(data_dir / "artifacts")
         disk = ThreadPoolExecutor(4, "agent-disk")
         ledger = Ledger(data_dir / "ledger.sqlite")
         if cluster_id:
@@ -113,8 +118,7 @@ class Agent:
             cluster=cluster,
             clock=self._clock,
             ledger=ledger,
-            blobs=blobs or Blobs(data_dir / "artifacts"),
-            http=http or httpx.AsyncClient(timeout=httpx.Timeout(30.0, connect=5.0)),
+            blobs=blobs,
             disk=disk,
             starts=ThreadPoolExecutor(2, "agent-starts"),
             data_dir=data_dir,
@@ -122,7 +126,13 @@ class Agent:
             margin_s=self.options.margin_s,
             max_log_bytes=self.options.max_log_bytes,
             wake=lambda: self._wake.set(),
-            fetches=asyncio.Semaphore(4),
+            transfers=Transfers(
+                blobs,
+                self._http,
+                peer,
+                Pace(self.options.transfer_bytes_per_s),
+                patience=self.options.patience,
+            ),
         )
         self._lent = self.bench.blobs.pool is None
         if self._lent:
@@ -140,6 +150,7 @@ class Agent:
         self._last_pass_ms = 0.0
         self._admission = Admission(self.bench, self.options)
         self.upkeep = Upkeep(self.bench, self.gpus, self.options, peer, self._held_gpus)
+        self.storage = Storage(self.bench, self.options, peer)
 
     # --- the life of the agent --------------------------------------------------------------------
 
@@ -160,7 +171,7 @@ class Agent:
             await asyncio.gather(*attempts, return_exceptions=True)
             await asyncio.to_thread(self._close)
             if self._own_http:
-                await self.bench.http.aclose()
+                await self._http.aclose()
             self._ended.set()
 
     def _close(self) -> None:
@@ -213,7 +224,7 @@ class Agent:
     async def _live(self) -> None:
         await self.heartbeat.join()
         self._admission.seen()
-        await _first(self._follow(), self._reconcile(), self.heartbeat.run(), self._keep_up())
+        await _first(self._follow(), self._reconcile(), self.heartbeat.run(), self._keep_up(), self.storage.run())
 
     async def _adopt(self) -> None:
         for attempt in await adopt(self.bench):

@@ -12,6 +12,7 @@ Nothing here decides whether an attempt should live; `reconcile` does.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
 from pathlib import Path
@@ -20,13 +21,13 @@ import msgspec
 
 from executors import collect, outcome, processes, templates
 from executors.bench import Bench
-from executors.blobs import HoldersGone
 from executors.folder import BadInputName, Folder, NoTree
 from executors.ledger import Entry, LedgerError
 from executors.outcome import Failure, Progress, Success
 from executors.ports import ClusterError
 from executors.printed import Printed
 from executors.reconcile import Held, Phase
+from executors.transfers import HoldersGone
 from statemachine import queries
 from statemachine.commands import Command, CompleteJob, FailJob, ReleaseJob, ReportJob
 from statemachine.errors import Code, Done, Rejected, Result
@@ -35,7 +36,6 @@ from statemachine.rows import Actual
 from statemachine.values import Output
 
 log = logging.getLogger(__name__)
-FETCH_ROUNDS = 3
 _encode = msgspec.msgpack.Encoder().encode
 _decode = msgspec.msgpack.Decoder(Assignment).decode
 
@@ -237,6 +237,11 @@ class Attempt:
         if template is None:
             text = f"the setting template/{work.spec.template} does not exist; set it and retry the item"
             return Failure("user", text).command(self.job, now)
+        with self.bench.blobs.pinned([item.digest for item in self.assignment.inputs]):
+            return await self._begin(now)
+
+    async def _begin(self, now: int) -> Command | None:
+        """Get the inputs and start the keeper; the inputs are pinned until their links are made."""
         try:
             files = await self._inputs()
         except asyncio.CancelledError:
@@ -287,29 +292,16 @@ class Attempt:
         return found
 
     def _at_hand(self) -> dict[str, Path]:
-        paths = {item.name: self.bench.blobs.path(item.digest) for item in self.assignment.inputs}
+        paths = {item.name: self.bench.blobs.use(item.digest) for item in self.assignment.inputs}
         return {name: path for name, path in paths.items() if path is not None}
 
     async def _fetch(self, item: ResolvedInput) -> tuple[str, Path]:
-        """Fetch one input; between rounds ask the cluster who holds it by now."""
-        current = item
-        for left in reversed(range(FETCH_ROUNDS)):
-            try:
-                async with self.bench.fetches:
-                    path = await self.bench.blobs.fetch(
-                        current.digest, current.size_bytes, current.holders, self.bench.http
-                    )
-                self.bench.fetched.add(item.digest)
-                return item.name, path
-            except HoldersGone:
-                if not left:
-                    raise
-            await asyncio.sleep(0.2 * (FETCH_ROUNDS - left) ** 2)
-            try:
-                current, _ = await self.bench.cluster.read(lambda s: queries.resolve(s, item.name, item.digest))
-            except ClusterError:
-                continue
-        raise AssertionError("the last round returns or raises")
+        async def again() -> ResolvedInput:
+            with contextlib.suppress(ClusterError):
+                return (await self.bench.cluster.read(lambda s: queries.resolve(s, item.name, item.digest)))[0]
+            return item
+
+        return item.name, await self.bench.transfers.fetch(item, again)
 
     def _start(self, files: dict[str, Path]) -> processes.Identity | Failure:
         """Make the folder and start the keeper; runs on a thread of its own."""

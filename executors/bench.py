@@ -10,11 +10,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
 
-import httpx
-
 from executors.blobs import Blobs
 from executors.ledger import Ledger, LedgerError
 from executors.ports import Clock, Cluster
+from executors.transfers import Transfers
 from statemachine.settings import Timing
 
 log = logging.getLogger(__name__)
@@ -29,7 +28,6 @@ class Bench:
     clock: Clock
     ledger: Ledger
     blobs: Blobs
-    http: httpx.AsyncClient
     #: threads for hashing and large files; threads that only start processes
     disk: Executor
     starts: Executor
@@ -39,12 +37,10 @@ class Bench:
     max_log_bytes: int
     #: wakes the agent's loop
     wake: Callable[[], None]
-    fetches: asyncio.Semaphore
+    transfers: Transfers
     timing: Timing = field(default_factory=Timing)
     #: when the last acknowledged sign of life was sent; every lease is counted from it
     heard_s: float = 0.0
-    #: digests that were fetched and not made known yet
-    fetched: set[str] = field(default_factory=set)
     #: counters since the start
     started: int = 0
     completed: int = 0

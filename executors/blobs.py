@@ -1,35 +1,39 @@
 """Files named by the sha256 of their bytes.
 
-    <root>/ab/abcdef...     a whole, verified file, read-only
-    <root>/partial/...      what is being written or fetched; a fetch goes on where it stopped
+    <root>/ab/abcdef...     a whole, verified file, read-only; its mtime is when it was last used
+    <root>/partial/...      what is being written, fetched or received; a fetch goes on where it stopped
+    <root>/quarantine/...   copies whose bytes went bad, kept for a while to be looked at
 
 A file is in the store when it has its final name, and it gets that by one rename after its bytes were
 verified and flushed. Nothing is ever changed in place.
+
+A copy that the cluster counts on is deleted in three steps: `leave`, then the release of the holding in the log,
+then `delete_left`, which deletes nothing when somebody stored or pinned the file again in the meantime.
 """
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import hashlib
 import os
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator
 from concurrent.futures import Executor
 from contextlib import contextmanager
-from functools import partial
+from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO, TypeVar
-
-import httpx
+from threading import Lock
+from typing import BinaryIO
 
 from executors.folder import link_or_copy
 
-CHUNK_BYTES = 1024 * 1024
+#: how long a copy that went bad is kept to be looked at
+QUARANTINE_S = 7 * 86_400.0
+#: unfinished files are kept at least this long, so that what writes them can go on
+PARTIAL_S = 3600.0
 _HEX = frozenset("0123456789abcdef")
-T = TypeVar("T")
 
 
 class BlobError(Exception):
@@ -40,12 +44,17 @@ class WrongDigest(BlobError):  # noqa: N818
     """The bytes are not the ones their name promises."""
 
 
-class HoldersGone(BlobError):  # noqa: N818
-    """No holder could deliver the file; the text says what each of them answered."""
-
-
 class TooLarge(BlobError):  # noqa: N818
     """More bytes came than were announced or are allowed."""
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """A file of the store; `used_s` is wall time."""
+
+    digest: str
+    size_bytes: int
+    used_s: float
 
 
 class Writer:
@@ -85,20 +94,23 @@ class Writer:
 
 
 class Blobs:
-    """The store of one node. Sync calls block on the disk; `fetch` does not.
+    """The store of one node. All calls may happen on any thread and block on the disk."""
 
-    Reading, writing and pinning may happen on any thread; `fetch` belongs to one event loop.
-    """
-
-    def __init__(self, root: Path, pool: Executor | None = None) -> None:
+    def __init__(self, root: Path, pool: Executor | None = None, quota_bytes: int = 0) -> None:
         self.root = root
-        self._partial = root / "partial"
-        self._partial.mkdir(parents=True, exist_ok=True)
-        #: threads for hashing and writing while a fetch goes on; None is the loop's own
+        self.partial = root / "partial"
+        self.partial.mkdir(parents=True, exist_ok=True)
+        self._quarantine = root / "quarantine"
+        #: threads for hashing and writing while a transfer goes on; None is the loop's own
         self.pool = pool
+        #: how much may be stored; 0 is no bound
+        self.quota_bytes = quota_bytes
+        #: what the files take, by the last look at the directory and what came and went since
+        self.taken_bytes = 0
         self._pins: Counter[str] = Counter()
-        self._fetching: dict[str, asyncio.Lock] = {}
-        self._waiting: Counter[str] = Counter()
+        #: held while a file gets or loses its final name
+        self._names = Lock()
+        self._leaving: set[str] = set()
 
     def place(self, digest: str) -> Path:
         """Where a file with this digest is, or would be. Raises ValueError when it is no digest."""
@@ -111,13 +123,42 @@ class Blobs:
         path = self.place(digest)
         return path if path.is_file() else None
 
-    def digests(self) -> set[str]:
+    def use(self, digest: str) -> Path | None:
+        """The file, noted as used now; those used longest ago are the first to be evicted."""
+        path = self.path(digest)
+        if path is not None:
+            with contextlib.suppress(FileNotFoundError):
+                os.utime(path)
+        return path
+
+    def stored(self) -> list[Stored]:
         """Everything in the store; reads the directories."""
-        return {f.name for d in self.root.iterdir() if len(d.name) == 2 for f in d.iterdir() if len(f.name) == 64}
+        found = []
+        for path in self._files():
+            with contextlib.suppress(FileNotFoundError):
+                about = path.stat()
+                found.append(Stored(path.name, about.st_size, about.st_mtime))
+        return found
+
+    def digests(self) -> set[str]:
+        """The names of everything in the store; reads the directories."""
+        return {path.name for path in self._files()}
+
+    def used_bytes(self) -> int:
+        """What the store takes, unfinished files included; reads the directories."""
+        unfinished = 0
+        for path in self.partial.iterdir():
+            with contextlib.suppress(FileNotFoundError):
+                unfinished += path.stat().st_size
+        self.taken_bytes = unfinished + sum(one.size_bytes for one in self.stored())
+        return self.taken_bytes
+
+    def _files(self) -> Iterator[Path]:
+        return (f for d in self.root.iterdir() if len(d.name) == 2 for f in d.iterdir() if len(f.name) == 64)
 
     def writer(self, most: int | None = None) -> Writer:
         """Begin a file of unknown digest, such as an upload, of at most `most` bytes."""
-        handle, name = tempfile.mkstemp(prefix="write-", dir=self._partial)
+        handle, name = tempfile.mkstemp(prefix="write-", dir=self.partial)
         return Writer(self, Path(name), os.fdopen(handle, "wb"), most)
 
     def add(self, data: bytes) -> str:
@@ -134,144 +175,111 @@ class Blobs:
         with source.open("rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
             size = os.fstat(file.fileno()).st_size
-            try:
-                self.place(digest).chmod(0o444)  # renews its change time, by which `sweep` tells its age
-            except FileNotFoundError:
+            if not self._again(digest):
                 os.fsync(file.fileno())
-                beside = self._partial / f"adopt-{digest}-{os.getpid()}-{time.monotonic_ns()}"
+                beside = self.partial / f"adopt-{digest}-{os.getpid()}-{time.monotonic_ns()}"
                 link_or_copy(source, beside)
                 self.settle(beside, digest)
         return digest, size
 
-    def settle(self, beside: Path, digest: str) -> None:
-        """Give a verified file its final name."""
-        final = self.place(digest)
-        final.parent.mkdir(exist_ok=True)
-        beside.chmod(0o444)
-        beside.replace(final)
-        folder = os.open(final.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
+    def _again(self, digest: str) -> bool:
+        """Whether the file is here already; if so it stays, whatever was to become of it."""
+        with self._names:
+            self._leaving.discard(digest)
+            try:
+                self.place(digest).chmod(0o444)  # renews its change time, by which `sweep` tells its age
+            except FileNotFoundError:
+                return False
+            return self.use(digest) is not None
 
-    def drop(self, digest: str) -> None:
-        self.place(digest).unlink(missing_ok=True)
+    def settle(self, beside: Path, digest: str) -> None:
+        """Give a verified and flushed file its final name."""
+        final = self.place(digest)
+        beside.chmod(0o444)
+        if not final.parent.is_dir():
+            final.parent.mkdir(exist_ok=True)
+            _sync_dir(self.root)
+        with self._names:
+            self._leaving.discard(digest)
+            self.taken_bytes += beside.stat().st_size
+            beside.replace(final)
+        _sync_dir(final.parent)
+
+    def leave(self, digest: str) -> bool:
+        """Begin to delete a file: false when it is pinned. Ended by `delete_left` or `keep_left`."""
+        with self._names:
+            if self._pins[digest] > 0:
+                return False
+            self._leaving.add(digest)
+            return True
+
+    def delete_left(self, digest: str) -> bool:
+        """Delete a file whose holding is released: false when it was stored or pinned again since `leave`."""
+        with self._names:
+            if digest not in self._leaving or self._pins[digest] > 0:
+                return False
+            self._leaving.discard(digest)
+            self._unlink(digest)
+            return True
+
+    def _unlink(self, digest: str) -> None:
+        path = self.place(digest)
+        with contextlib.suppress(FileNotFoundError):
+            size_bytes = path.stat().st_size
+            path.unlink()
+            self.taken_bytes -= size_bytes
+
+    def keep_left(self, digest: str) -> None:
+        with self._names:
+            self._leaving.discard(digest)
+
+    def quarantine(self, digest: str) -> Path | None:
+        """Take a copy whose bytes went bad out of the store; returns where it is kept."""
+        self._quarantine.mkdir(exist_ok=True)
+        aside = self._quarantine / f"{digest}-{time.time_ns()}"
+        try:
+            with self._names:
+                self.place(digest).rename(aside)
+        except FileNotFoundError:
+            return None
+        _sync_dir(self.place(digest).parent)
+        os.utime(aside)
+        return aside
 
     @contextmanager
     def pinned(self, digests: Collection[str]) -> Iterator[None]:
-        """Keep files from `sweep` for a while, whatever the rows say."""
-        self._pins.update(digests)
+        """Keep files from `sweep` and eviction for a while, whatever the rows say."""
+        with self._names:
+            self._pins.update(digests)
         try:
             yield
         finally:
-            self._pins.subtract(digests)
+            with self._names:
+                self._pins.subtract(digests)
 
     def sweep(self, named: Collection[str], min_age_s: float) -> list[str]:
         """Delete files that no row names, no pin holds and that are older than `min_age_s`; blocks.
 
-        Unfinished files of the same age go as well. Returns the deleted digests.
+        Unfinished files and those in quarantine go at an age of their own. Returns the deleted digests.
         """
         gone, now = [], time.time()
-        for digest in self.digests():
-            path = self.place(digest)
-            with contextlib.suppress(FileNotFoundError):
-                if digest not in named and self._pins[digest] <= 0 and now - path.stat().st_ctime >= min_age_s:
-                    path.unlink()
-                    gone.append(digest)
-        for path in self._partial.iterdir():
-            with contextlib.suppress(FileNotFoundError):
-                if now - path.stat().st_mtime >= max(min_age_s, 3600.0):
-                    path.unlink()
+        for path in self._files():
+            with contextlib.suppress(FileNotFoundError), self._names:
+                old = now - path.stat().st_ctime >= min_age_s
+                if old and path.name not in named and self._pins[path.name] <= 0:
+                    self._unlink(path.name)
+                    gone.append(path.name)
+        for folder, age_s in ((self.partial, max(min_age_s, PARTIAL_S)), (self._quarantine, QUARANTINE_S)):
+            for path in folder.iterdir() if folder.is_dir() else ():
+                with contextlib.suppress(FileNotFoundError):
+                    if now - path.stat().st_mtime >= age_s:
+                        path.unlink()
         return gone
 
-    async def fetch(
-        self, digest: str, size_bytes: int, holders: Sequence[tuple[str, str]], client: httpx.AsyncClient
-    ) -> Path:
-        """The file, from here or from the first of `holders` (name, address) that delivers it whole.
 
-        What arrived before a holder was lost is kept and the next one is asked for the rest. A holder
-        whose bytes do not fit the digest is not asked again. Raises HoldersGone and OSError.
-        """
-        lock = self._fetching.setdefault(digest, asyncio.Lock())
-        self._waiting[digest] += 1
-        try:
-            async with lock:
-                found = self.path(digest)
-                return found if found else await self._fetch(digest, size_bytes, holders, client)
-        finally:
-            self._waiting[digest] -= 1
-            if not self._waiting[digest]:
-                del self._fetching[digest], self._waiting[digest]
-
-    async def _fetch(
-        self, digest: str, size_bytes: int, holders: Sequence[tuple[str, str]], client: httpx.AsyncClient
-    ) -> Path:
-        unfinished = self._partial / f"fetch-{digest}"
-        said = []
-        for name, address in holders:
-            try:
-                await self._download(unfinished, f"{address.rstrip('/')}/artifacts/{digest}", size_bytes, client)
-                actual = await self._run(lambda: _digest_of(unfinished))
-                if actual == digest:
-                    await self._run(lambda: self._accept(unfinished, digest))
-                    return self.place(digest)
-                await self._run(lambda: unfinished.unlink(missing_ok=True))
-                said.append(f"{name} delivered other bytes (digest {actual[:12]}...)")
-            except TooLarge as error:
-                await self._run(lambda: unfinished.unlink(missing_ok=True))
-                said.append(f"{name}: {error}")
-            except (httpx.HTTPError, httpx.InvalidURL, BlobError) as error:
-                said.append(f"{name} at {address}: {str(error) or type(error).__name__}")
-        raise HoldersGone(f"the file {digest} could not be fetched: " + ("; ".join(said) or "no live node holds it"))
-
-    async def _download(self, unfinished: Path, url: str, size_bytes: int, client: httpx.AsyncClient) -> None:
-        have = unfinished.stat().st_size if unfinished.exists() else 0
-        if size_bytes and have == size_bytes:
-            return
-        if size_bytes and have > size_bytes:
-            have = 0
-        headers = {"Accept-Encoding": "identity"} | ({"Range": f"bytes={have}-"} if have else {})
-        async with client.stream("GET", url, headers=headers) as response:
-            if response.status_code == httpx.codes.PARTIAL_CONTENT and have:
-                expected = f"bytes {have}-"
-                if not response.headers.get("content-range", "").startswith(expected):
-                    raise BlobError("it answered with another range than the one asked for")
-            elif response.status_code == httpx.codes.OK:
-                have = 0
-            else:
-                raise BlobError(f"it answered {response.status_code} to GET {url}")
-            file = await self._run(lambda: unfinished.open("ab" if have else "wb"))
-            buffer = bytearray()
-            try:
-                async for chunk in response.aiter_raw():
-                    have += len(chunk)
-                    if size_bytes and have > size_bytes:
-                        raise TooLarge(f"more than the {size_bytes} bytes it should have arrived")
-                    buffer += chunk
-                    if len(buffer) >= CHUNK_BYTES:
-                        await self._run(partial(file.write, bytes(buffer)))
-                        buffer.clear()
-            finally:
-                # What came before a holder was lost is kept for the next one.
-                await self._run(partial(_write_and_close, file, bytes(buffer)))
-        if size_bytes and have < size_bytes:
-            raise BlobError(f"it stopped after {have} of {size_bytes} bytes")
-
-    def _accept(self, unfinished: Path, digest: str) -> None:
-        with unfinished.open("rb") as file:
-            os.fsync(file.fileno())
-        self.settle(unfinished, digest)
-
-    async def _run(self, call: Callable[[], T]) -> T:
-        return await asyncio.get_running_loop().run_in_executor(self.pool, call)
-
-
-def _digest_of(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _write_and_close(file: BinaryIO, data: bytes) -> None:
-    with file:
-        file.write(data)
+def _sync_dir(path: Path) -> None:
+    folder = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)

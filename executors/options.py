@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from executors.host import GIB, DiskFloor
+from executors.transfers import Patience
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,4 +35,13 @@ class Options:
     checkpoints_kept_s: float = 7 * 86_400.0
     #: a file that no row names is deleted at this age
     blob_min_age_s: float = 900.0
+    #: bytes a second of all files that the node fetches and sends on its own account; 0 is no bound
+    transfer_bytes_per_s: float = 0.0
+    #: bytes a second that the check of stored files may read
+    scrub_bytes_per_s: float = 20_000_000.0
+    #: a file that was used within this time is not evicted
+    evict_min_age_s: float = 60.0
+    #: how often the stored files are looked after, at most
+    storage_every_s: float = 5.0
+    patience: Patience = field(default_factory=Patience)
     request_timeout_s: float = 10.0

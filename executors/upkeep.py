@@ -1,4 +1,4 @@
-"""What a node looks after besides its jobs: free disk, GPUs, known holders, old files.
+"""What a node looks after besides its jobs and its files: free disk, GPUs, old folders.
 
 A GPU whose job has ended is not used again before NVML shows that its memory came back; when it does not
 come back in time, the device is reported with a fault until it does. A GPU that is doubted is not used again
@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from msgspec.structs import replace
@@ -23,8 +22,7 @@ from executors.options import Options
 from executors.ports import ClusterError
 from executors.suspects import Suspects
 from executors.telemetry import Telemetry
-from statemachine.commands import AddHolder, Command, DrainGpu, DropHolder
-from statemachine.state import State
+from statemachine.commands import DrainGpu
 from statemachine.values import Gpu, PeerFacts
 
 log = logging.getLogger(__name__)
@@ -33,21 +31,6 @@ log = logging.getLogger(__name__)
 GPU_SLACK_BYTES = 512 * 1024 * 1024
 GPU_SETTLE_S = 30.0
 TIDY_EVERY_S = 60.0
-#: holders told to the cluster at a time
-HOLDERS_PER_BATCH = 200
-
-
-@dataclass(frozen=True, slots=True)
-class FileRows:
-    """What the committed rows say about files: every known digest, and those this peer is said to hold."""
-
-    known: frozenset[str]
-    held: frozenset[str]
-
-
-def file_rows(state: State, peer: str) -> FileRows:
-    held = frozenset(d for d, row in state.artifacts.items() if peer in row.holders)
-    return FileRows(frozenset(state.artifacts), held)
 
 
 class Upkeep:
@@ -59,6 +42,7 @@ class Upkeep:
         #: every device in full, as of the last look
         self.telemetry: tuple[Telemetry, ...] = ()
         self._holding = holding
+        self._peer = peer
         #: what a machine without NVML has instead
         self._metal: tuple[Gpu, ...] = ()
         #: what the cluster is told of each device
@@ -67,7 +51,6 @@ class Upkeep:
         self._bench = bench
         self._gpus = gpus
         self._options = options
-        self._peer = peer
         self._low_disk = ""
         self._base = PeerFacts()
         self._scan = Scan()
@@ -177,35 +160,32 @@ class Upkeep:
             self._settling.pop(uuid, None)
 
     async def tidy(self, logs: Logs, held: Sequence[tuple[str, Path]]) -> None:
-        """Tell new holders at once; now and then drop what is old or no longer named.
+        """Tell what is doubted; now and then drop what is old.
 
         `held` are the items and folders of attempts that still matter.
         """
         bench, options = self._bench, self._options
-        commands: list[Command] = [AddHolder(d, self._peer) for d in sorted(bench.fetched)[:HOLDERS_PER_BATCH]]
-        doubts = dict(self.suspects.doubts)
-        for_ms = bench.timing.gpu_suspect_ms
-        commands += [DrainGpu(self._peer, uuid, True, reason, for_ms) for uuid, reason in doubts.items()]
         now = bench.clock.boot_s()
         try:
-            if now - self._tidied_s >= TIDY_EVERY_S:
-                self._tidied_s = now
-                # The rows are read before the directory: what a row says is here was stored before it was said.
-                rows, _ = await bench.cluster.read(lambda state: file_rows(state, self._peer))
-                stored = await bench.on_disk(bench.blobs.digests)
-                missing = sorted(rows.held - stored)[:HOLDERS_PER_BATCH]
-                commands += [DropHolder(digest, self._peer) for digest in missing]
-                swept = await bench.on_disk(lambda: bench.blobs.sweep(rows.known, options.blob_min_age_s))
-                works, folders = [work for work, _ in held], [folder for _, folder in held]
-                old = await bench.on_disk(lambda: logs.sweep(folders, options.logs_kept_s, options.logs_kept_bytes))
-                old += await bench.on_disk(lambda: sweep_checkpoints(bench.data_dir, works, options.checkpoints_kept_s))
-                if swept or old or missing:
-                    log.info("tidied files=%d folders=%d missing=%d", len(swept), len(old), len(missing))
-            if commands:
-                await bench.cluster.propose(commands)
-                bench.fetched.difference_update(c.digest for c in commands if isinstance(c, AddHolder))
-                for uuid, reason in doubts.items():
-                    log.warning("gpu_drained gpu=%s for_ms=%d reason=%r", uuid, for_ms, reason)
-                    self.suspects.told(uuid)
+            await self._tell_doubts()
+            if now - self._tidied_s < TIDY_EVERY_S:
+                return
+            self._tidied_s = now
+            works, folders = [work for work, _ in held], [folder for _, folder in held]
+            old = await bench.on_disk(lambda: logs.sweep(folders, options.logs_kept_s, options.logs_kept_bytes))
+            old += await bench.on_disk(lambda: sweep_checkpoints(bench.data_dir, works, options.checkpoints_kept_s))
         except (ClusterError, OSError) as error:
             log.warning("upkeep_waits error=%s", error)
+            return
+        if old:
+            log.info("tidied folders=%d", len(old))
+
+    async def _tell_doubts(self) -> None:
+        """Let the cluster drain the devices that are doubted."""
+        doubts, for_ms = dict(self.suspects.doubts), self._bench.timing.gpu_suspect_ms
+        if not doubts:
+            return
+        await self._bench.cluster.propose([DrainGpu(self._peer, u, True, why, for_ms) for u, why in doubts.items()])
+        for uuid, reason in doubts.items():
+            log.warning("gpu_drained gpu=%s for_ms=%d reason=%r", uuid, for_ms, reason)
+            self.suspects.told(uuid)

@@ -73,6 +73,8 @@ class Indexes:
         self.peers_by_status: dict[PeerStatus, int] = dict.fromkeys(PeerStatus, 0)
         #: artifacts by (kind, config), oldest first: (seq, digest)
         self.artifacts: dict[tuple[str, str], Ordered[tuple[int, str]]] = {}
+        #: artifacts of which a holder's copy is doubted
+        self.doubted: set[str] = set()
         #: models by config, oldest first: (seq, digest)
         self.models: dict[str, Ordered[tuple[int, str]]] = {}
         self.champions: dict[str, str] = {}
@@ -255,6 +257,10 @@ class Indexes:
         assert row is not None
         if old is None or new is None:
             _shelve(self.artifacts, (row.kind, row.config), (row.seq, key), 1 if old is None else -1)
+        if new is not None and new.doubted:
+            self.doubted.add(key)
+        else:
+            self.doubted.discard(key)
         return False
 
     def _model(self, key: str, old: Model | None, new: Model) -> bool:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from msgspec import Struct
 
+from executors.gate import RETRY_S
 from ringrift_cluster import replica
 from statemachine.errors import Code, Refused, Rejected
 
@@ -55,6 +56,9 @@ TABLE: dict[str, Kind] = {
     "method_not_allowed": Kind(405, "The path has no such method"),
     "gone": Kind(410, "This path is no longer part of the protocol"),
     "digest_mismatch": Kind(422, "The bytes are not those of the digest"),
+    "saturated": Kind(503, "This node sends enough files", RETRY_S),
+    "no_room": Kind(507, "The store's quota is used up"),
+    "out_of_step": Kind(409, "The piece does not begin where the last one ended"),
     "uri_too_long": Kind(414, "The path and query are too long"),
     "request_timeout": Kind(408, "The request came too slowly"),
     "range_not_satisfiable": Kind(416, "The file has no such range"),

@@ -16,7 +16,9 @@ import httpx
 from msgspec import Struct
 
 from executors.blobs import Blobs
+from executors.gate import Gate
 from executors.logs import Logs
+from executors.uploads import Uploads
 from ringrift_cluster.api.locks import Locks
 from ringrift_cluster.api.meter import Meter
 from ringrift_cluster.replica import Replica
@@ -138,6 +140,9 @@ class Services:
     limits: ApiLimits = ApiLimits()
     #: None: everything is open to everybody
     locks: Locks | None = field(default=None, init=False)
+    #: what is sent and received of the store
+    gate: Gate = field(default_factory=Gate, init=False)
+    uploads: Uploads = field(init=False)
     #: bytes of bodies that are being received in parts
     gathered_bytes: int = field(default=0, init=False)
     #: streams that are open now
@@ -150,6 +155,7 @@ class Services:
     ratings: dict[str, tuple[Table, list[Ranking]]] = field(default_factory=dict, init=False)
 
     def __post_init__(self) -> None:
+        self.uploads = Uploads(self.blobs)
         if self.token or self.guarded:
             self.locks = Locks(self.token, self.replica.live_state, self.monotonic_s)
 

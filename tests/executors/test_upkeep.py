@@ -47,8 +47,8 @@ def test_a_file_that_is_forgotten_is_deleted_and_one_that_is_missing_is_said_so(
             for digest in (kept, forgotten, missing):
                 cluster.must(RegisterArtifact(digest, 1, "games", "", "n1"))
             cluster.must(ForgetArtifact(forgotten))
-            blobs.drop(missing)
-            one.agent.upkeep._tidied_s = -1e9
+            blobs.place(missing).unlink()
+            one.agent.storage.look()
             await eventually(lambda: blobs.path(forgotten) is None)
             await eventually(lambda: "n1" not in cluster.state.artifacts[missing].holders)
             assert blobs.path(kept) is not None

@@ -1,0 +1,403 @@
+"""Looking after the files of one node: tell, list, evict, copy, send, read again.
+
+tell    what arrived here and who sent wrong bytes, as soon as it happens
+list    compare the directory with the rows: what is missing is withdrawn, what nobody names is deleted
+evict   over the quota: release in the log first, delete after; the log never lets the last copy go
+copy    on a storage node: fetch what the plan gives to it
+send    on a holder: what a storage node was to fetch and could not (nobody reaches this node) is sent to it
+scrub   read every file again, slowly; a bad copy is taken out at once, withdrawn and fetched again
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import logging
+import random
+from collections.abc import Awaitable, Callable, Iterable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from executors.bench import Bench
+from executors.blobs import BlobError, Stored
+from executors.options import Options
+from executors.pace import Pace
+from executors.ports import ClusterError
+from executors.sending import NotSent, Sender
+from statemachine import copies, queries
+from statemachine.commands import AddHolder, Command, DoubtHolder, DropHolder, ReleaseHolder
+from statemachine.copies import Copy
+from statemachine.errors import Done
+from statemachine.queries import ResolvedInput
+from statemachine.settings import Artifacts
+from statemachine.state import State
+
+log = logging.getLogger(__name__)
+
+#: commands about holders in one proposal
+HOLDERS_PER_BATCH = 200
+#: files that arrive within this time are told together
+GATHER_S = 0.05
+#: bytes hashed between two looks at the clock
+SCRUB_BYTES = 4 * 1024 * 1024
+#: a copy that the log did not let go is not asked for again in this time
+KEPT_S = 300.0
+#: evict until this share of the quota is used
+EVICT_TO = 0.95
+
+
+@dataclass(frozen=True, slots=True)
+class FileRows:
+    """What the committed rows say about files: every known digest, and those this peer is said to hold."""
+
+    known: frozenset[str]
+    held: frozenset[str]
+
+
+@dataclass(frozen=True, slots=True)
+class StorageStatus:
+    """What a node says about its files; reading it costs nothing."""
+
+    files: int
+    used_bytes: int
+    quota_bytes: int
+    #: wall time of the last look at the directory, in ms; 0 when it has never looked
+    listed_at_ms: int
+    copied: int
+    sent: int
+    evicted: int
+    scrubbed: int
+    quarantined: int
+    #: copies that this node was to make at its last look and has not
+    waiting: int
+    last_error: str
+
+
+def file_rows(state: State, peer: str) -> FileRows:
+    held = frozenset(d for d, row in state.artifacts.items() if peer in row.holders)
+    return FileRows(frozenset(state.artifacts), held)
+
+
+def _orders(state: State, peer: str) -> tuple[Artifacts, int, set[str]]:
+    """The rules, how often a look was asked for, and the files of this peer that somebody doubts."""
+    doubted = {d for d in state.index.doubted if peer in state.artifacts[d].doubted}
+    return state.spreading, state.cluster.syncs, doubted
+
+
+class Storage:
+    """Belongs to the loop that calls `run`."""
+
+    def __init__(self, bench: Bench, options: Options, peer: str, rng: random.Random | None = None) -> None:
+        self._bench = bench
+        self._options = options
+        self._peer = peer
+        self._rng = rng or random.Random()
+        self._transfers = bench.transfers
+        self._sender = Sender(bench.transfers)
+        self._scrub_pace = Pace(options.scrub_bytes_per_s)
+        self._rules = Artifacts()
+        self._look = asyncio.Event()
+        self._syncs = -1
+        self._listed_s = self._planned_s = float("-inf")
+        self._listed_at_ms = 0
+        self._files: list[Stored] = []
+        #: where the next plan goes on among the rows
+        self._skip = 0
+        #: since when a copy that this node could send has been missing: (digest, target)
+        self._missing_s: dict[tuple[str, str], float] = {}
+        #: until when a copy that the log keeps is left alone
+        self._kept_s: dict[str, float] = {}
+        #: files whose holders say are bad, to be read before the others
+        self._doubted: set[str] = set()
+        self._copied = self._sent = self._evicted = self._scrubbed = self._quarantined = self._waiting = 0
+        self._last_error = ""
+
+    def status(self) -> StorageStatus:
+        return StorageStatus(
+            files=len(self._files),
+            used_bytes=self._bench.blobs.taken_bytes,
+            quota_bytes=self._bench.blobs.quota_bytes,
+            listed_at_ms=self._listed_at_ms,
+            copied=self._copied,
+            sent=self._sent,
+            evicted=self._evicted,
+            scrubbed=self._scrubbed,
+            quarantined=self._quarantined,
+            waiting=self._waiting,
+            last_error=self._last_error,
+        )
+
+    def look(self) -> None:
+        """Look at the directory and the plan now."""
+        self._listed_s = self._planned_s = float("-inf")
+        self._look.set()
+
+    async def run(self) -> None:
+        """Until cancelled. What fails is tried again; it ends no other part of the node."""
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self._forever(self._tell))
+            group.create_task(self._forever(self._keep))
+            group.create_task(self._forever(self._scrub))
+
+    async def _forever(self, step: Callable[[], Awaitable[None]]) -> None:
+        while True:
+            try:
+                await step()
+            except (ClusterError, BlobError, OSError) as error:
+                self._last_error = str(error) or type(error).__name__
+                log.warning("storage_waits step=%s error=%s", step.__name__.strip("_"), self._last_error)
+                await asyncio.sleep(self._options.storage_every_s)
+
+    # --- tell -------------------------------------------------------------------------------------
+
+    async def _tell(self) -> None:
+        transfers = self._transfers
+        await transfers.news.wait()
+        await asyncio.sleep(GATHER_S)
+        transfers.news.clear()
+        arrived = sorted(transfers.arrived)[:HOLDERS_PER_BATCH]
+        wrong = sorted(transfers.wrong)[:HOLDERS_PER_BATCH]
+        commands: list[Command] = [AddHolder(digest, self._peer) for digest in arrived]
+        commands += [DoubtHolder(digest, holder, self._peer) for digest, holder in wrong]
+        try:
+            await self._bench.cluster.propose(commands)
+            transfers.arrived.difference_update(arrived)
+            transfers.wrong.difference_update(wrong)
+        finally:
+            if transfers.arrived or transfers.wrong:
+                transfers.news.set()
+
+    # --- list, evict, copy, send ------------------------------------------------------------------
+
+    async def _keep(self) -> None:
+        """One look at what is due, then a rest."""
+        state_of = self._bench.cluster.read
+        (rules, syncs, doubted), _ = await state_of(partial(_orders, peer=self._peer))
+        self._rules = rules
+        self._doubted |= doubted
+        asked, self._syncs = syncs != self._syncs, syncs
+        now = self._bench.clock.boot_s()
+        if asked:
+            self._transfers.book.clear()
+            self._missing_s.clear()
+            self._skip = 0
+        if asked or now - self._listed_s >= rules.manifest_age_ms / 1000:
+            self._listed_s = now
+            await self._list()
+        await self._evict()
+        if asked or self._skip or now - self._planned_s >= rules.collect_ms / 1000:
+            self._planned_s = now
+            await self._plan(at_once=asked)
+        try:
+            async with asyncio.timeout(self._options.storage_every_s):
+                await self._look.wait()
+        except TimeoutError:
+            return
+        self._look.clear()
+
+    async def _list(self) -> None:
+        bench = self._bench
+        # The rows are read before the directory: what a row says is here was stored before it was said.
+        rows, _ = await bench.cluster.read(partial(file_rows, peer=self._peer))
+        self._files = await bench.on_disk(bench.blobs.stored)
+        await bench.on_disk(bench.blobs.used_bytes)
+        self._listed_at_ms = bench.clock.wall_ms()
+        stored = {file.digest for file in self._files}
+        missing = sorted(rows.held - stored)
+        strays = sorted(d for d in stored & rows.known if d not in rows.held)
+        commands: list[Command] = [DropHolder(digest, self._peer) for digest in missing]
+        # What a lost answer or a crash left here is one more copy.
+        commands += [AddHolder(digest, self._peer) for digest in strays]
+        for at in range(0, len(commands), HOLDERS_PER_BATCH):
+            await bench.cluster.propose(commands[at : at + HOLDERS_PER_BATCH])
+        swept = await bench.on_disk(lambda: bench.blobs.sweep(rows.known, self._options.blob_min_age_s))
+        self._files = [file for file in self._files if file.digest not in swept]
+        if swept or missing or strays:
+            log.info("files_listed deleted=%d missing=%d found=%d", len(swept), len(missing), len(strays))
+
+    async def _evict(self, wanted_bytes: int = 0) -> None:
+        """Bring the store below its quota, with room for so much more, by what was used longest ago."""
+        blobs = self._bench.blobs
+        if not blobs.quota_bytes:
+            return
+        most = blobs.quota_bytes - wanted_bytes
+        if blobs.taken_bytes <= most or await self._bench.on_disk(blobs.used_bytes) <= most:
+            return
+        self._files = await self._bench.on_disk(blobs.stored)
+        excess = blobs.taken_bytes - min(most, int(blobs.quota_bytes * EVICT_TO))
+        now, unused_since_s = (
+            self._bench.clock.boot_s(),
+            self._bench.clock.wall_ms() / 1000 - self._options.evict_min_age_s,
+        )
+        chosen: list[Stored] = []
+        for file in sorted(self._files, key=lambda file: file.used_s):
+            if excess <= 0 or len(chosen) >= HOLDERS_PER_BATCH:
+                break
+            if file.used_s > unused_since_s or file.digest in self._transfers.arrived:
+                continue  # its holding may be on its way into the log
+            if self._kept_s.get(file.digest, 0.0) <= now and blobs.leave(file.digest):
+                chosen.append(file)
+                excess -= file.size_bytes
+        await self._release(chosen)
+        if not chosen:
+            self._last_error = f"the store is over its quota of {blobs.quota_bytes} bytes and nothing in it may go"
+
+    async def _release(self, chosen: list[Stored]) -> None:
+        """Withdraw the holdings in the log, and delete what it let go."""
+        if not chosen:
+            return
+        bench, blobs, now = self._bench, self._bench.blobs, self._bench.clock.boot_s()
+        try:
+            results = await bench.cluster.propose([ReleaseHolder(file.digest, self._peer) for file in chosen])
+        except ClusterError:
+            # It may have been released; the next look at the directory finds a stray and says so.
+            for file in chosen:
+                blobs.keep_left(file.digest)
+            raise
+        back: list[Command] = []
+        freed = 0
+        for file, result in zip(chosen, results, strict=True):
+            if not isinstance(result, Done):
+                blobs.keep_left(file.digest)
+                self._kept_s[file.digest] = now + KEPT_S
+            elif await bench.on_disk(partial(blobs.delete_left, file.digest)):
+                freed += file.size_bytes
+                self._evicted += 1
+            else:
+                back.append(AddHolder(file.digest, self._peer))
+        if back:
+            await bench.cluster.propose(back)
+        if freed:
+            log.info("evicted bytes=%d asked=%d", freed, len(chosen))
+
+    async def _plan(self, *, at_once: bool) -> None:
+        """Look at the next rows of the plan; fetch what is this node's to have, send what waits too long for it."""
+        plan, _ = await self._bench.cluster.read(lambda state: copies.plan_copies(state, self._skip))
+        self._skip = plan.next
+        mine = [copy for copy in plan.copies if copy.target == self._peer][: self._rules.files_per_job]
+        if self._transfers.vault is not None:
+            mine += await self._restorable(plan.lost)
+        self._waiting = len(mine)
+        for copy in mine:
+            await self._copy(copy)
+        holds = [c for c in plan.copies if any(name == self._peer for name, _ in c.sources) and c.target != self._peer]
+        for copy in self._overdue(holds, at_once=at_once)[: self._rules.files_per_job]:
+            await self._send(copy)
+
+    async def _restorable(self, lost: Iterable[str]) -> list[Copy]:
+        """What nobody holds any more and the object store may have, on a storage node."""
+
+        def ask(state: State) -> list[Copy]:
+            if self._peer not in copies.storage_nodes(state):
+                return []
+            rows = [state.artifacts[d] for d in lost if d in state.artifacts]
+            return [Copy(r.digest, r.size_bytes, r.kind, self._peer, "", ()) for r in rows]
+
+        return (await self._bench.cluster.read(ask))[0][: self._rules.files_per_job]
+
+    async def _copy(self, copy: Copy) -> None:
+        blobs = self._bench.blobs
+        if blobs.quota_bytes and blobs.taken_bytes + copy.size_bytes > blobs.quota_bytes:
+            await self._evict(copy.size_bytes)
+            if blobs.taken_bytes + copy.size_bytes > blobs.quota_bytes:
+                self._last_error = f"no room for the file {copy.digest} of {copy.size_bytes} bytes within the quota"
+                return
+        try:
+            await self._transfers.round(copy.digest, copy.size_bytes, copy.sources)
+        except BlobError as error:
+            self._last_error = str(error)
+            log.info("copy_waits digest=%s error=%s", copy.digest, error)
+        else:
+            self._copied += 1
+            self._waiting -= 1
+
+    def _overdue(self, missing: list[Copy], *, at_once: bool) -> list[Copy]:
+        """Copies that should have been fetched by now, the oldest first."""
+        now = self._bench.clock.boot_s()
+        seen = {(copy.digest, copy.target) for copy in missing}
+        since = {key: at for key, at in self._missing_s.items() if key in seen or self._skip}
+        for key in seen:
+            since.setdefault(key, now)
+        self._missing_s = since
+        wait_s = 0.0 if at_once else self._rules.push_after_ms / 1000
+        due = [c for c in missing if now - since[c.digest, c.target] >= wait_s]
+        return sorted(due, key=lambda c: since[c.digest, c.target])
+
+    async def _send(self, copy: Copy) -> None:
+        path = self._bench.blobs.path(copy.digest)
+        if path is None or self._transfers.book.wait_s(copy.target):
+            return
+        try:
+            with self._bench.blobs.pinned([copy.digest]):
+                await self._sender.send(path, copy)
+        except NotSent as error:
+            self._last_error = str(error)
+            log.info("send_waits digest=%s target=%s error=%s", copy.digest, copy.target, error)
+        else:
+            self._sent += 1
+
+    # --- scrub ------------------------------------------------------------------------------------
+
+    async def _scrub(self) -> None:
+        """Read every file once in `scrub_ms`, and those that somebody doubts first."""
+        files = await self._bench.on_disk(self._bench.blobs.digests)
+        order = sorted(files)
+        # A node that is restarted often begins elsewhere each time.
+        at = self._rng.randrange(len(order)) if order else 0
+        began = self._bench.clock.boot_s()
+        for done, digest in enumerate(order[at:] + order[:at], 1):
+            await self._read_again(digest)
+            # Spread over the whole time, so that it is never a load.
+            await self._rest(began + done * self._rules.scrub_ms / 1000 / len(order))
+        if not order:
+            await self._rest(began + self._options.storage_every_s)
+
+    async def _rest(self, until_s: float) -> None:
+        """Wait, but read at once what somebody doubts."""
+        while True:
+            for digest in sorted(self._doubted):
+                await self._read_again(digest)
+            left_s = until_s - self._bench.clock.boot_s()
+            if left_s <= 0:
+                return
+            await asyncio.sleep(min(left_s, self._options.storage_every_s))
+
+    async def _read_again(self, digest: str) -> None:
+        """Compare one file with its name; a copy that went bad is out of the store when this returns."""
+        path = self._bench.blobs.path(digest)
+        doubted = digest in self._doubted
+        self._doubted.discard(digest)
+        if path is None:
+            return
+        try:
+            actual = await self._digest(path)
+        except FileNotFoundError:
+            return  # evicted meanwhile
+        self._scrubbed += 1
+        if actual == digest:
+            if doubted:
+                await self._bench.cluster.propose([AddHolder(digest, self._peer)])
+            return
+        await self._condemn(digest)
+
+    async def _digest(self, path: Path) -> str:
+        hashed = hashlib.sha256()
+        with path.open("rb") as file:
+            while chunk := await self._bench.on_disk(partial(file.read, SCRUB_BYTES)):
+                await self._bench.on_disk(partial(hashed.update, chunk))
+                await self._scrub_pace.take(len(chunk))
+        return hashed.hexdigest()
+
+    async def _condemn(self, digest: str) -> None:
+        """Take a bad copy out, say so, and fetch a good one."""
+        aside = await self._bench.on_disk(partial(self._bench.blobs.quarantine, digest))
+        self._quarantined += 1
+        log.error("bad_copy digest=%s kept_at=%s", digest, aside)
+        await self._bench.cluster.propose([DropHolder(digest, self._peer)])
+        item, _ = await self._bench.cluster.read(lambda state: queries.resolve(state, "", digest))
+        if item.holders:
+            await self._transfers.fetch(item, partial(self._resolved, digest))
+
+    async def _resolved(self, digest: str) -> ResolvedInput:
+        return (await self._bench.cluster.read(lambda state: queries.resolve(state, "", digest)))[0]

@@ -1,0 +1,368 @@
+"""Getting files from the nodes that hold them, whole and verified.
+
+round      every holder once: those that answered lately first, for each node in an order of its own, so
+           that fifty nodes that want one file spread over those that have it
+busy       a holder that sends enough already says when to come back; nothing counts as failed then
+resume     what arrived is kept, and the next holder is asked for the rest
+verify     the bytes are hashed as they are written; a file gets its name only when they fit
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hashlib
+import logging
+import os
+import random
+import time
+from collections import Counter
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
+
+import httpx
+
+from executors.blobs import BlobError, Blobs, TooLarge
+from executors.book import Book
+from executors.pace import Pace
+from statemachine.queries import ResolvedInput
+
+log = logging.getLogger(__name__)
+T = TypeVar("T")
+Holder = tuple[str, str]
+
+#: bytes gathered before a thread writes and hashes them, while the next ones arrive
+WRITE_BYTES = 2 * 1024 * 1024
+#: says that the asker can go to another holder, so that none has to send a file more often than its share
+SPREAD = "ringrift-spread"
+#: rounds after which a file that every holder has refused is given up
+ROUNDS = 3
+LONGEST_PAUSE_S = 5.0
+#: a holder that sent wrong bytes of a file is not asked for that file again in this time
+CAUGHT_S = 600.0
+
+
+class HoldersGone(BlobError):  # noqa: N818
+    """No holder could deliver the file; the text says what each of them answered."""
+
+    def __init__(self, text: str, retry_after_s: float = 0.0, unreachable: bool = False) -> None:
+        super().__init__(text)
+        #: above 0: a holder is busy and asked to come back then
+        self.retry_after_s = retry_after_s
+        #: a holder that may have the file did not answer
+        self.unreachable = unreachable
+
+
+class _BusyError(BlobError):
+    def __init__(self, retry_after_s: float) -> None:
+        super().__init__("it sends enough already")
+        self.retry_after_s = retry_after_s
+
+
+class Vault(Protocol):
+    """A place outside of the cluster that may have a file, such as a bucket."""
+
+    async def get(self, digest: str, target: Path) -> bool:
+        """Write the file to `target`; false when it is not there. Raises BlobError and OSError."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Patience:
+    """How long a file is tried for, in seconds."""
+
+    #: while holders cannot be reached: they may come back, or send it to a node that can
+    unreachable_s: float = 60.0
+    #: while holders have too much to do
+    busy_s: float = 300.0
+    #: between two rounds: this, times the square of their number
+    pause_s: float = 0.2
+
+
+@dataclass
+class Transfers:
+    """What one node fetches. Belongs to one event loop."""
+
+    blobs: Blobs
+    http: httpx.AsyncClient
+    #: this node: it is no holder to ask, and its name makes its order of the others
+    peer: str = ""
+    pace: Pace = field(default_factory=Pace)
+    book: Book = field(default_factory=Book)
+    vault: Vault | None = None
+    patience: Patience = Patience()
+    rng: random.Random = field(default_factory=random.Random)
+    clock_s: Callable[[], float] = time.monotonic
+    #: files that arrived and whose new holder the cluster does not know yet
+    arrived: set[str] = field(default_factory=set)
+    #: holders caught with wrong bytes and not reported yet: (digest, holder)
+    wrong: set[tuple[str, str]] = field(default_factory=set)
+    #: until when those are not asked again
+    _caught_until_s: dict[tuple[str, str], float] = field(default_factory=dict)
+    #: set when there is something in `arrived` or `wrong`
+    news: asyncio.Event = field(default_factory=asyncio.Event)
+    fetched_bytes: int = 0
+    fetched_files: int = 0
+    #: by digest: who sent what is in the unfinished file
+    _senders: dict[str, set[str]] = field(default_factory=dict)
+    _fetching: dict[str, asyncio.Lock] = field(default_factory=dict)
+    _waiting: Counter[str] = field(default_factory=Counter)
+    _slots: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(4))
+
+    async def fetch(self, item: ResolvedInput, again: Callable[[], Awaitable[ResolvedInput]]) -> Path:
+        """The file, from here or from whoever has it; `again` asks the rows who does by now.
+
+        Raises HoldersGone and OSError.
+        """
+        began = self.clock_s()
+        attempt = 0
+        while True:
+            try:
+                return await self.round(item.digest, item.size_bytes, item.holders)
+            except HoldersGone as error:
+                waited = self.clock_s() - began
+                if error.retry_after_s:
+                    if waited > self.patience.busy_s:
+                        raise
+                    pause = error.retry_after_s * self.rng.uniform(0.5, 1.0)
+                else:
+                    attempt += 1
+                    if attempt >= ROUNDS and (not error.unreachable or waited > self.patience.unreachable_s):
+                        raise
+                    pause = min(self.patience.pause_s * attempt * attempt, LONGEST_PAUSE_S)
+            await asyncio.sleep(pause)
+            item = await again()
+
+    async def round(self, digest: str, size_bytes: int, holders: Sequence[Holder]) -> Path:
+        """The file, from here or from the first of `holders` (name, address) that delivers it whole.
+
+        What arrived before a holder was lost is kept and the next one is asked for the rest. A holder
+        whose bytes do not fit the digest is not asked again. Raises HoldersGone and OSError.
+        """
+        lock = self._fetching.setdefault(digest, asyncio.Lock())
+        self._waiting[digest] += 1
+        try:
+            async with lock:
+                found = await self.run(partial(self.blobs.use, digest))
+                if found is None:
+                    async with self._slots:
+                        found = await self._from_any(digest, size_bytes, holders)
+                    self.arrived.add(digest)
+                    self.news.set()
+                return found
+        finally:
+            self._waiting[digest] -= 1
+            if not self._waiting[digest]:
+                del self._fetching[digest], self._waiting[digest]
+
+    async def _from_any(self, digest: str, size_bytes: int, holders: Sequence[Holder]) -> Path:
+        said: list[str] = []
+        busy: list[float] = []
+        unreachable: list[str] = []
+        answered: list[Holder] = []
+        for name, address in self._order(digest, holders):
+            if self._caught_until_s.get((digest, name), 0.0) > self.clock_s():
+                said.append(f"{name} delivered other bytes a while ago and is not asked")
+                continue
+            if wait_s := self.book.wait_s(name):
+                said.append(f"{name} did not answer lately and is left alone for {wait_s:.0f} s")
+                unreachable.append(name)
+                continue
+            try:
+                return await self._from_one(digest, size_bytes, (name, address), spread=True)
+            except _BusyError as error:
+                busy.append(error.retry_after_s)
+                answered.append((name, address))
+                said.append(f"{name}: {error}")
+            except httpx.TransportError as error:
+                self.book.failed(name)
+                unreachable.append(name)
+                said.append(f"{name} at {address}: {str(error) or type(error).__name__}")
+            except (httpx.HTTPError, httpx.InvalidURL, BlobError) as error:
+                said.append(f"{name} at {address}: {str(error) or type(error).__name__}")
+        if len(answered) == 1 and unreachable:
+            # The others that the busy one counts on are out of our reach.
+            try:
+                return await self._from_one(digest, size_bytes, answered[0], spread=False)
+            except _BusyError:
+                pass
+            except (httpx.HTTPError, BlobError) as error:
+                said.append(f"{answered[0][0]}: {str(error) or type(error).__name__}")
+        if self.vault is not None and not busy and (path := await self._from_vault(digest, said)):
+            return path
+        raise HoldersGone(
+            f"the file {digest} could not be fetched: " + ("; ".join(said) or "no live node holds it"),
+            min(busy, default=0.0),
+            bool(unreachable),
+        )
+
+    def _order(self, digest: str, holders: Sequence[Holder]) -> list[Holder]:
+        def rank(holder: Holder) -> bytes:
+            return hashlib.blake2b(f"{self.peer} {holder[0]} {digest}".encode(), digest_size=8).digest()
+
+        return sorted((h for h in holders if h[0] != self.peer), key=rank)
+
+    async def _from_one(self, digest: str, size_bytes: int, holder: Holder, *, spread: bool) -> Path:
+        unfinished = self.blobs.partial / f"fetch-{digest}"
+        name, address = holder
+        senders = self._senders.setdefault(digest, {"an earlier process"} if unfinished.exists() else set())
+        url = f"{address.rstrip('/')}/artifacts/{digest}"
+        for _ in range(2):
+            alone = not senders - {name}
+            try:
+                actual = await self._download(unfinished, url, size_bytes, name, senders, spread=spread)
+            except TooLarge:
+                await self._forget(digest, unfinished)
+                self._caught(digest, name)
+                raise
+            if actual == digest:
+                await self.run(partial(self._accept, unfinished, digest))
+                self._senders.pop(digest, None)
+                self.book.answered(name)
+                self.fetched_files += 1
+                return self.blobs.place(digest)
+            await self._forget(digest, unfinished)
+            senders = self._senders.setdefault(digest, set())
+            if alone:
+                break
+            # The wrong bytes may be another's: the whole file from this one tells.
+        self._caught(digest, name)
+        raise BlobError(f"it delivered other bytes (digest {actual[:12]}...)")
+
+    def _caught(self, digest: str, name: str) -> None:
+        log.error("wrong_bytes digest=%s holder=%s", digest, name)
+        self.wrong.add((digest, name))
+        self._caught_until_s[digest, name] = self.clock_s() + CAUGHT_S
+        self.news.set()
+
+    async def _forget(self, digest: str, unfinished: Path) -> None:
+        self._senders.pop(digest, None)
+        await self.run(lambda: unfinished.unlink(missing_ok=True))
+
+    def _request(self, url: str, have: int, *, spread: bool) -> Any:
+        headers = {"Accept-Encoding": "identity"} | ({"Range": f"bytes={have}-"} if have else {})
+        return self.http.stream("GET", url, headers=headers | ({SPREAD: "1"} if spread else {}))
+
+    async def _download(
+        self, unfinished: Path, url: str, size_bytes: int, name: str, senders: set[str], *, spread: bool
+    ) -> str:
+        """Get what is missing; the digest of the whole. Raises BlobError, _BusyError, httpx.HTTPError and OSError."""
+        have = unfinished.stat().st_size if unfinished.exists() else 0
+        if size_bytes and have == size_bytes:
+            return await self.run(partial(_digest_of, unfinished))
+        if size_bytes and have > size_bytes:
+            have = 0
+        async with self._request(url, have, spread=spread) as response:
+            if response.status_code == httpx.codes.PARTIAL_CONTENT and have:
+                expected = f"bytes {have}-"
+                if not response.headers.get("content-range", "").startswith(expected):
+                    raise BlobError("it answered with another range than the one asked for")
+            elif response.status_code == httpx.codes.OK:
+                have = 0
+            elif response.status_code in (httpx.codes.SERVICE_UNAVAILABLE, httpx.codes.TOO_MANY_REQUESTS):
+                raise _BusyError(_retry_after_s(response))
+            else:
+                raise BlobError(f"it answered {response.status_code} to GET {url}")
+            if not have:
+                senders.clear()
+            senders.add(name)
+            sink = await self.run(partial(_Sink, unfinished, have))
+            try:
+                await self._receive(response, sink, size_bytes)
+            finally:
+                # What came before a holder was lost is kept for the next one.
+                await self.run(sink.close)
+            self.fetched_bytes += sink.size_bytes - have
+        if size_bytes and sink.size_bytes < size_bytes:
+            raise BlobError(f"it stopped after {sink.size_bytes} of {size_bytes} bytes")
+        return sink.digest()
+
+    async def _receive(self, response: httpx.Response, sink: _Sink, size_bytes: int) -> None:
+        """Write and hash on another thread what arrived, while the next bytes arrive."""
+        buffer = bytearray()
+        writing: asyncio.Future[None] | None = None
+        arrived = sink.size_bytes
+        try:
+            async for chunk in response.aiter_raw():
+                arrived += len(chunk)
+                if size_bytes and arrived > size_bytes:
+                    raise TooLarge(f"more than the {size_bytes} bytes it should have arrived")
+                buffer += chunk
+                if len(buffer) >= WRITE_BYTES:
+                    await self.pace.take(len(buffer))
+                    if writing is not None:
+                        await writing
+                    writing = asyncio.ensure_future(self.run(partial(sink.write, buffer)))
+                    buffer = bytearray()
+        finally:
+            if writing is not None:
+                await writing
+            if buffer:
+                await self.run(partial(sink.write, buffer))
+
+    async def _from_vault(self, digest: str, said: list[str]) -> Path | None:
+        assert self.vault is not None
+        beside = self.blobs.partial / f"vault-{digest}-{time.monotonic_ns()}"
+        try:
+            if not await self.vault.get(digest, beside):
+                return None
+            actual = await self.run(partial(_digest_of, beside))
+            if actual == digest:
+                await self.run(partial(self._accept, beside, digest))
+                return self.blobs.place(digest)
+            said.append(f"the object store has other bytes (digest {actual[:12]}...)")
+        except BlobError as error:
+            said.append(str(error))
+        finally:
+            await self.run(lambda: beside.unlink(missing_ok=True))
+        return None
+
+    def _accept(self, unfinished: Path, digest: str) -> None:
+        with unfinished.open("rb") as file:
+            os.fsync(file.fileno())
+        self.blobs.settle(unfinished, digest)
+
+    async def run(self, call: Callable[[], T]) -> T:
+        """Do something that blocks on the disk."""
+        return await asyncio.get_running_loop().run_in_executor(self.blobs.pool, call)
+
+
+class _Sink:
+    """An unfinished file and the hash of what is in it. One thread at a time."""
+
+    def __init__(self, path: Path, have: int) -> None:
+        self._hash = hashlib.sha256()
+        if have:
+            with path.open("rb") as file:
+                while chunk := file.read(WRITE_BYTES):
+                    self._hash.update(chunk)
+        self.size_bytes = have
+        self._file = path.open("ab" if have else "wb", buffering=0)
+
+    def write(self, data: bytearray) -> None:
+        with memoryview(data) as rest:
+            done = 0
+            while done < len(rest):
+                done += self._file.write(rest[done:]) or 0
+        self._hash.update(data)
+        self.size_bytes += len(data)
+
+    def digest(self) -> str:
+        return self._hash.hexdigest()
+
+    def close(self) -> None:
+        self._file.close()
+
+
+def _retry_after_s(response: httpx.Response) -> float:
+    with contextlib.suppress(ValueError):
+        return min(max(float(response.headers.get("retry-after", "1")), 0.05), 30.0)
+    return 1.0
+
+
+def _digest_of(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
