@@ -303,6 +303,7 @@ class Node:
             blobs=blobs,
             logs=Logs(config.data_dir),
             agent=executor.status,
+            gpus=executor.gpus,
             shutdown=self._leave,
             learn=lambda: self._learn(replica),
             voters={m.id: m.url for m in config.voters},

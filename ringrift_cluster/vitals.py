@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from executors.agent import Agent
 from executors.heartbeat import AgentRefused
 from executors.ledger import LedgerError
+from executors.telemetry import Telemetry
 from ringrift_cluster.api.services import AgentStatus
 from ringrift_cluster.controllers.runner import Controllers
 from ringrift_cluster.feed.follower import FeedReplica
@@ -73,6 +74,10 @@ class Executor:
             await life
         except (AgentRefused, LedgerError, OSError) as error:
             log.error('event=jobs_not_stopped detail="%s" next="start the node again to stop them"', error)
+
+    def gpus(self) -> tuple[Telemetry, ...]:
+        """This machine's GPUs in full, as of the agent's last look."""
+        return self.agent.upkeep.telemetry if self.agent is not None else ()
 
     def status(self) -> AgentStatus:
         if self.agent is None:

@@ -21,18 +21,19 @@ from statemachine.rows import (
     Work,
     WorkStatus,
 )
-from statemachine.values import Beat, Evidence, JobProgress, MatchResult, Needs, Output, PeerFacts, Tally
+from statemachine.values import Beat, Evidence, Gpu, JobProgress, MatchResult, Needs, Output, PeerFacts, Tally
 
 DIGEST = "3f2a" * 16
 CHAMPION = "91c0" * 16
 
+GPU = Gpu("GPU-5c0e", "NVIDIA H100 80GB HBM3", 80 * 2**30, pci="00000000:01:00.0", power_limit_w=700)
 PEER = Peer(
     peer="gpu-1",
     incarnation=1_735_400_000_000,
     boot_id="c0ffee",
     role="follower",
     address="http://10.0.0.4:8770",
-    facts=PeerFacts(hostname="gpu-1", cpu_cores=16, cpu_slots=4, ram_bytes=64 * 2**30),
+    facts=PeerFacts(hostname="gpu-1", cpu_cores=16, cpu_slots=4, ram_bytes=64 * 2**30, gpus=(GPU,)),
     status=PeerStatus.ALIVE,
     joined_at_ms=1_000,
     heard_at_ms=61_000,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 from prometheus_client import CollectorRegistry
@@ -16,6 +16,8 @@ from prometheus_client.core import (
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 from prometheus_client.registry import Collector
 
+from executors.gpus import Reading
+from executors.telemetry import Telemetry
 from ringrift_cluster.api.elo import rated
 from ringrift_cluster.api.endpoint import Call, Reply, Routes
 from ringrift_cluster.api.meter import BOUNDS
@@ -143,6 +145,39 @@ def of_node(services: Services) -> Iterator[Metric]:
             yield gauge(name, "Measured by this node", value)
 
 
+def of_gpus(gpus: Iterable[Telemetry]) -> Iterator[Metric]:
+    """This node's GPUs, each under its UUID. What a device does not say is left out."""
+    devices = list(gpus)
+
+    def each(name: str, text: str, value: Callable[[Telemetry], float | None]) -> Metric:
+        family = GaugeMetricFamily(f"ringrift_gpu_{name}", text, labels=["gpu"])
+        for device in devices:
+            found = value(device)
+            if found is not None:
+                family.add_metric([device.gpu.uuid], found)
+        return family
+
+    def read(name: str, text: str, value: Callable[[Reading], float | None]) -> Metric:
+        return each(name, text, lambda device: value(device.reading) if device.reading else None)
+
+    yield each("healthy", "1 while the device has no fault", lambda device: float(not device.gpu.fault))
+    yield each("memory_bytes", "Memory", lambda device: device.gpu.memory_bytes)
+    yield read("memory_used_bytes", "Memory in use", lambda reading: reading.used_bytes)
+    yield each("memory_foreign_bytes", "Memory of programs of nobody here", lambda device: device.foreign_bytes)
+    yield each("memory_settling", "1 while an ended job's memory is awaited", lambda device: float(device.settling))
+    yield read("busy_ratio", "Share of time with work", lambda reading: _ratio(reading.utilization_percent))
+    yield read("temperature_celsius", "Temperature", lambda reading: reading.temperature_c)
+    yield read("power_watts", "Power drawn", lambda reading: reading.power_w)
+    yield each("power_limit_watts", "Power limit", lambda device: device.gpu.power_limit_w or None)
+    yield read("ecc_errors", "Uncorrected memory errors since the last reset", lambda reading: reading.ecc_errors)
+    yield read("slowed", "1 while the hardware slows its clocks down", lambda reading: float(bool(reading.slowdown)))
+    yield read("processes", "Programs that use it", lambda reading: len(reading.processes))
+
+
+def _ratio(percent: int | None) -> float | None:
+    return None if percent is None else percent / 100
+
+
 def of_routes(services: Services) -> Iterator[Metric]:
     """Requests, by route and status, and how long they took."""
     requests = CounterMetricFamily("ringrift_api_requests", "Requests answered", labels=["method", "path", "status"])
@@ -190,6 +225,7 @@ async def metrics(call: Call) -> Reply:
         *of_cluster(view),
         *of_ratings(ratings),
         *of_node(services),
+        *of_gpus(services.gpus()),
         *of_routes(services),
     )
     registry.register(Scrape(families))

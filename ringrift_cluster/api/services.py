@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -18,6 +18,7 @@ from msgspec import Struct
 from executors.blobs import Blobs
 from executors.gate import Gate
 from executors.logs import Logs
+from executors.telemetry import Telemetry
 from executors.uploads import Uploads
 from ringrift_cluster.api.locks import Locks
 from ringrift_cluster.api.meter import Meter
@@ -122,6 +123,8 @@ class Services:
     #: seconds since each essential loop of the process last turned (consensus, http, agent)
     pulse: Callable[[], Mapping[str, float]] = dict
     loops: Callable[[], Mapping[str, LoopStatus]] = dict
+    #: this node's GPUs in full, as of the last look
+    gpus: Callable[[], Sequence[Telemetry]] = tuple
     #: further numbers for /metrics: name without prefix, ending in _total when it only grows
     counters: Callable[[], Mapping[str, float]] = dict
     #: true once the process is leaving, so that streams end

@@ -4,7 +4,20 @@ from __future__ import annotations
 
 import typer
 
-from ringrift_cluster.cli import backup, certs, cluster, learning, raft, serve, state, tokens, voters, work, workload
+from ringrift_cluster.cli import (
+    backup,
+    certs,
+    cluster,
+    gpus,
+    learning,
+    raft,
+    serve,
+    state,
+    tokens,
+    voters,
+    work,
+    workload,
+)
 from ringrift_cluster.cli.options import EXIT_CODES
 
 app = typer.Typer(
@@ -45,6 +58,7 @@ app.add_typer(certs.app, name="certs")
 app.add_typer(state.app, name="state")
 app.add_typer(raft.app, name="raft")
 app.add_typer(voters.app, name="voters")
+app.add_typer(gpus.app, name="gpus")
 
 
 def run() -> None:

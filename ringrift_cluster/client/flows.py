@@ -11,6 +11,7 @@ from msgspec import Raw, Struct
 from ringrift_cluster.api.admin import Drain, Pause, Removal, Shutdown, ShuttingDown, Transfer, Transferred, Undrain
 from ringrift_cluster.api.elo import RankingQuery, RankingTable, Voiding
 from ringrift_cluster.api.gauntlets import GauntletFilter, GauntletList, GauntletRun
+from ringrift_cluster.api.gpus import DrainedGpu, GpuList, OfNode, UndrainedGpu
 from ringrift_cluster.api.items import NewItems, NewWork
 from ringrift_cluster.api.jobs import JobFilter, JobList, JobView
 from ringrift_cluster.api.models import ModelFilter, ModelList, ModelView, Rollback
@@ -258,6 +259,21 @@ def drain(session: Session, node_id: str, *, reason: str = "", deadline_s: float
     """Take a node out of placement; with a deadline its jobs are stopped then."""
     body = Drain(node_id=node_id, reason=reason, deadline_seconds=deadline_s)
     return session.change("POST", "/admin/drain", Outcome, body)
+
+
+def gpus(session: Session, node_id: str = "") -> Flow[GpuList]:
+    """All GPUs, or one node's, as their nodes told them last."""
+    return session.get("/gpus", GpuList, OfNode(node_id=node_id))
+
+
+def drain_gpu(session: Session, node_id: str, gpu: str, *, reason: str = "", for_s: float = 0.0) -> Flow[Outcome]:
+    """Take one GPU out of placement for a while; 0 is until it is put back."""
+    body = DrainedGpu(node_id=node_id, gpu=gpu, reason=reason, for_seconds=for_s)
+    return session.change("POST", "/admin/gpus/drain", Outcome, body)
+
+
+def undrain_gpu(session: Session, node_id: str, gpu: str) -> Flow[Outcome]:
+    return session.change("POST", "/admin/gpus/undrain", Outcome, UndrainedGpu(node_id=node_id, gpu=gpu))
 
 
 def voters(session: Session) -> Flow[VoterList]:

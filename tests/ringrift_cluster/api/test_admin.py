@@ -7,14 +7,17 @@ import msgspec
 import pytest
 from msgspec.structs import replace
 
+from executors.gpus import Reading
+from executors.telemetry import Telemetry
 from ringrift_cluster.api.app import create_app
-from ringrift_cluster.api.examples import PEER
+from ringrift_cluster.api.examples import GPU, PEER
 from ringrift_cluster.api.gone import GONE
 from ringrift_cluster.api.services import ApiLimits, Services, ShutdownOrder
 from ringrift_cluster.replica import Proposed
 from statemachine import settings as st
 from statemachine.commands import AddWork, ChangeSetting, JoinPeer, PauseCluster, encode_command
 from statemachine.errors import Done, Rejected, Result
+from statemachine.values import Gpu
 from tests.ringrift_cluster.api.conftest import CHAMPION, CONFIG, DIGEST
 from tests.support.memory_replica import MemoryReplica
 
@@ -49,6 +52,49 @@ async def test_a_node_is_drained_and_put_back(client: httpx.AsyncClient, replica
     itself = await client.post("/admin/drain", json={})
     assert (itself.status_code, itself.json()["code"]) == (404, "not_found")
     assert "'a'" in itself.json()["detail"]
+
+
+async def test_one_gpu_is_drained_for_a_while_shown_and_put_back(
+    client: httpx.AsyncClient, replica: MemoryReplica
+) -> None:
+    drain = {"node_id": "gpu-1", "gpu": GPU.uuid, "reason": "a reset", "for_seconds": 60}
+    assert (await client.get("/gpus")).json()["offered"] == 1
+    assert (await client.post("/admin/gpus/drain", json=drain)).json()["result"] is True
+    shown = (await client.get("/gpus?node_id=gpu-1")).json()
+    (row,) = shown["gpus"]
+    assert (row["drained"], row["drained_for_ms"], shown["offered"], shown["total"]) == ("a reset", 60_000, 0, 1)
+    assert replica.machine.state.peers["gpu-1"].draining is False
+    assert (await client.get("/gpus?node_id=gpu-2")).json()["gpus"] == []
+    named = {"node_id": "gpu-1", "gpu": GPU.uuid}
+    assert (await client.post("/admin/gpus/undrain", json=named)).json()["result"] is False
+    await client.post("/admin/gpus/drain", json=named)
+    (row,) = (await client.get("/gpus")).json()["gpus"]
+    assert (row["drained"], row["drained_for_ms"]) == ("by an operator", 0)
+    unknown = await client.post("/admin/gpus/drain", json={"node_id": "gpu-1", "gpu": "GPU-9"})
+    assert (unknown.status_code, unknown.json()["code"]) == (404, "not_found")
+
+
+async def test_the_metrics_show_each_gpu_of_this_node_in_full(services: Services) -> None:
+    reading = Reading(9, 80, 93, 71, 640.5, 2, "power brake", ((1, 5), (2, None)))
+    quiet = Telemetry(Gpu("GPU-1", memory_bytes=8, fault="lost: it is gone"), None, 0, settling=True)
+    services.gpus = lambda: (Telemetry(GPU, reading, 5, settling=False), quiet)
+    transport = httpx.ASGITransport(app=create_app(services))
+    async with httpx.AsyncClient(transport=transport, base_url="http://node") as door:
+        text = (await door.get("/metrics")).text
+    for line in (
+        'ringrift_gpu_memory_used_bytes{gpu="GPU-5c0e"} 9.0',
+        'ringrift_gpu_memory_foreign_bytes{gpu="GPU-5c0e"} 5.0',
+        'ringrift_gpu_busy_ratio{gpu="GPU-5c0e"} 0.93',
+        'ringrift_gpu_power_watts{gpu="GPU-5c0e"} 640.5',
+        'ringrift_gpu_power_limit_watts{gpu="GPU-5c0e"} 700.0',
+        'ringrift_gpu_ecc_errors{gpu="GPU-5c0e"} 2.0',
+        'ringrift_gpu_slowed{gpu="GPU-5c0e"} 1.0',
+        'ringrift_gpu_processes{gpu="GPU-5c0e"} 2.0',
+        'ringrift_gpu_healthy{gpu="GPU-1"} 0.0',
+        'ringrift_gpu_memory_settling{gpu="GPU-1"} 1.0',
+    ):
+        assert line in text
+    assert 'used_bytes{gpu="GPU-1"}' not in text
 
 
 async def test_a_live_node_is_not_forgotten_before_it_is_drained_and_silent(

@@ -27,7 +27,7 @@ from ringrift_cluster.raft.mark import Mark, encode_mark, read_mark
 from ringrift_cluster.settings import Settings
 from statemachine.commands import JoinPeer, RecordMatch
 from statemachine.snapshot import freeze, header, write
-from statemachine.values import MatchResult, PeerFacts, Tally
+from statemachine.values import Gpu, MatchResult, PeerFacts, Tally
 from tests.support.feeding import Voter, services_of
 from tests.support.served import served
 
@@ -62,7 +62,9 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Services,
 @pytest.fixture
 def voter(tmp_path: Path, server: tuple[Services, str]) -> Voter:
     voter = Voter("a", tmp_path)
-    voter.run(JoinPeer("gpu-1", 1, "boot", "follower", "http://gpu-1:8770", PeerFacts(cpu_slots=4)))
+    voter.run(
+        JoinPeer("gpu-1", 1, "boot", "follower", "http://gpu-1:8770", PeerFacts(cpu_slots=4, gpus=(Gpu("GPU-0"),)))
+    )
     services = server[0]
     services.replica, services.heartbeats, services.logs = voter, voter, Logs(tmp_path)
     services.feed = FeedRouter(voter)
@@ -111,6 +113,9 @@ CALLS: dict[tuple[str, ...], list[str]] = {
     ("leader",): [],
     ("drain",): ["gpu-1", "--reason", "new disk"],
     ("undrain",): ["gpu-1"],
+    ("gpus", "list"): [],
+    ("gpus", "drain"): ["gpu-1", "GPU-0", "--reason", "a reset", "--for-s", "60"],
+    ("gpus", "undrain"): ["gpu-1", "GPU-0"],
     ("pause",): ["--reason", "power work"],
     ("resume",): [],
     ("shutdown",): [],
