@@ -4,7 +4,7 @@
     `node:ID` in the log      drawn anew at each start of a node that has the configured token
     <data-dir>/node-token     bought once with a join token by a node that has not
 
-A node shows its token to whichever node it fetches a file from, so it is never an operator's.
+A token is shown to voters alone. Any other node, from which it fetches a file, gets a proof of it (see `locks`).
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from pathlib import Path
 import httpx
 import msgspec
 
+from ringrift_cluster.api.locks import proof
 from ringrift_cluster.api.tokens import Joining, fresh_secret, hash_of
 from ringrift_cluster.client.errors import problem_of
 from ringrift_cluster.replica import Replica, ReplicaError
@@ -71,24 +72,28 @@ class Badge(httpx.Auth):
         if self._sealed and request.url.scheme != "https":
             request.headers.pop("authorization", None)
         elif "authorization" not in request.headers:
-            token = self._own or (self._root if _origin(request.url) in self._voters else None)
-            if token:
+            trusted = _origin(request.url) in self._voters
+            if trusted and (token := self._own or self._root):
                 request.headers["authorization"] = f"Bearer {token}"
+            elif self._own:
+                request.headers["authorization"] = proof(self._node_id, hash_of(self._own), request.url.path)
         yield request
 
     async def keep(self, replica: Replica) -> None:
-        """See that this node has a good token of its own, for ever."""
+        """See that this node has a good token of its own, and knows the voters, for ever."""
         while True:
             good = await self._mint(replica)
             await asyncio.sleep(EVERY_S if good else SOON_S)
 
     async def _mint(self, replica: Replica) -> bool:
-        """Make the drawn token known unless it is; whether it is."""
+        """Make the drawn token known unless it is; whether it is. One that was bought needs no other."""
         state = replica.live_state()
         if state is None or not replica.status().ready:
             return False
         # Voters that were added later are voters too.
         self._voters |= _origins(voter.url for voter in state.voters.voters if voter.url)
+        if self._root is None:
+            return True
         row = state.tokens.get(name_of(self._node_id))
         if row is not None and row.sha256 == hash_of(self._drawn):
             if not row.ended:
@@ -163,6 +168,11 @@ async def join(
             problem = problem_of(answer.status_code, answer.content)
             log.info('event=join_waits voter=%s code=%s reason="%s"', voter, problem.code, problem.detail)
             if answer.status_code in (400, 403, 409) or problem.code == "token_over":
+                if await _is_good(http, url, secret):
+                    # An earlier request came through and its answer was lost; the join token has ended since.
+                    draft.rename(data_dir / FILE)
+                    log.info("event=joined_with_token node=%s voter=%s", node_id, voter)
+                    return secret
                 draft.unlink()
                 raise JoinRefused(f"voter {voter} does not let {node_id} in: {problem.detail}")
             if answer.status_code == 401:
@@ -172,6 +182,15 @@ async def join(
             raise JoinRefused(f"no voter lets {node_id} in: {refusals[0]}")
         await asyncio.sleep(JOIN_PAUSE_S * random.uniform(0.5, 1.0))
     return None
+
+
+async def _is_good(http: httpx.AsyncClient, url: str, secret: str) -> bool:
+    """Whether a voter knows the secret for a token that is good."""
+    try:
+        answer = await http.get(f"{url}/peers", headers={"authorization": f"Bearer {secret}"}, timeout=JOIN_TIMEOUT_S)
+    except httpx.HTTPError:
+        return False
+    return answer.status_code == httpx.codes.OK
 
 
 def _read_or_draw(path: Path) -> str:

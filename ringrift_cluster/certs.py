@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from urllib.parse import quote, unquote
 
 from cryptography import x509
+from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
@@ -122,6 +123,30 @@ def facts(cert: bytes, now: dt.datetime) -> Facts:
         days_left=(found.not_valid_after_utc - now).days,
         sha256=found.fingerprint(hashes.SHA256()).hex(),
     )
+
+
+def why_useless(cert: bytes, authorities: bytes, now: dt.datetime) -> str:
+    """Why the first certificate of a PEM text convinces nobody who trusts `authorities`; empty when it does.
+
+    It is good by the signature of an authority, or of another certificate in its own file. Raises CertificateError.
+    """
+    own = _load(cert)
+    if now >= own.not_valid_after_utc:
+        return f"it ended at {own.not_valid_after_utc.isoformat()}"
+    if now < own.not_valid_before_utc:
+        return f"it begins at {own.not_valid_before_utc.isoformat()} only; is this machine's clock right?"
+    signers = [*x509.load_pem_x509_certificates(authorities), *x509.load_pem_x509_certificates(cert)[1:]]
+    if any(_signed_by(own, signer) for signer in signers):
+        return ""
+    return f"no authority that is trusted here has signed it (it names {own.issuer.rfc4514_string()})"
+
+
+def _signed_by(cert: x509.Certificate, signer: x509.Certificate) -> bool:
+    try:
+        cert.verify_directly_issued_by(signer)
+    except (ValueError, TypeError, InvalidSignature):
+        return False
+    return True
 
 
 def _builder(

@@ -320,6 +320,7 @@ class Node:
             token=token,
             guarded=self._badge.joined,
             exposure=config.exposure,
+            complaints=self._complaints,
             version=__version__,
         )
         server = http_server(services, connections, self._tls.http_server if self._tls is not None else None)
@@ -345,7 +346,7 @@ class Node:
                 tasks.append(group.create_task(self._supervised("agreement", agreement.run)))
             if self._tls is not None:
                 tasks.append(group.create_task(self._supervised("tls", self._tls.watch)))
-            if token is not None:
+            if token is not None or self._badge.joined:
                 tasks.append(group.create_task(self._supervised("badge", lambda: self._badge.keep(replica))))
             serving = group.create_task(server.serve(sockets=[self._listener]), name="http")
             tasks.append(group.create_task(self._supervised("agent", lambda: self._obey(executor)), name="agent"))
@@ -415,6 +416,10 @@ class Node:
         sys.stderr.write(f"ringrift-node: {sentence}\n")
         self._exit = self._exit or code
         self._leave(ShutdownOrder(event, stop_jobs=False))
+
+    def _complaints(self) -> tuple[str, ...]:
+        tls = self._tls.complaint if self._tls is not None else ""
+        return (*self.config.complaints, *([tls] if tls else []))
 
     async def _supervised(self, name: str, run: Callable[[], object]) -> None:
         report = self._reports[name] = TaskReport(name)

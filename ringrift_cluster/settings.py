@@ -13,7 +13,7 @@ import os
 import re
 import secrets
 import socket
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -88,6 +88,8 @@ class NodeConfig:
     snapshot_every_entries: int
     fail_on_subscription_failure: bool
     warnings: tuple[str, ...] = ()
+    #: what its operator should mend on this machine, in sentences that `/status` shows
+    complaints: tuple[str, ...] = ()
 
     @property
     def url(self) -> str:
@@ -111,12 +113,14 @@ def resolve(
     cluster_secret: SecretStr | None = None,
     join_token: SecretStr | None = None,
     joined: bool = False,
+    loose: Sequence[Path] = (),
 ) -> NodeConfig:
     """Decide what the node is. Pure.
 
     `stored_id` is the identity its data directory already has, `fresh_id` the one to use when nothing
     else names it; the three secrets are the ones read from files;
-    `joined` says that it has bought a token of its own. Raises SettingsError.
+    `joined` says that it has bought a token of its own; `loose` are files with secrets that others on
+    the machine can read. Raises SettingsError.
     """
     if not settings.cluster:
         raise SettingsError(
@@ -170,6 +174,9 @@ def resolve(
     guarded = token is not None or (role is Role.FOLLOWER and (joined or join_with is not None))
     _check_exposure(settings, role, secret, tls, guarded)
     exposure = _exposure(settings, tls, guarded)
+    complaints = tuple(
+        f"{path} holds a secret and others on this machine can read it; chmod 600 {path}" for path in loose
+    )
     low, high, period = TIMING[settings.network]
     return NodeConfig(
         node_id=mine.id if mine else (wanted or fresh_id),
@@ -199,7 +206,13 @@ def resolve(
         fresh_within_s=settings.fresh_within_s,
         snapshot_every_entries=settings.snapshot_every_entries,
         fail_on_subscription_failure=settings.fail_on_subscription_failure,
-        warnings=(*_count_warnings(members), *((exposure,) if exposure else ()), *retired(environ or {})),
+        warnings=(
+            *_count_warnings(members),
+            *((exposure,) if exposure else ()),
+            *complaints,
+            *retired(environ or {}),
+        ),
+        complaints=complaints,
     )
 
 
@@ -379,9 +392,22 @@ def node_config(flags: Mapping[str, Any], config: Path | None = None) -> NodeCon
         cluster_secret=_secret_from(settings.cluster_secret_file, "cluster_secret_file"),
         join_token=_secret_from(settings.join_token_file, "join_token_file"),
         joined=_secret_from(_if_there(data_dir / OWN_TOKEN_FILE), OWN_TOKEN_FILE) is not None,
+        loose=_loose(
+            settings.auth_token_file,
+            settings.cluster_secret_file,
+            settings.join_token_file,
+            settings.tls_key,
+            data_dir / OWN_TOKEN_FILE,
+        ),
     )
     _store_id(data_dir, decided.node_id)
     return decided
+
+
+def _loose(*paths: Path | None) -> list[Path]:
+    """Those that somebody besides their owner may read or write."""
+    there = [path.expanduser() for path in paths if path is not None and path.expanduser().is_file()]
+    return [path for path in there if path.stat().st_mode & 0o077]
 
 
 def _if_there(path: Path) -> Path | None:

@@ -17,8 +17,9 @@ import ssl
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from ringrift_cluster.certs import CertificateError, Facts, facts, identity
+from ringrift_cluster.certs import CertificateError, Facts, facts, identity, why_useless
 
 log = logging.getLogger("ringrift.tls")
 
@@ -56,23 +57,42 @@ def client_context(ca: Path) -> ssl.SSLContext:
     return context
 
 
+class Live(ssl.SSLContext):
+    """Gives each new connection the context of the moment. One that is changed in place would only ever trust more."""
+
+    now: ssl.SSLContext
+
+    @classmethod
+    def over(cls, now: ssl.SSLContext) -> Live:
+        made = cls(now.protocol)
+        made.now = now
+        return made
+
+    def wrap_bio(self, *args: Any, **more: Any) -> ssl.SSLObject:
+        return self.now.wrap_bio(*args, **more)
+
+    def wrap_socket(self, *args: Any, **more: Any) -> ssl.SSLSocket:
+        return self.now.wrap_socket(*args, **more)
+
+
 class Tls:
-    """The contexts of a node and the files behind them. HTTP's are changed in place, on the loop that uses them."""
+    """The contexts of a node and the files behind them."""
 
     def __init__(self, files: TlsFiles) -> None:
         """Raises TlsError."""
         self.files = files
-        self.http_client = client_context(files.ca)
-        self.http_server: ssl.SSLContext | None = None
+        self.http_client = Live.over(client_context(files.ca))
+        self.http_server: Live | None = None
         self.facts: Facts | None = None
         self._links: tuple[ssl.SSLContext, ssl.SSLContext] | None = None
         self._seen = self._signature()
-        self._complained = ""
+        self._refused = self._seen
+        #: why the present files are not in use, for whoever looks; empty when they are
+        self.complaint = ""
         if files.cert is not None:
             self._links = self._make_links()
             self.facts = self._read_facts()
-            self.http_server = _server()
-            self._load(self.http_server)
+            self.http_server = Live.over(self._make_server())
             self._warn_if_late()
 
     # Voters' links: another thread uses these, so a new pair takes the place of the old one in one step
@@ -105,20 +125,23 @@ class Tls:
         """Take the files as they are now into use, unless they do not fit together. On the HTTP loop."""
         signature = self._signature()
         try:
-            # Everything is tried on contexts of their own first: a live one never holds half a pair.
-            links = self._make_links() if self.files.cert is not None else None
-            found = self._read_facts() if self.files.cert is not None else None
-            client_context(self.files.ca)
+            # Everything is made before anything is used: nothing ever holds half a pair.
+            client = client_context(self.files.ca)
+            if self.files.cert is not None:
+                links, found, server = self._make_links(), self._read_facts(), self._make_server()
+            else:
+                links, found, server = None, None, None
         except TlsError as error:
-            if str(error) != self._complained:
-                self._complained = str(error)
-                log.error('event=tls_not_renewed detail="%s; the old files stay in use"', error)
+            self.complaint = f"{error}; the old files stay in use"
+            if signature != self._refused:
+                self._refused = signature
+                log.error('event=tls_not_renewed detail="%s"', self.complaint)
             return
-        _trust(self.http_client, self.files.ca)
-        if self.http_server is not None:
-            self._load(self.http_server)
+        self.http_client.now = client
+        if self.http_server is not None and server is not None:
+            self.http_server.now = server
         self._links, self.facts = links, found
-        self._seen, self._complained = signature, ""
+        self._seen, self.complaint = signature, ""
         log.info("event=tls_renewed until=%s", found.not_after if found else "-")
         self._warn_if_late()
 
@@ -143,6 +166,11 @@ class Tls:
             self._load(context)
         return server, client
 
+    def _make_server(self) -> ssl.SSLContext:
+        context = _server()
+        self._load(context)
+        return context
+
     def _load(self, context: ssl.SSLContext) -> None:
         cert, key = self.files.cert, self.files.key
         assert cert is not None
@@ -154,14 +182,23 @@ class Tls:
             raise TlsError(f"{cert} or {key} cannot be read ({error.strerror})") from error
 
     def _read_facts(self) -> Facts:
+        """What the certificate says, if it is of use to this node. Raises TlsError."""
         cert = self.files.cert
         assert cert is not None
+        now = dt.datetime.now(dt.UTC)
         try:
-            return facts(cert.read_bytes(), dt.datetime.now(dt.UTC))
+            text = cert.read_bytes()
+            found, useless = facts(text, now), why_useless(text, self.files.ca.read_bytes(), now)
         except OSError as error:
-            raise TlsError(f"{cert} cannot be read ({error.strerror})") from error
+            raise TlsError(f"{error.filename} cannot be read ({error.strerror})") from error
         except CertificateError as error:
             raise TlsError(f"{cert}: {error}") from error
+        if useless:
+            raise TlsError(f"{cert} is of no use: {useless}")
+        before = self.facts
+        if before is not None and (found.node_id, found.voter or not before.voter) != (before.node_id, True):
+            raise TlsError(f"{cert} is of another node or role than the one in use ({before.node_id})")
+        return found
 
     def _warn_if_late(self) -> None:
         if self.facts is not None and self.facts.days_left < LATE_DAYS:

@@ -87,7 +87,8 @@ def redeem(txn: Txn, cmd: RedeemToken) -> dict[str, str | int]:
             f"node {cmd.peer!r} has a token already; an operator revokes {name!r} before it may join anew",
         )
     peer = txn.peers.get(cmd.peer)
-    if peer is not None and peer.role == "voter":
+    votes = any(voter.node == cmd.peer for voter in txn.state.voters.voters)
+    if votes or (peer is not None and peer.role == "voter"):
         raise Refused(Code.CONFLICT, f"{cmd.peer!r} is a voter, which no join token lets in; choose another node id")
     if join.uses and join.used >= join.uses:
         raise Refused(

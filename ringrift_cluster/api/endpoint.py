@@ -13,17 +13,18 @@ between them validates a second time.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from contextlib import aclosing
 from dataclasses import dataclass
 from functools import reduce
 from operator import or_
 from types import UnionType
-from typing import Any, Union, get_args, get_origin, get_type_hints
+from typing import Any, Union, cast, get_args, get_origin, get_type_hints
 from urllib.parse import parse_qsl
 
 import msgspec
 from msgspec import Struct
-from starlette.responses import Response
+from starlette.responses import Response, StreamingResponse
 
 from ringrift_cluster.api import problems
 from ringrift_cluster.api.locks import ANYBODY, Caller
@@ -38,6 +39,8 @@ Handler = Callable[..., Awaitable[object]]
 Header = tuple[bytes, bytes]
 
 MSGPACK = b"application/msgpack"
+#: how often the token of a stream that goes on is looked at again
+LOOK_S = 1.0
 
 _encode = msgspec.json.Encoder().encode
 
@@ -248,6 +251,20 @@ class Bound:
         except UNDECODABLE as error:
             raise Problem(Code.INVALID, f"the body: {error}") from None
 
+    async def _while_admitted(self, call: Call, parts: AsyncGenerator[Any, None]) -> AsyncIterator[Any]:
+        """The parts of a stream, until the token that it was opened with is good no longer."""
+        looked_s = call.services.monotonic_s()
+        async with aclosing(parts):
+            async for part in parts:
+                now_s = call.services.monotonic_s()
+                if self._locks is not None and now_s - looked_s >= LOOK_S:
+                    looked_s = now_s
+                    try:
+                        self._locks.admit(call, self._needs, self._name)
+                    except Problem:
+                        return  # counted and logged there; the answer's head is out, so it can only end
+                yield part
+
     async def _respond(self, call: Call, answer: Response, send: Any) -> None:
         services = self._services
         answer.raw_headers.extend(position(services, call.index))
@@ -255,6 +272,8 @@ class Bound:
             await answer(call.scope, call.receive, send)
             return
         services.streams += 1
+        if isinstance(answer, StreamingResponse):
+            answer.body_iterator = self._while_admitted(call, cast(AsyncGenerator[Any, None], answer.body_iterator))
         try:
             await answer(call.scope, call.receive, send)
         finally:

@@ -4,6 +4,9 @@
 
 A look-up is one hash and one dictionary access. The table is keyed by the hash of the secret, so how long a
 miss takes says nothing about any secret; the configured token is compared in constant time.
+
+Nodes read files and logs of each other with a proof in place of a token, since they have no reason to trust the node
+they ask: an HMAC of the path under the hash of their secret, which is good for that path and for nothing else.
 """
 
 from __future__ import annotations
@@ -16,17 +19,19 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from msgspec import Struct
+from msgspec import Struct, structs
 
 from ringrift_cluster.api.problems import Problem
 from statemachine import commands as c
 from statemachine.rows import Token
 from statemachine.state import State
-from statemachine.tokens import GRANTS, ROOT
+from statemachine.tokens import GRANTS, ROOT, name_of
 from statemachine.values import Scope
 
 log = logging.getLogger("ringrift.locks")
 
+#: after this long without a leader a node that has no token of its operator's trusts those of its old state no more
+CUT_OFF_MS = 3_600_000
 #: refusals are counted each, and logged at most this often
 LOG_EVERY_S = 1.0
 
@@ -39,6 +44,11 @@ class Caller:
     scope: Scope
     peer: str = ""
 
+
+#: what one node may ask of another with a proof. Whoever was shown one has the file or the log itself, or is the node
+#: that is asked to begin a log, so nothing is gained by showing it again.
+PROVABLE = frozenset({"GET /artifacts/{digest}", "GET /jobs/{job_id}/log", "POST /raft/learn"})
+PROOF = "Proof"
 
 #: the caller where no token is asked for
 ANYBODY = Caller("", Scope.ADMIN)
@@ -55,13 +65,36 @@ class Asking(Protocol):
     def scope(self) -> Mapping[str, Any]: ...
 
 
+def proof(node_id: str, sha256: str, path: str) -> str:
+    """The authorization with which a node reads `path` of another node; `sha256` is of its secret, in hex."""
+    mac = hmac.digest(bytes.fromhex(sha256), f"ringrift read {node_id} {path}".encode(), hashlib.sha256)
+    return f"{PROOF} {node_id} {mac.hex()}"
+
+
+def _timely(row: Token, state: State, silence_ms: int) -> Token:
+    """The row, over when its time has come: the clock moves a bounded number of rows at a time, and not at all on a
+    node that hears of no leader."""
+    if not row.ended and 0 < row.expires_at_ms <= state.now_ms + silence_ms:
+        return structs.replace(row, ended="expired")
+    return row
+
+
 class Locks:
     """The doors of one node. Without a root token of its own (a follower) only tokens of the log open them."""
 
-    def __init__(self, root: str | None, state: Callable[[], State | None], monotonic_s: Callable[[], float]) -> None:
+    def __init__(
+        self,
+        root: str | None,
+        state: Callable[[], State | None],
+        monotonic_s: Callable[[], float],
+        contact_age_ms: Callable[[], int] = int,
+    ) -> None:
+        """`contact_age_ms` is how long ago the leader was last heard of here."""
         self._root = root.encode() if root else None
         self._state = state
         self._monotonic_s = monotonic_s
+        self._began_s = monotonic_s()
+        self._contact_age_ms = contact_age_ms
         self._logged_s = -LOG_EVERY_S
         self._unlogged = 0
         #: refusals by their reason
@@ -71,15 +104,12 @@ class Locks:
         """The caller, when its token is good for `needed`. Raises Problem: unauthorized, token_over, forbidden."""
         scheme, _, given = asking.headers.get(b"authorization", b"").partition(b" ")
         given = given.strip()
-        if scheme.lower() != b"bearer" or not given:
-            raise self._refusal(
-                asking, route, "missing", "unauthorized", "send a token as `Authorization: Bearer TOKEN`"
-            )
-        if self._root is not None and hmac.compare_digest(given, self._root):
-            return _ROOT
-        row = self._known(given)
+        if scheme.lower() == b"proof" and route in PROVABLE:
+            row: Token | None = self._proven(asking, given, route)
+        else:
+            row = self._shown(asking, scheme, given, route)
         if row is None:
-            raise self._refusal(asking, route, "unknown", "unauthorized", "no such token is known here")
+            return _ROOT
         if row.ended:
             raise self._refusal(asking, route, "over", "token_over", f"token {row.name!r} is over: {row.ended}")
         if needed not in GRANTS[row.scope]:
@@ -87,15 +117,49 @@ class Locks:
             raise self._refusal(asking, route, "scope", "forbidden", sentence)
         return Caller(row.name, row.scope, row.peer)
 
+    def _shown(self, asking: Asking, scheme: bytes, given: bytes, route: str) -> Token | None:
+        """The row of the token that was sent, None for the configured one."""
+        if scheme.lower() != b"bearer" or not given:
+            raise self._refusal(
+                asking, route, "missing", "unauthorized", "send a token as `Authorization: Bearer TOKEN`"
+            )
+        if self._root is not None and hmac.compare_digest(given, self._root):
+            return None
+        row = self._known(given)
+        if row is None:
+            raise self._refusal(asking, route, "unknown", "unauthorized", "no such token is known here")
+        return row
+
+    def _proven(self, asking: Asking, given: bytes, route: str) -> Token:
+        """The row of the token that the sender has proven to have."""
+        node = given.partition(b" ")[0].decode("ascii", "replace")
+        state = self._ready()
+        row = state.tokens.get(name_of(node))
+        shown = f"{PROOF} ".encode() + given
+        if row is None or not hmac.compare_digest(shown, proof(node, row.sha256, asking.scope["path"]).encode()):
+            raise self._refusal(asking, route, "unknown", "unauthorized", "the proof is of no node's token known here")
+        return _timely(row, state, self._silence_ms())
+
     def _known(self, given: bytes) -> Token | None:
+        state = self._ready()
+        row = state.index.tokens.get(hashlib.sha256(given).hexdigest())
+        return _timely(row, state, self._silence_ms()) if row is not None else None
+
+    def _ready(self) -> State:
         state = self._state()
         if state is None:
             raise Problem("not_ready", "this node has not got the cluster's state yet; ask again in a moment")
-        row = state.index.tokens.get(hashlib.sha256(given).hexdigest())
-        if row is not None and not row.ended and 0 < row.expires_at_ms <= state.now_ms:
-            # The clock moves a bounded number of rows at a time; this one has its turn soon.
-            return Token(row.name, row.scope, row.sha256, row.created_at_ms, ended="expired")
-        return row
+        if self._root is None and self._silence_ms() > CUT_OFF_MS:
+            raise Problem(
+                "not_ready",
+                "this node has heard of no leader for over an hour, so it cannot know which tokens are still good; "
+                "ask a voter, or look at this node's log on its machine",
+            )
+        return state
+
+    def _silence_ms(self) -> int:
+        """How long nothing was heard of a leader, while this node was there to hear it."""
+        return min(self._contact_age_ms(), int((self._monotonic_s() - self._began_s) * 1000))
 
     def _refusal(self, asking: Asking, route: str, reason: str, code: str, sentence: str) -> Problem:
         self.refused[reason] += 1
@@ -130,6 +194,8 @@ class Locks:
             raise self._forbidden(f"token {caller.name!r} has the scope {caller.scope}, {kind} needs {needed}")
         if isinstance(command, c.Signed) and command.by != caller.name:
             raise self._forbidden(f"token {caller.name!r} cannot sign for {command.by!r}")
+        if isinstance(effect, c.RecordAct) and effect.by != caller.name:
+            raise self._forbidden(f"token {caller.name!r} cannot record an act of {effect.by!r}")
         if isinstance(effect, c.RedeemToken) and caller.scope is Scope.JOIN and effect.join != caller.name:
             raise self._forbidden(f"token {caller.name!r} cannot be spent as {effect.join!r}")
         if caller.peer:

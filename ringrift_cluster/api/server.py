@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
+import socket
 import ssl
 from collections.abc import Iterator
 
@@ -10,17 +12,35 @@ import uvicorn
 
 from ringrift_cluster.api.app import create_app
 from ringrift_cluster.api.connections import Connections
+from ringrift_cluster.api.door import Door
 from ringrift_cluster.api.services import Services
 
 BACKLOG = 2048
 
 
 class Server(uvicorn.Server):
-    """uvicorn without its own signal handlers: the node decides when to leave."""
+    """uvicorn without its own signal handlers, since the node decides when to leave, and with our door under TLS."""
+
+    def __init__(self, config: uvicorn.Config, connections: Connections) -> None:
+        super().__init__(config)
+        self._connections = connections
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
         yield
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        tls, kind = self.config.ssl, self.config.http_protocol_class
+        if tls is None:
+            await super().startup(sockets)
+            return
+
+        def connection() -> asyncio.Protocol:
+            return kind(config=self.config, server_state=self.server_state, app_state={})  # type: ignore[call-arg]
+
+        refusals = self._connections.refusals
+        self.servers = [Door(one, tls, connection, refusals) for one in sockets or ()]  # type: ignore[misc]
+        self.started = True
 
 
 def http_server(services: Services, connections: Connections, tls: ssl.SSLContext | None) -> Server:
@@ -39,7 +59,8 @@ def http_server(services: Services, connections: Connections, tls: ssl.SSLContex
             timeout_keep_alive=65,
             timeout_graceful_shutdown=3,
             backlog=BACKLOG,
-        )
+        ),
+        connections,
     )
     server.config.load()
     server.config.ssl = tls

@@ -136,6 +136,8 @@ class Services:
     token: str | None = None
     #: what is open to the network because of --insecure, in a sentence
     exposure: str = ""
+    #: what is wrong on this machine and wants its operator, in sentences
+    complaints: Callable[[], tuple[str, ...]] = tuple
     #: ask for tokens although none is configured here: the node joined a cluster that does
     guarded: bool = False
     version: str = "0.1.0"
@@ -160,7 +162,9 @@ class Services:
     def __post_init__(self) -> None:
         self.uploads = Uploads(self.blobs)
         if self.token or self.guarded:
-            self.locks = Locks(self.token, self.replica.live_state, self.monotonic_s)
+            self.locks = Locks(
+                self.token, self.replica.live_state, self.monotonic_s, lambda: self.replica.status().contact_age_ms
+            )
 
     def leader_address(self) -> str | None:
         """The HTTP address of the present leader, where it is known."""

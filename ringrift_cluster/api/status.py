@@ -126,6 +126,8 @@ class Status(Struct, frozen=True):
     refused: Mapping[str, str]
     #: what is open to the network because of --insecure, in a sentence
     exposure: str
+    #: what is wrong on this node's machine and wants its operator, in sentences
+    complaints: tuple[str, ...]
     totals: dict[str, Totals]
     champions: dict[str, str]
     #: why nothing runs although items wait
@@ -202,6 +204,7 @@ def compose(services: Services, view: Overview, stalled: Why | None, index: int)
         read_only=now.read_only,
         refused=now.refused,
         exposure=services.exposure,
+        complaints=services.complaints(),
         totals=view.totals,
         champions=view.champions,
         stalled=stalled,
@@ -252,6 +255,7 @@ EXAMPLE = Status(
     read_only=None,
     refused={},
     exposure="",
+    complaints=(),
     totals={"hex8_2p": Totals("hex8_2p", games=1_000)},
     champions={},
     stalled=None,

@@ -44,7 +44,7 @@ def status_lines(value: Status) -> Iterable[RenderableType]:
     yield f"applied {value.applied}{behind}, last contact {span(value.contact_age_ms)} ago, digest {value.digest[:16]}"
     yield f"peers {value.alive_peers} alive of {value.total_peers}; jobs {pairs(value.jobs) or 'none'}"
     yield f"work {pairs(queue) or 'none'}"
-    for sentence in (value.halted, value.read_only, value.exposure, *value.refused.values()):
+    for sentence in (value.halted, value.read_only, value.exposure, *value.complaints, *value.refused.values()):
         if sentence:
             yield f"! {sentence}"
     if value.paused:

@@ -49,9 +49,27 @@ TokenFile = Annotated[
         help="File with the cluster's auth token; else RINGRIFT_CLUSTER_AUTH_TOKEN.",
     ),
 ]
+
+
+def _not_in_the_open(context: typer.Context, value: str | None) -> str | None:
+    source = context.get_parameter_source("token")
+    if source is not None and source.name == "COMMANDLINE":
+        raise typer.BadParameter(
+            "everybody on this machine sees what stands on a command line; "
+            "give --token-file, or set RINGRIFT_AUTH_TOKEN"
+        )
+    return value
+
+
 Token = Annotated[
     str | None,
-    Option("--token", envvar=["RINGRIFT_AUTH_TOKEN", "RINGRIFT_CLUSTER_AUTH_TOKEN"], hidden=True, show_envvar=False),
+    Option(
+        "--token",
+        envvar=["RINGRIFT_AUTH_TOKEN", "RINGRIFT_CLUSTER_AUTH_TOKEN"],
+        hidden=True,
+        show_envvar=False,
+        callback=_not_in_the_open,
+    ),
 ]
 
 

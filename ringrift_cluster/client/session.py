@@ -158,6 +158,12 @@ class Session:
     def _target(self, write: bool) -> str:
         return self.leader_url if write and self.leader_url else self._addresses[0]
 
+    def _named(self, address: str | None) -> str | None:
+        """The leader's address as a node names it; under TLS nobody talks us out of it."""
+        named = normal(address) if address else None
+        sealed = all(known.startswith("https://") for known in self._addresses)
+        return None if named and sealed and not named.startswith("https://") else named
+
     def _find_leader(self) -> Flow[None]:
         """Learn the leader's address from the first node that knows it; without one, any node will do."""
         if self._clock() < self._avoid_leader_until:
@@ -169,7 +175,7 @@ class Session:
             self._answered |= isinstance(answer, Answer)
             if isinstance(answer, Answer) and answer.status == 200:
                 address = _decode(answer, Leader).address
-                self.leader_url = normal(address) if address else None
+                self.leader_url = self._named(address)
                 return
             self._rotate()
 
@@ -188,7 +194,7 @@ class Session:
             if not hint:
                 self._leave(base)
             elif self._clock() >= self._avoid_leader_until:
-                self.leader_url = normal(hint)
+                self.leader_url = self._named(hint)
         return problem
 
     def _leave(self, base: str) -> None:

@@ -10,9 +10,10 @@ import httpx
 import pytest
 
 from ringrift_cluster import badge
+from ringrift_cluster.api.locks import proof
 from ringrift_cluster.badge import Badge, JoinRefused
-from statemachine.commands import CreateToken, RevokeToken
-from statemachine.values import Scope
+from statemachine.commands import ConfigureVoters, CreateToken, RevokeToken
+from statemachine.values import Scope, Voter
 from tests.support.memory_replica import MemoryReplica
 
 VOTERS = {"a": "https://10.0.0.1:8770", "b": "https://10.0.0.2"}
@@ -30,17 +31,39 @@ def test_the_configured_token_is_shown_to_voters_alone() -> None:
     for stranger in ("http://10.0.0.1:8770/", "https://10.0.0.1:8771/", "https://10.0.0.9:8770/artifacts/x"):
         assert shown(one, stranger) is None
     one.take("own")
-    assert shown(one, "https://10.0.0.9:8770/artifacts/x") == "Bearer own"
     assert shown(one, "https://10.0.0.1:8770/") == "Bearer own"
     assert shown(one, "https://10.0.0.1:8770/", authorization="Bearer a caller's") == "Bearer a caller's"
     assert shown(Badge("n", None, None, ()), "https://10.0.0.1:8770/") is None
+
+
+def test_other_nodes_are_shown_a_proof_that_is_good_for_one_path() -> None:
+    one = Badge("n", "root", "own", VOTERS.values())
+    given = shown(one, "https://10.0.0.9:8770/artifacts/x?part=1")
+    assert given == proof("n", hashlib.sha256(b"own").hexdigest(), "/artifacts/x")
+    assert "own" not in given
+    assert given != shown(one, "https://10.0.0.9:8770/artifacts/y")
+    assert shown(one, "http://10.0.0.8:1/artifacts/x") == given, "it is nothing that could be used elsewhere"
+
+
+def test_a_node_that_bought_its_token_learns_of_voters_that_were_added() -> None:
+    async def scenario() -> None:
+        replica = MemoryReplica("n")
+        one = Badge("n", None, "own", ())
+        url = "http://10.0.0.5:8770"
+        assert shown(one, f"{url}/peers") != "Bearer own"
+        replica.run(ConfigureVoters((Voter("e", "10.0.0.5:8771", url),), ""))
+        assert await one._mint(replica) is True
+        assert shown(one, f"{url}/peers") == "Bearer own"
+        assert not replica.machine.state.tokens, "it has a token and draws none"
+
+    asyncio.run(scenario())
 
 
 def test_a_node_with_the_configured_token_keeps_a_token_of_its_own() -> None:
     async def scenario() -> None:
         replica = MemoryReplica("n")
         replica.run(CreateToken("node:n", Scope.NODE, hashlib.sha256(b"of the process before").hexdigest(), "n"))
-        one = Badge("n", "root", None, ())
+        one = Badge("n", "root", None, ["https://x:1"])
         assert await one._mint(replica) is False
         assert await one._mint(replica) is True
         first = shown(one, "https://x:1/")
@@ -65,7 +88,7 @@ class Door:
 
     def __call__(self, request: httpx.Request) -> httpx.Response:
         self.requests.append(request)
-        status, code = self.answers.pop(0)
+        status, code = self.answers.pop(0) if self.answers else (401, "unauthorized")
         if not status:
             raise httpx.ConnectError("down", request=request)
         return httpx.Response(status, json={"code": code, "detail": f"because of {code}", "name": "node:n", "index": 1})
@@ -104,6 +127,14 @@ def test_a_node_that_was_cut_off_goes_on_with_the_secret_it_had_drawn(tmp_path: 
     assert again.requests[0].content == cut_off.requests[0].content
 
 
+def test_a_join_whose_answer_was_lost_is_found_again_when_its_token_has_ended(tmp_path: Path) -> None:
+    door = Door((0, ""), (401, "token_over"), (200, ""))
+    assert (secret := joining(door, tmp_path)) is not None
+    assert badge.stored(tmp_path) == secret
+    assert door.requests[-1].headers["authorization"] == f"Bearer {secret}"
+    assert not list(tmp_path.glob("*.draft"))
+
+
 @pytest.mark.parametrize(
     "answers", [((409, "conflict"),), ((401, "token_over"),), ((401, "unauthorized"), (401, "unauthorized"))]
 )
@@ -114,8 +145,8 @@ def test_a_node_that_is_not_let_in_says_why(answers: tuple[tuple[int, str], ...]
 
 
 def test_under_tls_no_token_leaves_for_an_address_without_it() -> None:
-    one = Badge("n", "root", "own", ("http://10.0.0.1:8770",), sealed=True)
-    assert shown(one, "https://10.0.0.9:8770/") == "Bearer own"
+    one = Badge("n", "root", "own", ("http://10.0.0.1:8770", "https://10.0.0.1:8770"), sealed=True)
+    assert shown(one, "https://10.0.0.1:8770/") == "Bearer own"
     assert shown(one, "http://10.0.0.1:8770/") is None
     forwarded = httpx.Request("GET", "http://10.0.0.1:8770/", headers={"authorization": "Bearer caller"})
     assert "authorization" not in next(one.auth_flow(forwarded)).headers

@@ -98,6 +98,18 @@ def test_what_insecure_leaves_open_is_said_in_words(flags: dict[str, Any], said:
     assert config.exposure in config.warnings
 
 
+def test_a_secret_that_others_on_the_machine_can_read_is_complained_of(tmp_path: Path) -> None:
+    token = tmp_path / "token"
+    token.write_text("t")
+    token.chmod(0o640)
+    flags = {"cluster": THREE, "node_id": "n1", "data_dir": tmp_path / "data", "auth_token_file": token}
+    (said,) = node_config(flags).complaints
+    assert said == f"{token} holds a secret and others on this machine can read it; chmod 600 {token}"
+    assert said in node_config(flags).warnings
+    token.chmod(0o600)
+    assert node_config(flags).complaints == ()
+
+
 CONTRADICTIONS: dict[str, tuple[dict[str, Any], str]] = {
     "no voters": ({}, "No voters are named"),
     "another identity": ({"cluster": THREE, "node_id": "n1", "stored_id": "n2"}, "belongs to node n2"),

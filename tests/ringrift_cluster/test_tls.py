@@ -84,10 +84,10 @@ def test_a_client_needs_the_authority_alone(authority: Authority) -> None:
 def test_old_protocols_are_not_spoken(authority: Authority) -> None:
     tls = Tls(authority.issue("v1"))
     assert tls.http_server is not None
-    contexts = (tls.http_server, tls.http_client, tls.link_server(), tls.link_client())
+    contexts = (tls.http_server.now, tls.http_client.now, tls.link_server(), tls.link_client())
     assert {context.minimum_version for context in contexts} == {ssl.TLSVersion.TLSv1_3}
     assert tls.link_server().verify_mode is ssl.CERT_REQUIRED
-    assert (tls.link_client().verify_mode, tls.http_client.check_hostname) == (ssl.CERT_REQUIRED, True)
+    assert (tls.link_client().verify_mode, tls.http_client.now.check_hostname) == (ssl.CERT_REQUIRED, True)
 
 
 @asynccontextmanager
@@ -192,6 +192,49 @@ def test_a_second_authority_is_believed_as_soon_as_it_is_in_the_file(authority: 
             both[1].transport.abort()
 
     asyncio.run(scenario())
+
+
+def test_an_authority_that_was_taken_out_is_believed_no_longer(authority: Authority, tmp_path: Path) -> None:
+    async def scenario() -> None:
+        other = Authority(tmp_path / "other")
+        newer = Tls(other.issue("v2"))
+        assert newer.http_server is not None
+        authority.ca.write_bytes(authority.pair.cert + other.pair.cert)
+        tls = Tls(authority.issue("v1"))
+        async with echoing(newer.http_server) as port:
+            both = await opened(port, tls.http_client)
+            assert await answers(*both)
+            both[1].transport.abort()
+            authority.ca.write_bytes(authority.pair.cert)
+            tls.refresh()
+            with pytest.raises(ssl.SSLCertVerificationError):
+                await opened(port, tls.http_client)
+
+    asyncio.run(scenario())
+
+
+def test_a_certificate_that_would_convince_nobody_is_not_taken_into_use(authority: Authority, tmp_path: Path) -> None:
+    stranger = Authority(tmp_path / "stranger")
+    tls = Tls(authority.issue("v1"))
+    before = tls.facts
+    for pair, said in (
+        (authority.make("v2"), "of another node or role than the one in use"),
+        (authority.make("v1", voter=False), "of another node or role than the one in use"),
+        (authority.make("v1", days=0), "it ended at"),
+        (stranger.make("v1"), "no authority that is trusted here has signed it"),
+    ):
+        files = authority.files("v1", pair)
+        tls.refresh()
+        assert tls.facts == before
+        assert said in tls.complaint
+        assert tls.complaint.endswith("the old files stay in use")
+        if "another node" not in said:
+            with pytest.raises(TlsError, match=said):
+                Tls(files)
+    authority.issue("v1")
+    tls.refresh()
+    assert tls.complaint == ""
+    assert tls.facts != before
 
 
 def test_a_certificate_that_ends_soon_is_spoken_of(authority: Authority, caplog: pytest.LogCaptureFixture) -> None:

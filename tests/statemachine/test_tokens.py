@@ -7,6 +7,7 @@ from msgspec.structs import replace
 
 from statemachine import settings as st
 from statemachine.commands import (
+    ConfigureVoters,
     CreateToken,
     DrainPeer,
     JoinPeer,
@@ -20,7 +21,7 @@ from statemachine.commands import (
 )
 from statemachine.errors import Code, Done
 from statemachine.tokens import GRANTS
-from statemachine.values import Scope
+from statemachine.values import Scope, Voter
 from tests.support.law import Cluster, claimable, digest_of, given, node, setting
 
 SECRET = digest_of("secret")
@@ -122,6 +123,8 @@ def test_no_join_token_makes_somebody_a_voter():
     voter: JoinPeer = replace(node("v1"), role="voter")
     cluster = given(join_token(), voter, node("f1"))
     cluster.refuses(RedeemToken("welcome", "v1", SECRET), Code.CONFLICT, "'v1'", "voter")
+    cluster.apply(ConfigureVoters((Voter("v2", "10.0.0.2:8771"),), "r"))
+    cluster.refuses(RedeemToken("welcome", "v2", SECRET), Code.CONFLICT, "'v2'", "voter")
     cluster.do(RedeemToken("welcome", "f1", SECRET))
 
 

@@ -15,9 +15,9 @@ from ringrift_cluster.api.gone import GONE
 from ringrift_cluster.api.services import ApiLimits, Services, ShutdownOrder
 from ringrift_cluster.replica import Proposed
 from statemachine import settings as st
-from statemachine.commands import AddWork, ChangeSetting, JoinPeer, PauseCluster, encode_command
+from statemachine.commands import AddWork, ChangeSetting, CreateToken, JoinPeer, PauseCluster, encode_command
 from statemachine.errors import Done, Rejected, Result
-from statemachine.values import Gpu
+from statemachine.values import Gpu, Scope
 from tests.ringrift_cluster.api.conftest import CHAMPION, CONFIG, DIGEST
 from tests.support.memory_replica import MemoryReplica
 
@@ -283,6 +283,16 @@ async def test_a_dump_is_one_consistent_view_with_its_digest(client: httpx.Async
     one = (await client.get("/state/dump?table=peers")).json()
     assert list(one["tables"]) == ["peers"]
     assert (await client.get("/state/dump?table=none")).status_code == 404
+
+
+async def test_a_dump_tells_who_may_do_what_and_nothing_of_the_secrets(
+    client: httpx.AsyncClient, replica: MemoryReplica
+) -> None:
+    replica.run(CreateToken("ops", Scope.ADMIN, "ab" * 32))
+    answer = await client.get("/state/dump?table=tokens")
+    row = answer.json()["tables"]["tokens"]["ops"]
+    assert (row["scope"], row["sha256"]) == ("admin", "")
+    assert "abab" not in answer.text
 
 
 async def test_a_large_dump_is_written_in_slices_that_join(client: httpx.AsyncClient, replica: MemoryReplica) -> None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
 import hashlib
 import logging
 from collections.abc import AsyncIterator
+from types import SimpleNamespace
 from typing import get_args
 
 import httpx
@@ -14,7 +16,8 @@ import pytest
 
 from ringrift_cluster.api.app import GROUPS, create_app
 from ringrift_cluster.api.endpoint import Endpoint
-from ringrift_cluster.api.locks import NEEDS
+from ringrift_cluster.api.locks import NEEDS, Caller, Locks, proof
+from ringrift_cluster.api.problems import Problem
 from ringrift_cluster.api.services import Services
 from ringrift_cluster.replica import NoLeader, Proposed
 from statemachine.commands import (
@@ -31,6 +34,7 @@ from statemachine.commands import (
     LeavePeer,
     Once,
     PauseCluster,
+    RecordAct,
     RecordHeartbeats,
     RedeemToken,
     RegisterArtifact,
@@ -118,6 +122,87 @@ async def test_every_endpoint_lets_in_exactly_the_tokens_that_are_good_for_it(
             assert answer.headers["www-authenticate"] == "Bearer"
         assert "-secret" not in answer.text
         assert ROOT not in answer.text
+
+
+async def test_a_nodes_proof_opens_the_one_path_it_is_for(door: httpx.AsyncClient, replica: MemoryReplica) -> None:
+    secret = sha("the secret of node gpu-1")
+    replica.run(CreateToken("node:gpu-1", Scope.NODE, secret, "gpu-1"))
+
+    async def ask(path: str, given: str, method: str = "GET") -> tuple[int, str]:
+        answer = await door.request(method, path, headers={"authorization": given})
+        return answer.status_code, answer.json().get("code", "") if answer.status_code == 401 else ""
+
+    file = f"/artifacts/{'ab' * 32}"
+    good = proof("gpu-1", secret, file)
+    assert await ask(file, good) == (404, "")
+    assert await ask(file, good, "PUT") == (401, "unauthorized")
+    assert await ask(f"/artifacts/{'cd' * 32}", good) == (401, "unauthorized")
+    for wrong in ("Proof", "Proof gpu-1", good[:-1], good.replace("gpu-1", "gpu-2"), proof("gpu-1", sha("x"), file)):
+        assert await ask(file, wrong) == (401, "unauthorized"), wrong
+    for closed in ("/status", "/state/dump", f"{file}/info"):
+        assert await ask(closed, proof("gpu-1", secret, closed)) == (401, "unauthorized"), closed
+    replica.run(RevokeToken("node:gpu-1", "gone"))
+    assert await ask(file, good) == (401, "token_over")
+
+
+async def test_a_node_that_hears_of_no_leader_trusts_what_it_knows_for_an_hour(replica: MemoryReplica) -> None:
+    replica.run(
+        CreateToken("short", Scope.READ, sha("short-secret"), expires_in_ms=60_000),
+        CreateToken("long", Scope.READ, sha("long-secret")),
+    )
+    silent_s = 0.0
+    state = replica.machine.state
+    follower = Locks(None, lambda: state, lambda: silent_s, lambda: 10**9)
+    voter = Locks(ROOT, lambda: state, lambda: silent_s, lambda: 10**9)
+
+    def said(locks: Locks, secret: str) -> str:
+        asking = SimpleNamespace(headers={b"authorization": f"Bearer {secret}".encode()}, scope={})
+        try:
+            return locks.admit(asking, Scope.READ, "GET /status").name
+        except Problem as problem:
+            return problem.code
+
+    for silent_s, short, long in (
+        (30.0, "short", "long"),
+        (61.0, "token_over", "long"),
+        (3_601.0, "not_ready", "not_ready"),
+    ):
+        assert (said(follower, "short-secret"), said(follower, "long-secret")) == (short, long), silent_s
+    assert said(voter, "long-secret") == "long", "at a voter without a quorum an operator must be able to look"
+
+
+async def test_a_stream_ends_when_its_token_does(
+    guarded: Services, replica: MemoryReplica, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ringrift_cluster.api.endpoint.LOOK_S", 0.0)
+    replica.run(CreateToken("reader", Scope.READ, sha("reader-secret")))
+    before = replica.machine.state.cluster.event_seq
+    async with httpx.AsyncClient(
+        transport=httpx.ASGITransport(app=create_app(guarded)), base_url="http://node"
+    ) as door:
+        following = asyncio.create_task(
+            door.get("/events", params={"since": before, "follow": True, "wait": 600}, headers=bearer("reader"))
+        )
+        replica.run(AddWork(work="seen", work_type="export"))
+        async with asyncio.timeout(10):
+            while not guarded.streams:
+                await asyncio.sleep(0.01)
+        replica.run(RevokeToken("reader", "leaked"))
+        replica.run(AddWork(work="unseen", work_type="export"))
+        answer = await asyncio.wait_for(following, 10)
+    assert answer.status_code == 200
+    assert "unseen" not in answer.text
+    assert guarded.streams == 0
+
+
+async def test_an_act_is_recorded_under_the_name_of_the_token_that_asks(
+    door: httpx.AsyncClient, guarded: Services
+) -> None:
+    caller = Caller("admin", Scope.ADMIN)
+    guarded.locks.cleared(caller, RecordAct("admin", "backup", "all"))
+    for forged in (RecordAct("alice", "backup", "all"), Once("r", 1_000, RecordAct("alice", "backup", "all"))):
+        with pytest.raises(Problem, match="cannot record an act of 'alice'"):
+            guarded.locks.cleared(caller, forged)
 
 
 async def test_without_a_configured_token_everything_is_open(client: httpx.AsyncClient) -> None:

@@ -170,6 +170,13 @@ def test_all_commands_are_called_by_some_test() -> None:
     assert set(ALL) - set(CALLS) == others | {("workload", "try")}  # test_workload.py
 
 
+def test_a_token_is_not_taken_from_the_command_line() -> None:
+    said = CliRunner().invoke(app, ["token", "list", "--token", "hush"])
+    assert said.exit_code == 2
+    assert "give --token-file" in " ".join(said.output.replace("│", " ").split())
+    assert "hush" not in said.output
+
+
 def test_the_secret_of_a_token_is_shown_once_or_kept_in_a_file_for_its_owner(
     cli: Any, voter: Voter, tmp_path: Path
 ) -> None:

@@ -130,6 +130,13 @@ def test_a_hint_in_a_problem_leads_to_the_new_leader() -> None:
     assert play.targets[-1] == "POST n:8770/work/add"
 
 
+def test_no_hint_leads_a_client_away_from_tls() -> None:
+    play = Play("https://a:8770")
+    play.given("a:8770", ok(LEADER), problem(503, "no_leader", leader="http://n:8770"), ok(ADDED))
+    play.run(flows.work_add(play.session, NewWork(work_type="x", work_id="w")))
+    assert {target.split()[1].split("/")[2] for target in play.targets} == {"a:8770"}
+
+
 def test_a_leader_that_cannot_be_reached_from_here_is_done_without() -> None:
     play = Play().given("a:8770", ok(LEADER), ok(ADDED), ok(ADDED))
     play.run(flows.work_add(play.session, NewWork(work_type="x", work_id="w")))
