@@ -62,10 +62,10 @@ class Sender:
                 raise NotSent(f"{copy.target} takes nothing more of {copy.digest} after {at.received_bytes} bytes")
             data = await self._piece(path, at.received_bytes)
             await self._transfers.pace.take(len(data))
-            end = at.received_bytes + len(data)
-            headers = {"Content-Range": f"bytes {at.received_bytes}-{end - 1}/{copy.size_bytes}"} if data else {}
-            before = at
-            answer = await http.put(url, content=data, headers=headers, params={"kind": copy.kind})
+            first, before = at.received_bytes, at
+            part = f"{first}-{first + len(data) - 1}" if data else "*"
+            headers = {"Content-Range": f"bytes {part}/{copy.size_bytes}"}
+            answer = await http.put(url, content=data, headers=headers)
             if answer.status_code == httpx.codes.CONFLICT:
                 answer = await http.get(f"{url}/upload")
             at = self._read(answer, url)

@@ -98,7 +98,8 @@ class Storage:
         self._scrub_pace = Pace(options.scrub_bytes_per_s)
         self._rules = Artifacts()
         self._look = asyncio.Event()
-        self._syncs = -1
+        #: how often a look was asked for by the last one of this process
+        self._syncs: int | None = None
         self._listed_s = self._planned_s = float("-inf")
         self._listed_at_ms = 0
         self._files: list[Stored] = []
@@ -176,7 +177,7 @@ class Storage:
         (rules, syncs, doubted), _ = await state_of(partial(_orders, peer=self._peer))
         self._rules = rules
         self._doubted |= doubted
-        asked, self._syncs = syncs != self._syncs, syncs
+        asked, self._syncs = self._syncs is not None and syncs != self._syncs, syncs
         now = self._bench.clock.boot_s()
         if asked:
             self._transfers.book.clear()

@@ -27,7 +27,7 @@ from ringrift_cluster.api.writes import carry_out
 from ringrift_cluster.ranges import admit_range
 from ringrift_cluster.replica import on_behalf
 from statemachine import queries
-from statemachine.commands import RegisterArtifact
+from statemachine.commands import AddHolder, RegisterArtifact
 from statemachine.errors import Code
 from statemachine.rows import Artifact
 from statemachine.settings import Artifacts
@@ -38,6 +38,7 @@ route = Routes("artifacts", "Files named by their content.")
 
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 _CONTENT_RANGE = re.compile(r"bytes ([0-9]{1,18})-([0-9]{1,18})/([0-9]{1,18})")
+_NOTHING_MORE = re.compile(r"bytes \*/([0-9]{1,18})")
 
 
 class ArtifactFilter(Cursor, frozen=True, kw_only=True):
@@ -165,7 +166,9 @@ class Sent(FileResponse):
 
 
 class Upload(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    kind: Annotated[str, Meta(min_length=1, max_length=128, description="What the file is: model, games, ...")] = "file"
+    kind: Annotated[
+        str, Meta(max_length=128, description="What a new file is: model, games, ... A copy of a known one needs none.")
+    ] = ""
     config: Annotated[str, Meta(max_length=64, description="Its game config, when it has one.")] = ""
 
 
@@ -215,11 +218,15 @@ async def store(call: Call, digest: str, query: Upload) -> Reply | Stored | Rece
     """The bytes are verified against the digest before the file is known to anybody.
 
     A file may come in pieces with `Content-Range: bytes FIRST-LAST/SIZE`, in order: 202 says how much is here.
+    When all of it is, `Content-Range: bytes */SIZE` without a body asks for it to be verified.
     Each caller's pieces are a file of their own.
     """
     checked(digest)
     services = call.services
     if services.blobs.path(digest) is None:
+        if _piece(call) and not query.kind and not _is_known(services, digest):
+            # Its sender may be ahead of this node; what it is must not be guessed.
+            raise Problem(Code.NOT_FOUND, f"no file {digest} is known here yet; come back, or say its kind")
         held = await _receive(call, digest)
         if held is not None:
             return held
@@ -231,11 +238,19 @@ async def store(call: Call, digest: str, query: Upload) -> Reply | Stored | Rece
     # This node holds the file now and says so itself, whoever brought it.
     call.caller = ANYBODY
     on_behalf.set("")
-    outcome = await carry_out(
-        call,
-        RegisterArtifact(digest=digest, size_bytes=size, artifact_kind=query.kind, config=query.config, peer=node),
-    )
-    return reply(Stored(digest, size, bool(outcome.result), outcome.index), status=201)
+    if _is_known(services, digest) and not query.kind:
+        command: AddHolder | RegisterArtifact = AddHolder(digest, node)
+    else:
+        kind = query.kind or "file"
+        command = RegisterArtifact(digest=digest, size_bytes=size, artifact_kind=kind, config=query.config, peer=node)
+    outcome = await carry_out(call, command)
+    new = isinstance(command, RegisterArtifact) and bool(outcome.result)
+    return reply(Stored(digest, size, new, outcome.index), status=201)
+
+
+def _is_known(services: Services, digest: str) -> bool:
+    state = services.replica.live_state()
+    return state is not None and digest in state.artifacts
 
 
 async def _receive(call: Call, digest: str) -> Reply | None:
@@ -271,10 +286,12 @@ def _piece(call: Call) -> tuple[int, int] | None:
     given = call.header(b"content-range")
     if not given:
         return None
+    if whole := _NOTHING_MORE.fullmatch(given):
+        return int(whole[1]), int(whole[1])
     match = _CONTENT_RANGE.fullmatch(given)
     first, last, size = (int(part) for part in match.groups()) if match else (1, 0, 0)
     if not first <= last < size or str(last - first + 1) != call.header(b"content-length"):
-        raise Problem(Code.INVALID, "Content-Range is bytes FIRST-LAST/SIZE and fits Content-Length")
+        raise Problem(Code.INVALID, "Content-Range is bytes FIRST-LAST/SIZE, or bytes */SIZE, and fits Content-Length")
     return first, size
 
 

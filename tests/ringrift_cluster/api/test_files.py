@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import httpx
@@ -78,6 +79,61 @@ async def test_an_upload_over_the_quota_is_refused(
         answer = await client.put(f"/artifacts/{DIGEST}", content=content)
         assert (answer.status_code, answer.json()["code"]) == (413, "too_large")
     assert not list((tmp_path / "blobs" / "partial").iterdir())
+
+
+async def test_a_file_comes_in_pieces_that_must_fit(
+    client: httpx.AsyncClient, services: Services, replica: MemoryReplica, tmp_path: Path
+) -> None:
+    url, size, half = f"/artifacts/{DIGEST}", len(BODY), len(BODY) // 2
+
+    async def put(part: str, content: bytes, **query: str) -> tuple[int, dict[str, object]]:
+        answer = await client.put(url, content=content, params=query, headers={"content-range": f"bytes {part}/{size}"})
+        return answer.status_code, answer.json()
+
+    status, answer = await put(f"0-{half - 1}", BODY[:half])
+    assert (status, answer["code"]) == (404, "not_found"), "what it is must be known, or said"
+    assert await put(f"0-{half - 1}", BODY[:half], kind="games") == (202, {"received_bytes": half, "stored": False})
+    status, answer = await put(f"0-{half - 1}", BODY[:half], kind="games")
+    assert (status, answer["code"]) == (409, "out_of_step")
+    assert (await client.get(f"{url}/upload")).json() == {"received_bytes": half, "stored": False}
+    for wrong in ("5-4", "0-10", f"{half}-{size}", "x"):
+        status, answer = await put(wrong, BODY[half:], kind="games")
+        assert (status, answer["code"]) == (400, "invalid"), wrong
+    assert services.blobs.path(DIGEST) is None
+    (unfinished,) = (tmp_path / "blobs" / "partial").glob("push-*")
+    unfinished.write_bytes(BODY)  # as after a stop between the last byte and its verification
+    status, answer = await put("*", b"", kind="games")
+    assert (status, answer["new"]) == (201, True)
+    assert replica.machine.state.artifacts[DIGEST].holders == ("a",)
+    assert (await client.get(f"{url}/upload")).json() == {"received_bytes": 0, "stored": True}
+
+
+async def test_wrong_pieces_leave_nothing_and_spoil_nobody_elses(
+    client: httpx.AsyncClient, services: Services, tmp_path: Path
+) -> None:
+    headers = {"content-range": f"bytes 0-{len(BODY) - 1}/{len(BODY)}"}
+    answer = await client.put(f"/artifacts/{DIGEST}?kind=games", content=bytes(len(BODY)), headers=headers)
+    assert (answer.status_code, answer.json()["code"]) == (422, "digest_mismatch")
+    assert not list((tmp_path / "blobs" / "partial").iterdir())
+
+    async def piece() -> AsyncIterator[bytes]:
+        yield BODY[:10]
+
+    assert await services.uploads.take(DIGEST, "one", 0, len(BODY), piece()) == (10, False)
+    assert services.uploads.received(DIGEST, "another") == 0
+
+
+async def test_pieces_over_the_limit_or_the_quota_are_refused_at_the_first_byte(
+    client: httpx.AsyncClient, services: Services
+) -> None:
+    services.limits = ApiLimits(upload_bytes=1_000_000)
+    headers = {"content-range": "bytes 0-9/1000001"}
+    answer = await client.put(f"/artifacts/{DIGEST}?kind=games", content=bytes(10), headers=headers)
+    assert (answer.status_code, answer.json()["code"]) == (413, "too_large")
+    services.blobs.quota_bytes = 1_000
+    headers = {"content-range": "bytes 0-9/2000"}
+    answer = await client.put(f"/artifacts/{DIGEST}?kind=games", content=bytes(10), headers=headers)
+    assert (answer.status_code, answer.json()["code"]) == (507, "no_room")
 
 
 async def test_a_file_that_is_elsewhere_names_its_holders(client: httpx.AsyncClient, replica: MemoryReplica) -> None:
