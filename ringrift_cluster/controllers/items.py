@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 
 from statemachine.commands import AddWork
-from statemachine.rows import OPEN_WORK
+from statemachine.rows import OPEN_WORK, Actual, Desired, Job, Work
 from statemachine.settings import Stage
 from statemachine.state import State
 from statemachine.values import Input
@@ -61,4 +61,25 @@ def item(
         timeout_ms=stage.timeout_ms,
         unique=unique,
         gauntlet=gauntlet,
+    )
+
+
+def stand_in(state: State, row: Work, peer: str, gpus: tuple[str, ...]) -> Job:
+    """A job as it will be, so that the rest of the pass counts what it takes."""
+    return Job(
+        job="",
+        work=row.work,
+        work_type=row.spec.work_type,
+        config=row.spec.config,
+        peer=peer,
+        incarnation=0,
+        fence=0,
+        desired=Desired.RUN,
+        actual=Actual.PENDING,
+        granted_at_ms=0,
+        lease_ms=1,
+        renewed_at_ms=0,
+        needs=state.needs_of(row.spec),
+        timeout_ms=1,
+        gpus=gpus,
     )

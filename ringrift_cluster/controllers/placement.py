@@ -1,22 +1,25 @@
 """Placement: bind pending items to peers, best item first, best peer for it.
 
 Order of items: within a class (type and config) by priority and age; between classes by the priority of their heads,
-raised by one for every minute of waiting (so no class starves), then the config that has had the smallest share of its
-weight, then age. Order of peers: those that did not fail this item and on which not many
-attempts failed lately, then the strongest, those that hold its inputs, those with the most room. The law checks every
-placement again when it is committed.
+raised by one for every minute of waiting (so no class starves; an overdue training goes first), then the config
+that has had the smallest share of its weight, then age. Order of peers: those that did not fail
+this item and on which not many attempts failed lately, then the strongest, those that hold its inputs, those with the
+most room. The law checks every placement again when it is committed.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
+from ringrift_cluster.controllers.items import stand_in
+from ringrift_cluster.controllers.power import gpu_power, strongest
+from ringrift_cluster.controllers.yielding import overdue, waiting
 from statemachine import reputation
 from statemachine.commands import Command, PlaceWork
 from statemachine.eligibility import free_gpus, item_obstacle, peer_obstacle, takes_whole
-from statemachine.rows import Actual, Desired, Job, Peer, PeerStatus, Work
+from statemachine.rows import Job, Peer, PeerStatus, Work
 from statemachine.state import State
 from statemachine.values import Needs
 
@@ -26,39 +29,8 @@ MAX_PLACEMENTS = 64
 MAX_LOOKED = 4_096
 #: a minute of waiting is worth one point of priority, up to this
 MAX_AGEING = 50
-
-#: Relative selfplay power by GPU name; the first match wins, so longer names come first.
-GPU_POWER: tuple[tuple[str, int], ...] = (
-    ("GH200", 2000),
-    ("H200", 2500),
-    ("H100", 2000),
-    ("A100", 624),
-    ("5090", 419),
-    ("L40", 362),
-    ("4090", 330),
-    ("5080", 300),
-    ("A10", 250),
-    ("4080", 242),
-    ("5070", 200),
-    ("4070", 184),
-    ("3090", 142),
-    ("V100", 125),
-    ("4060", 120),
-    ("3080", 119),
-    ("3070", 81),
-    ("3060", 51),
-    ("M3", 30),
-    ("M2", 25),
-    ("M1", 20),
-    ("MPS", 15),
-)
-UNKNOWN_GPU_POWER = 10
-
-
-def gpu_power(name: str) -> int:
-    """Relative power of a GPU by its driver's name for it."""
-    upper = name.upper()
-    return next((power for part, power in GPU_POWER if part in upper), UNKNOWN_GPU_POWER)
+#: more than any priority: selfplay has made room for it
+OVERDUE = 10_000
 
 
 def place(state: State) -> list[Command]:
@@ -71,6 +43,9 @@ def place(state: State) -> list[Command]:
         return []
     peers = [p for p in state.peers.values() if p.status is PeerStatus.ALIVE and not p.draining]
     held = {p.peer: [state.jobs[j] for j in state.index.live_jobs_of(p.peer)] for p in peers}
+    # Where selfplay makes room for a training nothing else is placed meanwhile.
+    for late, room in waiting(state, peers, held):
+        held[room.peer].append(stand_in(state, late, room.peer, room.gpus))
     live = Counter({(kind, config): group.live for kind, config, group in state.index.groups()})
 
     def running(work_type: str, config: str) -> int:
@@ -142,7 +117,7 @@ def _urgency(state: State, row: Work, live: Counter[tuple[str, str]]) -> tuple[f
     totals = state.totals.get(spec.config)
     done = totals.selfplay_jobs if totals and spec.work_type == "selfplay" else 0
     share = (done + live[spec.work_type, spec.config]) / max(config.weight if config else 1, 1)
-    return -(spec.priority + ageing), share, row.seq
+    return -(spec.priority + ageing + (OVERDUE if overdue(state, row) else 0)), share, row.seq
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,31 +151,4 @@ def _best_peer(state: State, row: Work, peers: Iterable[Peer], held: dict[str, l
     return best[1] if best else None
 
 
-def strongest(peer: Peer, free: Sequence[str], count: int) -> tuple[str, ...]:
-    """The `count` best of a peer's free GPUs: by power, among equals in the order they come in."""
-    power = {gpu.uuid: gpu_power(gpu.name) for gpu in peer.facts.gpus}
-    return tuple(sorted(free, key=lambda uuid: -power[uuid])[:count])
-
-
-def stand_in(state: State, row: Work, peer: str, gpus: tuple[str, ...]) -> Job:
-    """A job as it will be, so that the rest of the pass counts what it takes."""
-    return Job(
-        job="",
-        work=row.work,
-        work_type=row.spec.work_type,
-        config=row.spec.config,
-        peer=peer,
-        incarnation=0,
-        fence=0,
-        desired=Desired.RUN,
-        actual=Actual.PENDING,
-        granted_at_ms=0,
-        lease_ms=1,
-        renewed_at_ms=0,
-        needs=state.needs_of(row.spec),
-        timeout_ms=1,
-        gpus=gpus,
-    )
-
-
-__all__ = ["GPU_POWER", "Choice", "gpu_power", "place", "stand_in", "strongest"]
+__all__ = ["Choice", "gpu_power", "place"]

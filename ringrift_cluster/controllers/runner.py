@@ -21,6 +21,7 @@ from ringrift_cluster.controllers.population import populate
 from ringrift_cluster.controllers.promotion import judge, rate
 from ringrift_cluster.controllers.retention import forget
 from ringrift_cluster.controllers.training import train
+from ringrift_cluster.controllers.yielding import make_room
 from ringrift_cluster.replica import Replica, ReplicaError
 from ringrift_cluster.supervise import TaskReport, supervise
 from statemachine.commands import Command, encode_command
@@ -35,6 +36,7 @@ Policy = Callable[[State], list[Command]]
 POLICIES: Mapping[str, tuple[Policy, float]] = {
     "population": (populate, 5.0),
     "placement": (place, 1.0),
+    "yielding": (make_room, 5.0),
     "training": (train, 5.0),
     "promotion": (judge, 5.0),
     "rating": (rate, 10.0),

@@ -11,6 +11,7 @@ from ringrift_cluster.controllers.population import populate
 from ringrift_cluster.controllers.promotion import judge, rate
 from ringrift_cluster.controllers.retention import forget
 from ringrift_cluster.controllers.training import train
+from ringrift_cluster.controllers.yielding import make_room
 from statemachine.commands import Command, CompleteJob, JoinPeer, RecordHeartbeats, ReportJob, encode_command
 from statemachine.entries import encode_entry
 from statemachine.errors import Result
@@ -19,7 +20,7 @@ from statemachine.rows import Job
 from statemachine.state import State
 from statemachine.values import Beat, MatchResult, Output, PeerFacts, Tally
 
-POLICIES: Sequence[Callable[[State], list[Command]]] = (populate, place, train, judge, rate, forget)
+POLICIES: Sequence[Callable[[State], list[Command]]] = (populate, place, make_room, train, judge, rate, forget)
 
 
 def digest(name: str) -> str:
