@@ -160,7 +160,10 @@ def plain_indexes(index: Indexes) -> dict[str, Any]:
     for name, value in vars(index).items():
         if name in ("deadlines", "queued", "keepers", "classes"):
             continue
-        plain[name] = {k: list(v) if isinstance(v, Ordered | dict) else v for k, v in value.items()}
+        if isinstance(value, set):
+            plain[name] = sorted(value)
+        else:
+            plain[name] = {k: list(v) if isinstance(v, Ordered | dict) else v for k, v in value.items()}
     plain["classes"] = {(t, c): (g.counts, list(g.queue), g.live) for t, c, g in index.groups()}
     return plain
 
