@@ -40,6 +40,8 @@ class Elections:
         self._counters = counters
         self._send = send
         self._round = 0
+        #: the term that the round is about
+        self._asked_for = 0
         self._open = False
         self._grants: set[str] = set()
         #: a majority granted the next election
@@ -93,7 +95,8 @@ class Elections:
             self.postpone(now)
             return
         # The leader that ordered an election goes on sending heartbeats; they do not take it back.
-        if self._passing or self._ordered_in == self._inside.term or self._membership.quorum == 1:
+        granted = self._passing and self._is_next(self._asked_for)
+        if granted or self._ordered_in == self._inside.term or self._membership.quorum == 1:
             self._passing = False
             self._ordered_in = None
             self._open = False
@@ -101,12 +104,14 @@ class Elections:
             return
         self.postpone(now)
         self._round += 1
+        self._asked_for = self._inside.term + 1
+        self._passing = False
         self._open = True
         self._grants = {self._membership.node_id}
         self._counters.prevotes += 1
         question = PreVote(
             round=self._round,
-            term=self._inside.term + 1,
+            term=self._asked_for,
             last_index=self._journal.last_index,
             last_term=self._journal.last_term,
         )
@@ -124,8 +129,11 @@ class Elections:
         self._send(sender, PreVoteReply(round=question.round, term=self._inside.term, granted=granted))
 
     def on_reply(self, sender: str, reply: PreVoteReply) -> None:
-        """Count a grant; on a majority the deadline passes at the next tick."""
-        if not self._open or reply.round != self._round or not reply.granted:
+        """Count a grant; on a majority the deadline passes at the next tick.
+
+        A grant is for one term: who has voted for another candidate in it since must not depose that one.
+        """
+        if not self._open or reply.round != self._round or not reply.granted or not self._is_next(self._asked_for):
             return
         self._grants.add(sender)
         # Counted by the list of now: it may have changed since the question went out.
@@ -133,6 +141,9 @@ class Elections:
             self._open = False
             self._passing = True
             self._inside.deadline = 0.0
+
+    def _is_next(self, term: int) -> bool:
+        return term == self._inside.term + 1
 
     def _hears_leader(self, now: float) -> bool:
         since = now - self._timing.election_min_s

@@ -48,6 +48,27 @@ class TestAVoterThatWasAwayDisturbsNobody:
         voter.get("b", PreVoteReply(first.round, 0, True))
         assert voter.inside.term == 0
 
+    def test_a_grant_for_a_term_in_which_it_voted_for_another_does_not_count(self, tmp_path):
+        voter = Guarded(tmp_path)
+        voter.wait(1.1)
+        question = voter.take(PreVote)[-1][1]
+        voter.get("b", RequestVote(question.term, 1, 0))
+        assert voter.take(Vote) == [("b", Vote(question.term))]
+        # It was on its way when b won the election.
+        voter.get("c", PreVoteReply(question.round, 0, True))
+        voter.turn()
+        assert (voter.inside.term, voter.take(RequestVote)) == (question.term, [])
+
+    def test_grants_in_hand_do_not_outlive_a_vote_for_another(self, tmp_path):
+        voter = Guarded(tmp_path)
+        voter.wait(1.1)
+        question = voter.take(PreVote)[-1][1]
+        voter.get("c", PreVoteReply(question.round, 0, True), RequestVote(question.term, 1, 0))
+        voter.take(PreVote)
+        voter.wait(1.1)
+        assert (voter.inside.term, voter.take(RequestVote)) == (question.term, [])
+        assert voter.take(PreVote)[0][1].term == question.term + 1
+
     def test_a_leader_that_speaks_ends_the_round(self, tmp_path):
         voter = Guarded(tmp_path)
         voter.wait(1.1)
