@@ -204,15 +204,18 @@ class Cluster:
         self.world.after(0.1, lambda: leader.call(lambda node: node.hand_over(None, 1.5, done)))
 
     def send_much(self) -> None:
-        """With everybody up and nothing lost, entries are sent to each voter once."""
+        """With everybody up and nothing lost, entries are sent to each voter once.
+
+        To one that joins meanwhile, more than the new ones are sent.
+        """
         leader = self.leader()
-        if leader is None or leader.node is None:
+        if leader is None or leader.node is None or not self.membership.at_rest:
             return
-        sent, last = self.network.entries_sent, leader.node.journal.last_index
+        sent, last, orders = self.network.entries_sent, leader.node.journal.last_index, self.membership.orders
         self._busy_for(leader, 0.5)
 
         def count() -> None:
-            if self.leader() is not leader or leader.node is None:
+            if self.leader() is not leader or leader.node is None or self.membership.orders != orders:
                 return
             new = (leader.node.journal.last_index - last) * (len(self.voters) - 1)
             carried = self.network.entries_sent - sent

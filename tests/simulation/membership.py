@@ -32,7 +32,7 @@ class Membership:
         self._size = size
         self._make = make
         self._idle = f"v{size + 1}"
-        self._orders = 0
+        self.orders = 0
         self.changed = 0
         #: the voter that lost its disk, until it is one again
         self.replacing = ""
@@ -44,21 +44,26 @@ class Membership:
         row = self._cluster.checks.ledger.machine.state.voters
         return tuple(v.node for v in row.voters) if row.index else tuple(f"v{i + 1}" for i in range(self._size))
 
+    @property
+    def at_rest(self) -> bool:
+        """Whether every machine that runs is a voter and none is about to be anything else."""
+        return not self.replacing and sorted(v.name for v in self._cluster.voters) == sorted(self.names())
+
     def change(self, rng: Random) -> None:
         """Add the machine that stands by, or remove a voter."""
-        self._orders += 1
+        self.orders += 1
         names = self.names()
         if len(names) > self._size:
             leaving = rng.choice(names)
             self._cluster.world.tell(f"remove voter {leaving}")
-            self._remove(leaving, f"change-{self._orders}", ROUNDS)
+            self._remove(leaving, f"change-{self.orders}", ROUNDS)
         elif self._idle:
             name, self._idle = self._idle, ""
             self._join(name, ROUNDS)
         else:
             joining = next((v for v in self._cluster.voters if v.name not in names), None)
             if joining is not None:
-                self._add(joining, f"change-{self._orders}", ROUNDS)
+                self._add(joining, f"change-{self.orders}", ROUNDS)
 
     # A voter that lost its disk
 
@@ -76,9 +81,9 @@ class Membership:
         self._cluster.world.after(after_s, lambda: self._replace(voter))
 
     def _replace(self, voter: Voter) -> None:
-        self._orders += 1
+        self.orders += 1
         self._cluster.world.tell(f"remove voter {voter.name}, which lost its disk")
-        self._remove(voter.name, f"change-{self._orders}", FOREVER, lambda: self._come_back(voter))
+        self._remove(voter.name, f"change-{self.orders}", FOREVER, lambda: self._come_back(voter))
 
     def _come_back(self, voter: Voter) -> None:
         if voter.alive:
@@ -94,12 +99,12 @@ class Membership:
 
     def _join(self, name: str, rounds: int, then: Then = _nothing) -> None:
         """A machine starts with an empty disk and is made a voter."""
-        self._orders += 1
+        self.orders += 1
         voter = self._make(name, True)
         self._cluster.voters.append(voter)
         voter.start()
         self._cluster.world.tell(f"add voter {name}")
-        self._add(voter, f"change-{self._orders}", rounds, then)
+        self._add(voter, f"change-{self.orders}", rounds, then)
 
     # Orders to the leader
 
