@@ -133,6 +133,7 @@ class Agent:
                 Pace(self.options.transfer_bytes_per_s),
                 patience=self.options.patience,
             ),
+            cpus=host.job_cpus(self.options.reserve_cpus),
         )
         self._lent = self.bench.blobs.pool is None
         if self._lent:

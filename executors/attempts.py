@@ -320,6 +320,7 @@ class Attempt:
             env=rendered.env,
             cwd=rendered.cwd,
             nice=rendered.nice,
+            cpus=bench.cpus,
             grace_s=self.grace_s,
             margin_s=bench.margin_s,
             max_log_bytes=bench.max_log_bytes,

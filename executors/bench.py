@@ -38,6 +38,8 @@ class Bench:
     #: wakes the agent's loop
     wake: Callable[[], None]
     transfers: Transfers
+    #: cores of programs; empty: any
+    cpus: tuple[int, ...] = ()
     timing: Timing = field(default_factory=Timing)
     #: when the last acknowledged sign of life was sent; every lease is counted from it
     heard_s: float = 0.0

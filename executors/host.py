@@ -77,6 +77,17 @@ def usable_cores() -> int:
     return os.cpu_count() or 1
 
 
+def job_cpus(reserve: int) -> tuple[int, ...]:
+    """The cores that jobs may use when the first `reserve` usable ones are kept free of them; empty: any.
+
+    One core is always left to them. Without affinity in the kernel (macOS) nothing is kept free.
+    """
+    if not reserve or not hasattr(os, "sched_getaffinity"):
+        return ()
+    usable = sorted(os.sched_getaffinity(0))
+    return tuple(usable[reserve:] or usable[-1:])
+
+
 @dataclass(frozen=True, slots=True)
 class DiskFloor:
     """A disk is low when its free space is under the share and under the size.

@@ -12,8 +12,10 @@ from executors.transfers import Patience
 class Options:
     """Spans in seconds, sizes in bytes."""
 
-    #: CPU slots offered; None is one for each usable core
+    #: CPU slots offered; None is one for each core that jobs may use
     cpu_slots: int | None = None
+    #: cores that jobs may not use, so that a voter's own work does not wait for theirs
+    reserve_cpus: int = 0
     labels: tuple[str, ...] = ()
     release: str = ""
     #: the newest feature level that this release can apply

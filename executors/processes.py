@@ -54,6 +54,8 @@ class Order(Struct, frozen=True):
     max_log_bytes: int = 16 * 1024 * 1024
     #: a command for later, which the keeper leaves alone: it prints the result
     result: tuple[str, ...] = ()
+    #: cores that the program may use; empty: any
+    cpus: tuple[int, ...] = ()
 
 
 class Exit(Struct, frozen=True):
@@ -99,6 +101,7 @@ def start(job_dir: Path, order: Order, lease_ends_at_s: float, boot_id: str) -> 
             "env": dict(order.env),
             "cwd": order.cwd,
             "nice": order.nice,
+            "cpus": order.cpus,
             "grace_s": order.grace_s,
             "margin_s": order.margin_s,
             "max_log_bytes": order.max_log_bytes,
@@ -140,10 +143,11 @@ def marked(job_dir: Path, name: str) -> list[int]:
 
 
 def keeper_of(job_dir: Path, boot_id: str) -> Identity | None:
-    """The living keeper of an attempt, found by its mark."""
+    """The living keeper of an attempt, found by its mark; its guard has the mark as well, and leads no session."""
     for pid in marked(job_dir, KEEPER):
-        if ticks := start_ticks(pid):
-            return Identity(boot_id, pid, ticks)
+        with contextlib.suppress(ProcessLookupError):
+            if os.getsid(pid) == pid and (ticks := start_ticks(pid)):
+                return Identity(boot_id, pid, ticks)
     return None
 
 
@@ -251,12 +255,7 @@ def end_leftovers(job_dir: Path, boot_id: str) -> bool:
     Found by the recorded group while its leader is still the recorded one, and by the attempt's
     directory in the environment. Returns False when something survived SIGKILL.
     """
-    pids = shim.read_record(str(job_dir / "pids.json")) or {}
-    leader, ticks = pids.get("pid"), pids.get("ticks")
-    ours = isinstance(leader, int) and isinstance(ticks, int)
-    group = 0
-    if ours and leader and alive(Identity(boot_id, leader, ticks or start_ticks(leader)), boot_id):
-        group = leader
+    group = shim.recorded_group(str(job_dir))
     for pid in marked(job_dir, "RINGRIFT_JOB_DIR"):
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)

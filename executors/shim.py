@@ -2,7 +2,7 @@
 
     python -I -S shim.py JOB_DIR
 
-    order.json   read once       argv, env, cwd, nice, grace_s, margin_s, max_log_bytes
+    order.json   read once       argv, env, cwd, nice, cpus, grace_s, margin_s, max_log_bytes
     lease        read every wake the boot-time second at which the lease is over
     pids.json    written         after the start: pid, pgid, start ticks of the program
     exit.json    written last    how it ended; by rename, so it is there whole or not at all
@@ -13,6 +13,10 @@
     SIGUSR1                      SIGKILL to the group at once
     lease - margin - grace       the same as SIGTERM, without anybody asking
     lease - margin               SIGKILL to the group
+
+A child of it, the guard, sleeps until the keeper is gone without an exit.json, or lets a lease lapse because it is
+frozen, and then ends everything of the attempt: the lease holds though keeper and node process are both killed. A guard
+that is killed is replaced.
 
 It outlives the node process, so it may depend on nothing that could change under it: one file, the
 standard library, started without `site`. The node process imports the file formats from here.
@@ -37,6 +41,8 @@ LONGEST_SLEEP_S = 1.0
 VANISH_S = 5.0
 #: <linux/prctl.h>
 PR_SET_CHILD_SUBREAPER = 36
+#: after a keeper's death its program may still be between fork and exec, where nothing marks it
+UNMARKED_S = 0.1
 
 
 def boot_s() -> float:
@@ -133,9 +139,9 @@ def children() -> list[int]:
         return []
 
 
-def end_orphans(deadline: float) -> None:
+def end_orphans(deadline: float, guard: int) -> None:
     """SIGKILL what we adopted, and what that leaves, until a boot-time second."""
-    while (orphans := children()) and boot_s() < deadline:
+    while (orphans := [pid for pid in children() if pid != guard]) and boot_s() < deadline:
         for pid in orphans:
             try:
                 os.kill(pid, signal.SIGKILL)
@@ -172,6 +178,65 @@ def end_group(pgid: int, job_dir: str) -> bool:
         if boot_s() > deadline:
             return False
         time.sleep(0.005)  # strays are grandchildren: only looking again tells that they are gone
+
+
+class Guard:
+    """A child of the keeper that acts for it when it is killed or frozen. It knows by a pipe that only we hold."""
+
+    def __init__(self, job_dir: str, margin_s: float) -> None:
+        self._job_dir = job_dir
+        self._margin_s = margin_s
+        self._keeper = os.getpid()
+        self._lifeline, self._held = os.pipe()
+        self.pid = 0
+        self.post()
+
+    def post(self) -> None:
+        """Have a guard; the one before is gone."""
+        self.pid = os.fork()
+        if self.pid:
+            return
+        try:
+            os.setpgid(0, 0)  # whoever kills the keeper's group does not kill this
+            signal.set_wakeup_fd(-1)
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+            os.close(self._held)
+            self._watch()
+        finally:
+            os._exit(0)
+
+    def reap(self) -> None:
+        """Replace a guard that was killed."""
+        if os.waitpid(self.pid, os.WNOHANG)[0]:
+            self.post()
+
+    def dismiss(self) -> None:
+        """Let it go: the attempt is over and its record is written."""
+        os.kill(self.pid, signal.SIGKILL)
+        os.waitpid(self.pid, 0)
+
+    def _watch(self) -> None:
+        while True:
+            # Half of the margin is the keeper's, which kills at its beginning.
+            left_s = read_lease(self._job_dir, 0.0) - self._margin_s / 2 - boot_s()
+            if left_s <= 0 and os.getppid() == self._keeper:
+                os.kill(self._keeper, signal.SIGKILL)
+            elif not select.select([self._lifeline], [], [], max(left_s, 0.0))[0]:
+                continue
+            break
+        if read_record(f"{self._job_dir}/exit.json") is None:
+            for _ in range(2):
+                end_group(recorded_group(self._job_dir), self._job_dir)
+                time.sleep(UNMARKED_S)
+
+
+def recorded_group(job_dir: str) -> int:
+    """The group of the attempt's program, as long as its leader is the recorded process; else 0."""
+    record = read_record(f"{job_dir}/pids.json") or {}
+    pid, ticks = record.get("pid"), record.get("ticks")
+    if not isinstance(pid, int) or not isinstance(ticks, int):
+        return 0
+    return pid if (proc_stat(pid) or ("", 0))[1] == ticks else 0
 
 
 def oom_kills() -> int:
@@ -239,6 +304,9 @@ def start(order: dict[str, Any], job_dir: str) -> int:
                 signal.signal(number, signal.SIG_DFL)
             if order["nice"]:
                 os.nice(order["nice"])
+            # A node process that is being upgraded may be older than this file.
+            if order.get("cpus") and hasattr(os, "sched_setaffinity"):
+                os.sched_setaffinity(0, order["cpus"])
             os.chdir(order["cwd"])
             os.execvpe(order["argv"][0], order["argv"], order["env"])  # noqa: S606
         except (OSError, ValueError, TypeError) as error:
@@ -260,7 +328,7 @@ def start(order: dict[str, Any], job_dir: str) -> int:
     return pid
 
 
-def keep(order: dict[str, Any], job_dir: str, pid: int, wake: int) -> tuple[int, str]:
+def keep(order: dict[str, Any], job_dir: str, pid: int, wake: int, guard: Guard) -> tuple[int, str]:
     """Wait for the program's end, ending it when it must; returns its wait status and who ended it.
 
     The second value is `exited`, `stop` (asked, with grace), `kill` (asked, at once) or `lease`.
@@ -285,9 +353,11 @@ def keep(order: dict[str, Any], job_dir: str, pid: int, wake: int) -> tuple[int,
         status = ended(pid)
         if status is not None:
             return status, cause
-        for orphan in children() if signal.SIGCHLD in came else ():
-            if orphan != pid:
-                os.waitpid(orphan, os.WNOHANG)
+        if signal.SIGCHLD in came:
+            guard.reap()
+            for orphan in children():
+                if orphan not in (pid, guard.pid):
+                    os.waitpid(orphan, os.WNOHANG)
         if signal.SIGUSR1 in came:
             cause, kill_at = "kill", boot_s()
         elif signal.SIGTERM in came and cause == "exited":
@@ -323,6 +393,7 @@ def main(job_dir: str) -> int:
         return 2
     started_at, kills = boot_s(), oom_kills()
     record: dict[str, Any] = {"code": 127, "signal": 0, "cause": "spawn", "error": "", "oom": False}
+    guard = Guard(job_dir, order["margin_s"])
     try:
         pid = start(order, job_dir)
     except OSError as error:
@@ -331,15 +402,16 @@ def main(job_dir: str) -> int:
         ticks = (proc_stat(pid) or ("", 0))[1]
         write_whole(f"{job_dir}/pids.json", json.dumps({"pid": pid, "pgid": pid, "ticks": ticks}))
         adopt_orphans()
-        status, cause = keep(order, job_dir, pid, reader)
+        status, cause = keep(order, job_dir, pid, reader, guard)
         code = os.waitstatus_to_exitcode(status)
         record.update(code=max(code, 0), signal=max(-code, 0), cause=cause)
         record["oom"] = code == -signal.SIGKILL and cause == "exited" and oom_kills() > kills
-        end_orphans(boot_s() + VANISH_S)
+        end_orphans(boot_s() + VANISH_S, guard.pid)
         if not end_group(pid, job_dir):
             record["error"] = "some of its processes did not disappear after SIGKILL"
     record.update(started_at_s=round(started_at, 3), ended_at_s=round(boot_s(), 3))
     write_whole(f"{job_dir}/exit.json", json.dumps(record))
+    guard.dismiss()
     return 0
 
 

@@ -74,7 +74,7 @@ class Upkeep:
             platform=facts.platform,
             release=options.release,
             cpu_cores=facts.cpu_cores,
-            cpu_slots=facts.cpu_cores if options.cpu_slots is None else options.cpu_slots,
+            cpu_slots=self._slots(facts.cpu_cores),
             ram_bytes=facts.ram_bytes,
             disk_bytes=facts.disk_bytes,
             labels=options.labels,
@@ -85,6 +85,11 @@ class Upkeep:
         if self._scan.absent:
             log.info("no_gpus reason=%s", self._scan.absent)
         return self._facts()
+
+    def _slots(self, cores: int) -> int:
+        if self._options.cpu_slots is not None:
+            return self._options.cpu_slots
+        return len(self._bench.cpus) or cores
 
     async def facts(self) -> PeerFacts:
         """The facts as they are now; the devices are asked when it is time, or while memory should come back."""

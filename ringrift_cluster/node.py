@@ -24,6 +24,7 @@ from collections.abc import AsyncIterator, Callable, Mapping
 
 import httpx
 
+from executors import host
 from executors.agent import Agent
 from executors.blobs import Blobs
 from executors.heartbeat import AgentRefused
@@ -69,12 +70,19 @@ EXIT_HALTED = 70
 EXIT_MOVED = 75
 #: a follower that the cluster counts as a voter, with a log that it has not, ends after this long
 MISSED_S = 10.0
+#: a voter with so many cores keeps one of them for itself
+SPARE_CORES = 4
 #: an agent that leaves its jobs alone is waited for this long
 LET_GO_S = 2.0
 
 
 class SetupError(Exception):
     """Why this node cannot start, in one sentence."""
+
+
+def _reserved(said: int | None, votes: bool) -> int:
+    """Cores kept free of jobs: as its operator says, else one for the log of a voter with some to spare."""
+    return said if said is not None else int(votes and host.usable_cores() >= SPARE_CORES)
 
 
 def _tls(config: NodeConfig) -> Tls | None:
@@ -284,6 +292,8 @@ class Node:
                 http=http,
                 options=Options(
                     cpu_slots=config.cpu_slots,
+                    reserve_cpus=_reserved(config.reserve_cpus, isinstance(replica, RaftReplica)),
+                    disk_floor=host.DiskFloor(config.disk_floor_percent, int(config.disk_floor_gib * host.GIB)),
                     labels=config.labels,
                     release=__version__,
                     feature_level=SUPPORTED_FEATURE_LEVEL,

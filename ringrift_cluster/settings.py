@@ -66,6 +66,11 @@ class NodeConfig:
     log_level: str
     #: None: as many as the machine has cores
     cpu_slots: int | None
+    #: cores that jobs may not use; None: one on a voter that has some to spare
+    reserve_cpus: int | None
+    #: the disk is low under this share and under this size
+    disk_floor_percent: float
+    disk_floor_gib: float
     labels: tuple[str, ...]
     auth_token: SecretStr | None
     #: what a follower without the auth token buys its own token with
@@ -190,6 +195,9 @@ def resolve(
         data_dir=settings.data_dir.expanduser(),
         log_level=settings.log_level,
         cpu_slots=settings.cpu_slots,
+        reserve_cpus=settings.reserve_cpus,
+        disk_floor_percent=settings.disk_floor_percent,
+        disk_floor_gib=settings.disk_floor_gib,
         labels=settings.labels,
         auth_token=token,
         join_token=join_with,

@@ -34,6 +34,11 @@ def serve(
     data_dir: Annotated[Path | None, Option(help="Log, snapshots, jobs and files; one process at a time.")] = None,
     log_level: Annotated[str | None, Option(help="DEBUG, INFO, WARNING or ERROR.")] = None,
     cpu_slots: Annotated[int | None, Option(help="Workload processes without a GPU; else one a core.")] = None,
+    reserve_cpus: Annotated[
+        int | None, Option(help="Cores that jobs may not use; else one on a voter with four or more, none elsewhere.")
+    ] = None,
+    disk_floor_percent: Annotated[float | None, Option(help="Free share of the disk under which it is low.")] = None,
+    disk_floor_gib: Annotated[float | None, Option(help="Free GiB under which it is low; both must be so.")] = None,
     labels: Annotated[str | None, Option(help="Words that work items can ask for, separated by commas.")] = None,
     auth_token_file: Annotated[Path | None, Option(help="File with the token that is good for everything.")] = None,
     join_token_file: Annotated[

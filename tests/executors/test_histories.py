@@ -103,7 +103,7 @@ def test_whatever_happens_every_item_ends_once_and_no_process_is_left(tmp_path: 
         counted = sum(w.counts.get("games", 0) for w in cluster.state.work.values() if w.status is WorkStatus.COMPLETED)
         assert cluster.state.totals[""].games == counted
         assert not one.agent.bench.ledger.entries()
-        assert not strays_of(tmp_path)
+        await eventually(lambda: not strays_of(tmp_path))
         await one.agent.stop()
         await one.task
 

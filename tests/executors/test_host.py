@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -50,3 +51,8 @@ def test_the_boot_id_is_the_same_for_every_process_of_a_boot() -> None:
 def test_the_boot_clock_moves_forward() -> None:
     first = shim.boot_s()
     assert host.HostClock().boot_s() >= first > 0
+
+
+def test_reserved_cores_are_the_first_ones_and_jobs_always_keep_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {5, 2, 3}, raising=False)
+    assert [host.job_cpus(reserve) for reserve in (0, 1, 2, 3, 9)] == [(), (3, 5), (5,), (5,), (5,)]

@@ -27,7 +27,7 @@ def until(what: Callable[[], object], timeout_s: float = 10.0) -> None:
 class Kept:
     """A keeper started by a test."""
 
-    def __init__(self, folder: Path, code: str, lease_s: float, **terms: float) -> None:
+    def __init__(self, folder: Path, code: str, lease_s: float, **terms: object) -> None:
         folder.mkdir()
         self.folder = folder
         environment = dict(os.environ) | {"RINGRIFT_JOB_DIR": str(folder)}
@@ -58,7 +58,7 @@ Keep = Callable[..., Kept]
 def keep(tmp_path: Path) -> Iterator[Keep]:
     kept: list[Kept] = []
 
-    def start(code: str, lease_s: float = 600.0, **terms: float) -> Kept:
+    def start(code: str, lease_s: float = 600.0, **terms: object) -> Kept:
         kept.append(Kept(tmp_path / f"job-{len(kept)}", code, lease_s, **terms))
         return kept[-1]
 
@@ -206,15 +206,65 @@ def test_a_grandchild_that_left_the_group_is_found_by_its_mark(keep: Keep) -> No
     assert not there(child_of(kept))
 
 
-def test_the_group_of_a_killed_keeper_is_ended_by_its_mark_and_record(keep: Keep) -> None:
+def guard_of(kept: Kept) -> int:
+    (found,) = set(shim.strays(str(kept.folder), processes.KEEPER)) - {kept.identity.pid}
+    return found
+
+
+@pytest.mark.parametrize("own", [False, True])
+def test_nothing_outlives_a_keeper_that_is_killed_though_nobody_looks(keep: Keep, own: bool) -> None:
+    kept = keep(parent(own=own))
+    child, program, guard = child_of(kept), kept.program, guard_of(kept)
+    os.kill(kept.identity.pid, signal.SIGKILL)
+    until(lambda: not there(program) and not there(child) and not there(guard))
+    assert processes.exit_record(kept.folder) is None
+
+
+def test_a_guard_that_is_killed_is_replaced_and_the_attempt_goes_on(keep: Keep) -> None:
+    kept = keep(parent(then="signal.pause()"))
+    child, first = child_of(kept), guard_of(kept)
+    os.kill(first, signal.SIGKILL)
+    until(lambda: not there(first) and len(shim.strays(str(kept.folder), processes.KEEPER)) == 2)
+    second = guard_of(kept)
+    os.kill(kept.identity.pid, signal.SIGKILL)
+    until(lambda: not there(child) and not there(second))
+
+
+def test_a_lease_ends_an_attempt_though_its_keeper_is_frozen(keep: Keep) -> None:
+    kept = keep(parent(own=True), lease_s=1.0, margin_s=0.2, grace_s=0.0)
+    child = child_of(kept)
+    os.kill(kept.identity.pid, signal.SIGSTOP)
+    until(lambda: not there(child) and not processes.alive(kept.identity, BOOT))
+
+
+def test_a_guard_ends_with_its_keeper(keep: Keep) -> None:
+    kept = keep("print('up', flush=True); import time; time.sleep(0.2)")
+    kept.says("up")
+    guard = guard_of(kept)
+    assert kept.ended().code == 0
+    until(lambda: not there(guard))
+
+
+def test_what_is_left_of_an_attempt_is_ended_by_its_mark_and_record(keep: Keep) -> None:
     kept = keep(parent())
     child, program = child_of(kept), kept.program
+    guard = guard_of(kept)
+    os.kill(kept.identity.pid, signal.SIGSTOP)
+    os.kill(guard, signal.SIGKILL)
     os.kill(kept.identity.pid, signal.SIGKILL)
     until(lambda: not processes.alive(kept.identity, BOOT))
     assert there(program)
     assert processes.end_leftovers(kept.folder, BOOT)
     until(lambda: not there(program) and not there(child))
     assert processes.exit_record(kept.folder) is None
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="no affinity on this system")
+def test_a_program_runs_on_the_cores_that_jobs_may_use(keep: Keep) -> None:
+    last = max(os.sched_getaffinity(0))
+    kept = keep("import os; print(sorted(os.sched_getaffinity(0)), flush=True)", cpus=(last,))
+    kept.ended()
+    assert (kept.folder / "stdout.log").read_text() == f"[{last}]\n"
 
 
 def test_a_keeper_lives_on_when_the_process_that_started_it_is_killed(tmp_path: Path) -> None:
