@@ -52,4 +52,5 @@ class Admission:
             wait = "the node is stopping"
         elif now - bench.heard_s > 2 * bench.timing.heartbeat_ms / 1000:
             wait = "no heartbeat has been acknowledged lately"
-        return Room(most, int(self._allowance), wait, facts.not_ready or self.blind(), unsettled)
+        starts = min(int(self._allowance), bench.driver.room())
+        return Room(most, starts, wait, facts.not_ready or self.blind(), unsettled)

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import logging
-from functools import partial
 from pathlib import Path
 
 import msgspec
 
-from executors import processes
 from executors.attempts import Attempt
 from executors.bench import Bench
 
@@ -23,11 +21,11 @@ async def adopt(bench: Bench) -> list[Attempt]:
             bench.ledger.forget(entry.job, entry.fence)  # the machine was started anew: nothing survived
             continue
         try:
-            attempt = await bench.on_disk(partial(Attempt.adopt, bench, entry))
+            attempt = await Attempt.adopt(bench, entry)
         except msgspec.MsgspecError as error:
             # Written by another release. Its program must not run on beside the next attempt.
             log.error("not_adopted job=%s error=%s", entry.job, error)
-            await bench.on_disk(partial(processes.put_down, entry.process, Path(entry.folder), bench.boot_id))
+            await bench.driver.end(Path(entry.folder), entry.process)
             attempt = None
         if attempt is None:
             bench.ledger.forget(entry.job, entry.fence)

@@ -30,6 +30,8 @@ from executors.adoption import adopt
 from executors.attempts import Attempt
 from executors.bench import Bench
 from executors.blobs import Blobs
+from executors.drivers.driver import Driver
+from executors.drivers.local import Local
 from executors.gpus import Gpus
 from executors.heartbeat import AgentRefused, Heartbeat
 from executors.ledger import Ledger, LedgerError
@@ -94,9 +96,11 @@ class Agent:
         http: httpx.AsyncClient | None = None,
         gpus: Gpus | None = None,
         boot_id: str = "",
+        driver: Driver | None = None,
         options: Options | None = None,
     ) -> None:
         """`blobs` is shared with whoever serves GET /artifacts/DIGEST; `http` carries the node's credentials.
+        Attempts live on this machine unless a `driver` says where else.
 
         Raises LedgerError and OSError.
         """
@@ -109,7 +113,7 @@ class Agent:
         self._own_http = http is None
         self._http = http or httpx.AsyncClient(timeout=httpx.Timeout(30.0, connect=5.0))
         blobs = blobs or Blobs(data_dir / "artifacts")
-        disk = ThreadPoolExecutor(4, "agent-disk")
+        disk, starts = ThreadPoolExecutor(4, "agent-disk"), ThreadPoolExecutor(2, "agent-starts")
         ledger = Ledger(data_dir / "ledger.sqlite")
         if cluster_id:
             ledger.belong_to(cluster_id)
@@ -120,9 +124,9 @@ class Agent:
             ledger=ledger,
             blobs=blobs,
             disk=disk,
-            starts=ThreadPoolExecutor(2, "agent-starts"),
+            starts=starts,
             data_dir=data_dir,
-            boot_id=boot_id or host.boot_id(),
+            driver=driver or Local(data_dir, disk, starts, boot_id),
             margin_s=self.options.margin_s,
             max_log_bytes=self.options.max_log_bytes,
             wake=lambda: self._wake.set(),

@@ -14,14 +14,17 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import os
+from collections.abc import Awaitable, Callable
+from functools import partial
 from pathlib import Path
+from typing import Any, TypeVar
 
 import msgspec
 
 from executors import collect, outcome, processes, templates
 from executors.bench import Bench
-from executors.folder import BadInputName, Folder, NoTree
+from executors.folder import BadInputName, Folder
+from executors.keepers import NoTree
 from executors.ledger import Entry, LedgerError
 from executors.outcome import Failure, Progress, Success
 from executors.ports import ClusterError
@@ -33,9 +36,11 @@ from statemachine.commands import Command, CompleteJob, FailJob, ReleaseJob, Rep
 from statemachine.errors import Code, Done, Rejected, Result
 from statemachine.queries import Assignment, ResolvedInput
 from statemachine.rows import Actual
+from statemachine.settings import Template
 from statemachine.values import Output
 
 log = logging.getLogger(__name__)
+T = TypeVar("T")
 _encode = msgspec.msgpack.Encoder().encode
 _decode = msgspec.msgpack.Decoder(Assignment).decode
 
@@ -47,7 +52,7 @@ class Attempt:
         self.bench = bench
         self.assignment = assignment
         self.job = assignment.job
-        self.folder = Folder(bench.data_dir, self.job.job, self.job.fence)
+        self.folder = Folder(bench.data_dir, self.job.job, self.job.fence, self.job.work)
         self.phase = Phase.PREPARING
         self.process: processes.Identity | None = None
         self.started_at_s = 0.0
@@ -67,37 +72,37 @@ class Attempt:
         self.progress_sent_s = 0.0
         template = assignment.template
         self._printed = Printed(self.folder.path, template) if template and Printed.reads(template) else None
-        self._preparing: asyncio.Future[list[tuple[str, Path]]] | None = None
+        #: what may be cancelled at any time
+        self._step: asyncio.Future[Any] | None = None
         self._said: asyncio.Future[Result | None] | None = None
 
     @classmethod
-    def adopt(cls, bench: Bench, entry: Entry) -> Attempt | None:
+    async def adopt(cls, bench: Bench, entry: Entry) -> Attempt | None:
         """An attempt that an earlier node process started; None when it never came to life.
 
-        Blocks: it may have to end what is left of an attempt. Raises msgspec.MsgspecError.
+        What is left of one that did not is ended. Raises msgspec.MsgspecError.
         """
         attempt = cls(bench, _decode(entry.assignment))
         attempt.started_at_s = entry.started_at_s
         attempt.stop_cause = entry.stop_cause
-        attempt.process = entry.process
         if entry.reported:
             attempt.phase = Phase.REPORTED
             return attempt
-        if entry.process.pid == 0:
-            attempt.process = processes.keeper_of(attempt.folder.path, bench.boot_id)
-            if attempt.process is not None:
-                bench.ledger.handle(entry.job, entry.fence, attempt.process)
-            elif processes.exit_record(attempt.folder.path) is None:
-                processes.end_leftovers(attempt.folder.path, bench.boot_id)
+        driver, folder = bench.driver, attempt.folder.path
+        attempt.process = await driver.find(folder, entry.process)
+        if attempt.process is None:
+            if entry.process.pid == 0 and not await driver.has_ended(folder):
+                await driver.end_leftovers(folder)
                 return None
-        if attempt.process is None or not processes.alive(attempt.process, bench.boot_id):
             attempt.phase = Phase.ENDED
-        elif entry.stop_cause:
+            return attempt
+        if entry.process.pid == 0:
+            bench.ledger.handle(entry.job, entry.fence, attempt.process)
+        attempt.phase = Phase.RUNNING
+        if entry.stop_cause:
             attempt.phase = Phase.STOPPING
             attempt.stop_by_s = bench.clock.boot_s() + attempt.grace_s
-            processes.stop(attempt.process, bench.boot_id)  # the earlier process may have died before it told
-        else:
-            attempt.phase = Phase.RUNNING
+            driver.stop(folder, attempt.process)  # the earlier process may have died before it told
         return attempt
 
     @property
@@ -133,17 +138,15 @@ class Attempt:
         self.stop_by_s = self.bench.clock.boot_s() + self.grace_s
         self.bench.note(lambda job, fence: self.bench.ledger.stopping(job, fence, cause), self.key)
         if self.process is not None:
-            processes.stop(self.process, self.bench.boot_id)
+            self.bench.driver.stop(self.folder.path, self.process)
 
     def kill(self) -> None:
         """End the program at once; when the keeper has not obeyed an earlier kill, without it."""
         again, self.told_at_s = self.is_alive and self.told_at_s > 0, self.bench.clock.boot_s()
         if self.process is None:
             return
-        if again:
-            self.bench.disk.submit(processes.put_down, self.process, self.folder.path, self.bench.boot_id)
-        else:
-            processes.kill(self.process, self.bench.boot_id)
+        order = self.bench.driver.put_down if again else self.bench.driver.kill
+        order(self.folder.path, self.process)
 
     def disown(self) -> None:
         """The job is not ours any more: end it, report nothing, publish nothing."""
@@ -158,13 +161,13 @@ class Attempt:
         self._abandon()
 
     def _abandon(self) -> None:
-        if self._preparing is not None:
-            self._preparing.cancel()
+        if self._step is not None:
+            self._step.cancel()
 
     def renew(self, ends_at_s: float) -> None:
-        """Let the keeper know the lease's new end; a file write."""
+        """Let the keeper know the lease's new end."""
         try:
-            processes.renew(self.folder.path, ends_at_s)
+            self.bench.driver.renew(self.folder.path, ends_at_s)
         except OSError as error:
             # The attempt ends with the lease it has, which is what the cluster will believe as well.
             log.warning("lease_not_written job=%s error=%s", self.job.job, error)
@@ -181,7 +184,7 @@ class Attempt:
         if self.is_alive and not self.unwanted:
             await self.report(ReportJob(*self.key, Actual.RUNNING, self.bench.clock.wall_ms()))
         if self.is_alive and self.process is not None:
-            await processes.gone(self.process, self.bench.boot_id)
+            await self.bench.driver.gone(self.folder.path, self.process)
         if self.phase is not Phase.REPORTED:
             self.phase = Phase.ENDED
             self.bench.wake()
@@ -208,7 +211,7 @@ class Attempt:
         elif isinstance(command, FailJob) and command.error_class != "stopped":
             self.bench.failed += 1
         self.bench.note(self.bench.ledger.reported, self.key)
-        await self.bench.on_disk(lambda: self.folder.clear(checkpoint=self.job.work if published else ""))
+        await self.bench.driver.clear(self.folder, checkpoint=self.job.work if published else "")
         self.phase = Phase.REPORTED
         self.bench.wake()
 
@@ -241,9 +244,12 @@ class Attempt:
             return await self._begin(now)
 
     async def _begin(self, now: int) -> Command | None:
-        """Get the inputs and start the keeper; the inputs are pinned until their links are made."""
+        """Get the inputs and start the keeper; the inputs are pinned until it has them."""
         try:
             files = await self._inputs()
+            if self._called_off():
+                return ReleaseJob(*self.key, self._called_off())
+            started = await self._start(files)
         except asyncio.CancelledError:
             if not self._called_off():
                 raise  # the agent itself is being stopped
@@ -252,9 +258,6 @@ class Attempt:
             return Failure("infrastructure", str(error)).command(self.job, now)
         except OSError as error:
             return Failure("infrastructure", f"its inputs could not be stored: {error}").command(self.job, now)
-        if self._called_off():
-            return ReleaseJob(*self.key, self._called_off())
-        started = await asyncio.get_running_loop().run_in_executor(self.bench.starts, self._start, files)
         if isinstance(started, Failure):
             return started.command(self.job, now)
         self.process = started
@@ -263,6 +266,15 @@ class Attempt:
         log.debug("job_started job=%s fence=%d pid=%d", *self.key, started.pid)
         self._heed()
         return None
+
+    async def _while_wanted(self, step: Awaitable[T]) -> T:
+        """Take a step that is cancelled when the attempt is called off."""
+        taken: asyncio.Future[T] = asyncio.ensure_future(step)
+        self._step = taken
+        try:
+            return await taken
+        finally:
+            self._step = None
 
     def _called_off(self) -> str:
         """Why it should not start after all; empty when it should."""
@@ -284,11 +296,7 @@ class Attempt:
             # Nothing waits for this answer: a fence that is over calls the attempt off by itself.
             command = ReportJob(*self.key, Actual.STARTING, self.bench.clock.wall_ms())
             self._said = asyncio.ensure_future(self.report(command))
-            self._preparing = asyncio.gather(*(self._fetch(item) for item in missing))
-            try:
-                found |= dict(await self._preparing)
-            finally:
-                self._preparing = None
+            found |= dict(await self._while_wanted(asyncio.gather(*(self._fetch(item) for item in missing))))
         return found
 
     def _at_hand(self) -> dict[str, Path]:
@@ -303,19 +311,53 @@ class Attempt:
 
         return item.name, await self.bench.transfers.fetch(item, again)
 
-    def _start(self, files: dict[str, Path]) -> processes.Identity | Failure:
-        """Make the folder and start the keeper; runs on a thread of its own."""
-        bench, work, template = self.bench, self.assignment.work, self.assignment.template
+    async def _start(self, files: dict[str, Path]) -> processes.Identity | Failure:
+        """Make the folder and start the keeper. Raises CancelledError when it was called off before the start."""
+        bench, driver, path = self.bench, self.bench.driver, self.folder.path
+        order = await self._on_starts(partial(self._order, files))
+        if isinstance(order, Failure):
+            return order
+        template = self.assignment.template
         assert template is not None  # checked by the caller
         try:
-            paths = self.folder.prepare(self.assignment, files, template)
-            rendered = templates.render(template, work.spec, self.job, paths, os.environ)
-        except (templates.TemplateError, BadInputName, NoTree) as error:
+            await self._while_wanted(driver.furnish(self.folder, files, template))
+        except NoTree as error:
             return Failure("user", str(error))
         except OSError as error:
             return Failure("infrastructure", f"its folder could not be made: {error}")
         now = bench.clock.boot_s()
-        order = processes.Order(
+        lease_end_s = bench.heard_s + self.job.lease_ms / 1000
+        intend = partial(bench.ledger.intend, *self.key, _encode(self.assignment), str(path), bench.boot_id, now)
+        await self._on_starts(intend)
+        try:
+            process = await driver.start(path, order, lease_end_s)
+        except OSError as error:
+            return Failure("infrastructure", f"its keeper could not be started: {error}")
+        try:
+            await self._on_starts(partial(bench.ledger.handle, *self.key, process))
+        except LedgerError as error:
+            # The item is given back: nothing may run on for it that nobody knows of.
+            await driver.end(path, process)
+            return Failure("infrastructure", f"its start could not be noted, so it was ended: {error}")
+        self.started_at_s = now
+        return process
+
+    async def _on_starts(self, call: Callable[[], T]) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self.bench.starts, call)
+
+    def _order(self, files: dict[str, Path]) -> processes.Order | Failure:
+        """Write what tells the program about its item, and fill in its template; blocks."""
+        bench, work, template = self.bench, self.assignment.work, self.assignment.template
+        assert template is not None  # checked by the caller
+        seat = bench.driver.seat(self.folder)
+        try:
+            paths = self.folder.prepare(self.assignment, files, template, seat)
+            rendered = templates.render(template, work.spec, self.job, paths, seat.environ)
+        except (templates.TemplateError, BadInputName) as error:
+            return Failure("user", str(error))
+        except OSError as error:
+            return Failure("infrastructure", f"its folder could not be made: {error}")
+        return processes.Order(
             argv=rendered.argv,
             env=rendered.env,
             cwd=rendered.cwd,
@@ -326,29 +368,27 @@ class Attempt:
             max_log_bytes=bench.max_log_bytes,
             result=rendered.result,
         )
-        lease_end_s = bench.heard_s + self.job.lease_ms / 1000
-        bench.ledger.intend(*self.key, _encode(self.assignment), str(self.folder.path), bench.boot_id, now)
-        try:
-            process = processes.start(self.folder.path, order, lease_end_s, bench.boot_id)
-        except OSError as error:
-            return Failure("infrastructure", f"its keeper could not be started: {error}")
-        try:
-            bench.ledger.handle(*self.key, process)
-        except LedgerError as error:
-            # The item is given back: nothing may run on for it that nobody knows of.
-            processes.end(process, self.folder.path, bench.boot_id)
-            return Failure("infrastructure", f"its start could not be noted, so it was ended: {error}")
-        self.started_at_s = now
-        return process
 
     # --- after ------------------------------------------------------------------------------------
 
     async def _finish(self) -> None:
+        driver, path, template = self.bench.driver, self.folder.path, self.assignment.template
+        assert template is not None  # nothing starts without one
+        verdict: Success | Failure | None = None
+        if not self.unwanted:
+            try:
+                await self._while_wanted(driver.gather(path, template))
+            except asyncio.CancelledError:
+                if not self.unwanted:
+                    raise  # the agent itself is being stopped
+            except OSError as error:
+                verdict = Failure("infrastructure", f"what it left could not be fetched: {error}")
         if self.unwanted:
-            await self.bench.on_disk(lambda: processes.end_leftovers(self.folder.path, self.bench.boot_id))
+            await driver.end_leftovers(path)
             await self.close(None)
             return
-        verdict = await self.bench.on_disk(self._judge)
+        if verdict is None:
+            verdict = await self.bench.on_disk(partial(self._judge, template))
         now = self.bench.clock.wall_ms()
         if isinstance(verdict, Failure):
             await self.close(verdict.command(self.job, now))
@@ -375,10 +415,9 @@ class Attempt:
         with self.bench.blobs.pinned([output.digest for output in stored]):
             await self.close(command)
 
-    def _judge(self) -> Success | Failure:
-        work, template = self.assignment.work, self.assignment.template
-        assert template is not None  # nothing starts without one
-        return collect.verdict(self.folder, work, template, self.bench.boot_id, self.stop_cause)
+    def _judge(self, template: Template) -> Success | Failure:
+        asking = partial(self.bench.driver.ask, self.folder.path, template)
+        return collect.verdict(self.folder, self.assignment.work, template, self.stop_cause, asking)
 
     def _store(self, success: Success) -> tuple[Output, ...] | Failure:
         """Hash the outputs and move them into the store."""

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from executors.blobs import Blobs
+from executors.drivers.driver import Driver
 from executors.ledger import Ledger, LedgerError
 from executors.ports import Clock, Cluster
 from executors.transfers import Transfers
@@ -32,7 +33,8 @@ class Bench:
     disk: Executor
     starts: Executor
     data_dir: Path
-    boot_id: str
+    #: the machine on which attempts live
+    driver: Driver
     margin_s: float
     max_log_bytes: int
     #: wakes the agent's loop
@@ -47,6 +49,10 @@ class Bench:
     started: int = 0
     completed: int = 0
     failed: int = 0
+
+    @property
+    def boot_id(self) -> str:
+        return self.driver.boot_id
 
     async def on_disk(self, call: Callable[[], T]) -> T:
         return await asyncio.get_running_loop().run_in_executor(self.disk, call)

@@ -15,7 +15,7 @@ import re
 import signal
 import subprocess
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import msgspec
@@ -47,22 +47,31 @@ def collects(template: Template) -> bool:
     return bool(template.outputs or template.summary or template.result)
 
 
-def verdict(folder: Folder, work: Work, template: Template, boot_id: str, stop_cause: str) -> Success | Failure:
-    """Judge an ended attempt by its folder; blocks on the disk and on a result command."""
-    ended = processes.exit_record(folder.path)
+def end_the_rest(folder: Path, boot_id: str) -> None:
+    """End what an attempt's keeper could not; blocks."""
+    ended = processes.exit_record(folder)
     if ended is None or ended.error:
-        processes.end_leftovers(folder.path, boot_id)
+        processes.end_leftovers(folder, boot_id)
+
+
+def verdict(
+    folder: Folder, work: Work, template: Template, stop_cause: str, asking: Callable[[], bytes]
+) -> Success | Failure:
+    """Judge an ended attempt by its folder; blocks on the disk. `asking` runs its template's result command."""
+    ended = processes.exit_record(folder.path)
     result, absent = folder.result(), outcome.NO_RESULT
     if result is None and ended is not None and collects(template):
         try:
-            result = result_of(folder.path, template, ended, stop_cause)
+            result = result_of(folder.path, template, ended, stop_cause, asking)
         except NothingLeft as error:
             absent = str(error)
     words = logs.last_words(folder.path, LAST_LINES)
     return outcome.judge(ended, result, work, template, stop_cause, words, absent)
 
 
-def result_of(folder: Path, template: Template, ended: Exit, stop_cause: str) -> bytes | None:
+def result_of(
+    folder: Path, template: Template, ended: Exit, stop_cause: str, asking: Callable[[], bytes]
+) -> bytes | None:
     """The bytes of a result.json, or None when nothing it left could count. Blocks on files and the command.
 
     Raises NothingLeft.
@@ -72,7 +81,7 @@ def result_of(folder: Path, template: Template, ended: Exit, stop_cause: str) ->
     told = outcome.was_told(ended, stop_cause)
     whole = outcome.ended_well(ended, template) and not told
     try:
-        result = _asked(folder, template.result) if whole and template.result else ResultFile()
+        result = _told(template.result[0], asking()) if whole and template.result else ResultFile()
         result = _summary(folder, template.summary, result)
         result = _files(folder, template.outputs, result, whole)
     except OSError as error:
@@ -178,17 +187,23 @@ def _last_match(folder: Path, pattern: re.Pattern[str]) -> dict[str, str]:
     return {}
 
 
-def _asked(folder: Path, argv: tuple[str, ...]) -> ResultFile:
-    """What the template's result command says. Its words are in result-command.log."""
+def ask(folder: Path, argv: tuple[str, ...]) -> bytes:
+    """What the template's result command prints; blocks. Its other words are in result-command.log.
+
+    Raises NothingLeft.
+    """
     order = shim.read_record(str(folder / "order.json")) or {}
     argv = tuple(order.get("result") or argv)
-    said = _run(argv, order.get("env") or {}, str(order.get("cwd") or folder), folder / "result-command.log")
+    return _run(argv, order.get("env") or {}, str(order.get("cwd") or folder), folder / "result-command.log")
+
+
+def _told(program: str, said: bytes) -> ResultFile:
     for text in (said, said.rstrip().rpartition(b"\n")[2]):
         try:
             return msgspec.json.decode(text, type=ResultFile)
         except (msgspec.MsgspecError, UnicodeDecodeError) as error:
             problem = str(error)
-    raise NothingLeft(f"its result command {argv[0]} printed no result: {problem}")
+    raise NothingLeft(f"its result command {program} printed no result: {problem}")
 
 
 def _run(argv: tuple[str, ...], env: Mapping[str, str], cwd: str, log: Path) -> bytes:

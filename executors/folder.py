@@ -17,15 +17,15 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
-import sys
 import time
 from collections.abc import Collection, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import quote
 
 import msgspec
 
-from executors import templates
+from executors import keepers, templates
 from executors.outcome import MAX_RESULT_BYTES, Progress
 from statemachine.errors import UNDECODABLE
 from statemachine.queries import Assignment
@@ -35,12 +35,24 @@ from statemachine.settings import Template
 PROGRESS_WINDOW_BYTES = 64 * 1024
 
 
-class NoTree(Exception):  # noqa: N818
-    """The source tree that a template names is not on this node."""
-
-
 class BadInputName(Exception):  # noqa: N818
     """An input's name cannot be a path below inputs/."""
+
+
+@dataclass(frozen=True, slots=True)
+class Seat:
+    """How an attempt's program sees its folder, and what its environment begins with."""
+
+    folder: Path
+    python: str
+    environ: Mapping[str, str]
+
+
+def checked(name: str) -> str:
+    """An input's name, when it is a path below `inputs/`. Raises BadInputName."""
+    if any(part in ("", ".", "..") for part in name.split("/")):
+        raise BadInputName(f"the input name {name!r} is no path below inputs/; rename it")
+    return name
 
 
 def file_name(key: str) -> str:
@@ -51,47 +63,35 @@ def file_name(key: str) -> str:
 class Folder:
     """Lays out and reads one attempt's folder. All calls touch the disk; none hashes."""
 
-    def __init__(self, data_dir: Path, job: str, fence: int) -> None:
+    def __init__(self, data_dir: Path, job: str, fence: int, work: str = "") -> None:
+        """`work` names the checkpoint, which the attempts of one item share."""
         self.path = data_dir / "jobs" / f"{file_name(job)}-{fence}"
         self._checkpoints = data_dir / "checkpoints"
+        self._work = work
         self._read_to = 0
 
     @property
     def out(self) -> Path:
         return self.path / "out"
 
-    def prepare(self, assignment: Assignment, files: Mapping[str, Path], template: Template) -> templates.Paths:
-        """Make the folder and link the inputs (name to verified file) into it.
+    def prepare(
+        self, assignment: Assignment, names: Collection[str], template: Template, seat: Seat
+    ) -> templates.Paths:
+        """Make the folder anew and write what tells the program about its item; `names` are those of its inputs.
 
         Raises OSError, and BadInputName when a name would lead out of `inputs/`.
         """
         job, work = assignment.job, assignment.work
+        inputs = {name: seat.folder / "inputs" / checked(name) for name in names}
         if self.path.exists():
             shutil.rmtree(self.path)  # an earlier process of this node died while it prepared
-        self.out.mkdir(parents=True)
-        inputs_dir = self.path / "inputs"
-        inputs_dir.mkdir()
-        if template.private:
-            for directory in templates.private_dirs(self.path).values():
-                Path(directory).mkdir(mode=0o700, parents=True, exist_ok=True)
-        if template.tree:
-            self._copy_tree(template.tree)
-        kept = self._checkpoints / file_name(job.work)
-        kept.mkdir(parents=True, exist_ok=True)
-        (self.path / "checkpoint").symlink_to(kept, target_is_directory=True)
-        inputs: dict[str, Path] = {}
-        for name, source in files.items():
-            if any(part in ("", ".", "..") for part in name.split("/")):
-                raise BadInputName(f"the input name {name!r} is no path below inputs/; rename it")
-            target = inputs_dir / name
-            target.parent.mkdir(parents=True, exist_ok=True)
-            link_or_copy(source, target)
-            inputs[name] = target
+        self.path.mkdir(parents=True)
         lists: dict[str, Path] = {}
         for prefix in templates.list_prefixes(template):
             paths = sorted(str(p) for n, p in inputs.items() if n.startswith(prefix))
-            lists[prefix] = self.path / templates.list_file(prefix)
-            lists[prefix].write_text("".join(f"{p}\n" for p in paths))
+            name = templates.list_file(prefix)
+            (self.path / name).write_text("".join(f"{p}\n" for p in paths))
+            lists[prefix] = seat.folder / name
         spec = {
             "job": job.job,
             "fence": job.fence,
@@ -103,18 +103,20 @@ class Folder:
             "cpu_slots": job.needs.cpu_slots,
         }
         (self.path / "spec.json").write_bytes(msgspec.json.format(msgspec.json.encode(spec), indent=1))
-        return templates.Paths(self.path, self.out, self.path / "checkpoint", sys.executable, inputs, lists)
+        return templates.Paths(seat.folder, seat.folder / "out", seat.folder / "checkpoint", seat.python, inputs, lists)
 
-    def _copy_tree(self, tree: str) -> None:
-        """Give the attempt a copy of a source tree that it may write to. Raises NoTree and OSError."""
-        if not Path(tree).is_dir():
-            raise NoTree(f"the template's tree {tree} is no directory on this node; put the programs there")
-        ignored = shutil.ignore_patterns(".git", "__pycache__")
-        try:
-            shutil.copytree(tree, self.path / "tree", symlinks=True, ignore=ignored)
-        except shutil.Error as error:
-            # It is one long list of (source, target, reason).
-            raise OSError(f"{tree} could not be copied: {error.args[0][0][2]}") from error
+    def furnish(self, files: Mapping[str, Path], template: Template) -> None:
+        """Make the directories that the program finds, and link the inputs (name to verified file) into them.
+
+        Raises NoTree and OSError.
+        """
+        private = templates.private_dirs(self.path).values() if template.private else ()
+        checkpoint = self._checkpoints / file_name(self._work)
+        keepers.lay_out(self.path, tuple(private), template.tree, checkpoint)
+        for name, source in files.items():
+            target = self.path / "inputs" / name
+            target.parent.mkdir(parents=True, exist_ok=True)
+            link_or_copy(source, target)
 
     def progress(self) -> Progress | None:
         """The newest line of progress.jsonl since the last call; None when there is no new one."""

@@ -98,6 +98,8 @@ class Heartbeat:
             news = bool(told) or self.facts != self._facts_sent
             if not news and not retry_s and woken_s - bench.heard_s < every_s * DUE:
                 continue
+            if not bench.driver.reached():
+                continue  # the peer is that machine, and nobody knows whether it lives
             retry_s = 0.0 if await self._beat(told, woken_s) else min(every_s / 4, 2.0)
 
     async def _sleep_until(self, at_s: float) -> None:

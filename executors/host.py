@@ -57,16 +57,26 @@ class Facts:
     cpu_cores: int
     ram_bytes: int
     disk_bytes: int
+    #: GPUs that NVML does not know
+    metal: tuple[Gpu, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Disk:
+    free_bytes: int
+    total_bytes: int
 
 
 def facts(data_dir: Path) -> Facts:
     """What does not change while the process runs. The disk is the one that holds `data_dir`."""
+    ram_bytes = psutil.virtual_memory().total
     return Facts(
         hostname=platform.node()[:256],
         platform=f"{sys.platform}-{platform.machine()}",
         cpu_cores=usable_cores(),
-        ram_bytes=psutil.virtual_memory().total,
+        ram_bytes=ram_bytes,
         disk_bytes=shutil.disk_usage(data_dir).total,
+        metal=apple.metal(platform.system(), platform.machine(), _sysctl("machdep.cpu.brand_string"), ram_bytes),
     )
 
 
@@ -109,22 +119,6 @@ class DiskFloor:
             f"{self.free_bytes / GIB:.1f} GiB and {self.percent:g} %"
         )
 
-    def bytes_of(self, total: int) -> int:
-        """Free bytes below which a disk of this size is low."""
-        return min(int(total * self.percent / 100), self.free_bytes)
-
-
-def free_above(data_dir: Path, floor: DiskFloor) -> int:
-    """Free bytes of the disk that may be used before it is low."""
-    usage = shutil.disk_usage(data_dir)
-    return max(usage.free - floor.bytes_of(usage.total), 0)
-
-
-def metal(ram_bytes: int) -> tuple[Gpu, ...]:
-    """The GPU of an Apple machine; nothing elsewhere."""
-    return apple.metal(platform.system(), platform.machine(), _sysctl("machdep.cpu.brand_string"), ram_bytes)
-
-
-def disk_shortage(data_dir: Path, floor: DiskFloor, was_low: bool = False) -> str:
-    usage = shutil.disk_usage(data_dir)
-    return floor.shortage(usage.free, usage.total, was_low)
+    def above(self, disk: Disk) -> int:
+        """Free bytes of a disk that may be used before it is low."""
+        return max(disk.free_bytes - min(int(disk.total_bytes * self.percent / 100), self.free_bytes), 0)

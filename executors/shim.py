@@ -19,7 +19,8 @@ frozen, and then ends everything of the attempt: the lease holds though keeper a
 that is killed is replaced.
 
 It outlives the node process, so it may depend on nothing that could change under it: one file, the
-standard library, started without `site`. The node process imports the file formats from here.
+standard library, started without `site`. The node process imports the file formats from here. It is also sent to
+hosts that have no agent, so it needs nothing newer than Python 3.8.
 """
 
 # pathlib would double the start-up time.
@@ -403,7 +404,7 @@ def main(job_dir: str) -> int:
         write_whole(f"{job_dir}/pids.json", json.dumps({"pid": pid, "pgid": pid, "ticks": ticks}))
         adopt_orphans()
         status, cause = keep(order, job_dir, pid, reader, guard)
-        code = os.waitstatus_to_exitcode(status)
+        code = -os.WTERMSIG(status) if os.WIFSIGNALED(status) else os.WEXITSTATUS(status)
         record.update(code=max(code, 0), signal=max(-code, 0), cause=cause)
         record["oom"] = code == -signal.SIGKILL and cause == "exited" and oom_kills() > kills
         end_orphans(boot_s() + VANISH_S, guard.pid)

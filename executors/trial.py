@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import sys
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -12,7 +13,8 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from executors import collect, host, processes, shim, templates
-from executors.folder import BadInputName, Folder, NoTree
+from executors.folder import BadInputName, Folder, Seat
+from executors.keepers import NoTree
 from executors.outcome import Failure, Progress, Success, inside
 from executors.printed import Printed
 from executors.templates import Rendered, TemplateError
@@ -89,10 +91,12 @@ class Trial:
             renewed_at_ms=0, needs=template.needs or Needs(), timeout_ms=0,
         )  # fmt: skip
         resolved = tuple(ResolvedInput(name, "", path.stat().st_size, ()) for name, path in inputs.items())
-        self.folder = Folder(data_dir, job.job, job.fence)
+        self.folder = Folder(data_dir, job.job, job.fence, job.work)
         try:
-            paths = self.folder.prepare(Assignment(job, self._work, template, resolved, 0), inputs, template)
-            self.rendered: Rendered = templates.render(template, spec, job, paths, self._inherited)
+            seat = Seat(self.folder.path, sys.executable, self._inherited)
+            paths = self.folder.prepare(Assignment(job, self._work, template, resolved, 0), inputs, template, seat)
+            self.rendered: Rendered = templates.render(template, spec, job, paths, seat.environ)
+            self.folder.furnish(inputs, template)
         except (TemplateError, BadInputName, NoTree, OSError) as error:
             raise TrialError(str(error)) from error
 
@@ -137,7 +141,9 @@ class Trial:
         return self._report(cause, ended_s - began, last, ended_s - told_at if told_at else 0.0)
 
     def _report(self, cause: str, seconds: float, progress: Progress | None, stop_seconds: float) -> Report:
-        verdict = collect.verdict(self.folder, self._work, self._template, host.boot_id(), cause)
+        path, template = self.folder.path, self._template
+        collect.end_the_rest(path, host.boot_id())
+        verdict = collect.verdict(self.folder, self._work, template, cause, lambda: collect.ask(path, template.result))
         ended = processes.exit_record(self.folder.path)
         seen = Report(
             argv=self.rendered.argv,

@@ -68,7 +68,7 @@ class Upkeep:
 
     def first_facts(self) -> PeerFacts:
         """The facts to join with: after the first look at every device. Blocks."""
-        facts, options = host.facts(self._bench.data_dir), self._options
+        facts, options = self._bench.driver.facts(), self._options
         self._base = PeerFacts(
             hostname=facts.hostname,
             platform=facts.platform,
@@ -80,7 +80,7 @@ class Upkeep:
             labels=options.labels,
             feature_level=options.feature_level,
         )
-        self._metal = host.metal(facts.ram_bytes)
+        self._metal = facts.metal
         self._look(frozenset(), None)
         if self._scan.absent:
             log.info("no_gpus reason=%s", self._scan.absent)
@@ -105,12 +105,13 @@ class Upkeep:
             self._settling.setdefault(uuid, self._bench.clock.boot_s())
 
     def _facts(self) -> PeerFacts:
-        self._low_disk = host.disk_shortage(self._bench.data_dir, self._options.disk_floor, bool(self._low_disk))
+        floor, disks, was_low = self._options.disk_floor, self._bench.driver.disks(), bool(self._low_disk)
+        shortages = (floor.shortage(disk.free_bytes, disk.total_bytes, was_low) for disk in disks)
+        self._low_disk = next(filter(None, shortages), "")
         # The sentence without its figures, or every changed byte would be a new fact to tell.
         not_ready = self._low_disk.partition(":")[0]
-        free = host.free_above(self._bench.data_dir, self._options.disk_floor)
         step = max(self._base.disk_bytes // 50, host.GIB)
-        self._disk_free_bytes = telemetry.coarse(self._disk_free_bytes, free, step, up=False)
+        self._disk_free_bytes = telemetry.coarse(self._disk_free_bytes, floor.above(disks[0]), step, up=False)
         return replace(
             self._base,
             gpus=tuple(self._judged(self._told.get(gpu.uuid, gpu)) for gpu in self._scan.gpus),

@@ -65,7 +65,7 @@ def keep(tmp_path: Path) -> Iterator[Keep]:
     yield start
     for one in kept:
         processes.put_down(one.identity, one.folder, BOOT)
-        processes._reap(one.identity.pid)
+        processes.reap(one.identity.pid)
 
 
 def there(pid: int) -> bool:
@@ -107,7 +107,7 @@ def test_a_program_that_cannot_be_started_is_named_in_the_exit_record(tmp_path: 
     assert record.cause == "spawn"
     assert "/no/such/program" in record.error
     until(lambda: not processes.alive(identity, BOOT))
-    processes._reap(identity.pid)
+    processes.reap(identity.pid)
 
 
 def test_a_program_that_is_killed_by_somebody_else_is_recorded_with_the_signal(keep: Keep) -> None:

@@ -244,7 +244,7 @@ WRONG = [
     (Template(argv=("p",), outputs=(OutputRule("x", "k", "lines"),)), "both count and unit"),
     (Template(argv=("p",), exit_codes={0: "user"}), "exits with 1 to 255"),
     (Template(argv=("p",), tree="relative"), "no absolute path"),
-    (Template(argv=("p",), tree="/nowhere/at/all"), "no directory on this node"),
+    (Template(argv=("p",), tree="/nowhere/at/all"), "is no directory on"),
 ]
 
 

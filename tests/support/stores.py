@@ -16,6 +16,7 @@ import uvicorn
 
 from executors.bench import Bench
 from executors.blobs import Blobs
+from executors.drivers.local import Local
 from executors.host import HostClock
 from executors.logs import Logs
 from executors.options import Options
@@ -87,7 +88,7 @@ class Node:
             disk=site.pool,
             starts=site.pool,
             data_dir=site.root / name,
-            boot_id="boot",
+            driver=Local(site.root / name, site.pool, site.pool, "boot"),
             margin_s=1.0,
             max_log_bytes=1,
             wake=lambda: None,

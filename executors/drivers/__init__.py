@@ -1,0 +1,1 @@
+"""Where attempts live: on this machine, or on a host that has only an SSH server."""
