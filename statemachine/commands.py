@@ -205,6 +205,15 @@ class FailJob(Base, frozen=True, tag="job.fail"):
     at_ms: Natural = 0
 
 
+class SaveCheckpoint(Base, frozen=True, tag="job.checkpoint"):
+    """Register what an unfinished attempt has so far, held by its node; it takes the place of the item's last one."""
+
+    job: Ref
+    fence: Natural
+    digest: Digest
+    size_bytes: Natural
+
+
 class ReleaseJob(Base, frozen=True, tag="job.release"):
     """The node will not run this attempt; nothing started, so no attempt is burnt."""
 
@@ -438,6 +447,7 @@ Effect = (
     | CompleteJob
     | FailJob
     | ReleaseJob
+    | SaveCheckpoint
     | StopJob
     | AddHolder
     | DropHolder

@@ -11,8 +11,16 @@ that is over is refused, so what a lost node still finishes counts nowhere.
 
 from __future__ import annotations
 
-from statemachine import artifacts, deadlines, pace, reputation, results
-from statemachine.commands import CompleteJob, FailJob, ReleaseJob, RenewJobs, ReportJob, StopJob
+from statemachine import artifacts, checkpoints, deadlines, pace, reputation, results
+from statemachine.commands import (
+    CompleteJob,
+    FailJob,
+    ReleaseJob,
+    RenewJobs,
+    ReportJob,
+    SaveCheckpoint,
+    StopJob,
+)
 from statemachine.errors import Code, Refused
 from statemachine.rows import (
     JOB_TRANSITIONS,
@@ -25,7 +33,7 @@ from statemachine.rows import (
     WorkStatus,
 )
 from statemachine.state import Txn
-from statemachine.values import JobProgress
+from statemachine.values import JobProgress, Output
 
 #: looking a member up on its class costs a Python call
 _STARTING, _RUNNING, _SUCCEEDED = Actual.STARTING, Actual.RUNNING, Actual.SUCCEEDED
@@ -124,6 +132,26 @@ def renew(txn: Txn, cmd: RenewJobs) -> dict[str, list[str]]:
     return {"over": over, "stop": stop}
 
 
+def save(txn: Txn, cmd: SaveCheckpoint) -> bool:
+    """Take an attempt's checkpoint; false when its item was ended meanwhile, or when it is known."""
+    row = held(txn, cmd.job, cmd.fence)
+    if row.actual not in LIVE_JOB:
+        raise Refused(Code.ILLEGAL_TRANSITION, f"job {row.job!r} is {row.actual}; its checkpoint comes too late")
+    work = txn.work.require(row.work)
+    old = checkpoints.latest(txn.state, work)
+    if work.status not in LIVE_WORK or (old is not None and old.digest == cmd.digest):
+        return False
+    file = txn.artifacts.get(cmd.digest)
+    if file is not None and file.kind != checkpoints.KIND:
+        raise Refused(Code.CONFLICT, f"artifact {cmd.digest} is known as {file.kind}, it cannot become a checkpoint")
+    checkpoints.drop(txn, work)
+    output = Output(checkpoints.KIND, cmd.digest, cmd.size_bytes, checkpoints.KIND)
+    txn.jobs.change(row.job, outputs=(output,))
+    artifacts.made(txn, output, work, row)
+    txn.emit("CheckpointSaved", row.work, job=row.job, peer=row.peer)
+    return True
+
+
 def complete(txn: Txn, cmd: CompleteJob) -> dict[str, object]:
     """Count an attempt's result: totals, files, models and matches together, once."""
     row = held(txn, cmd.job, cmd.fence)
@@ -133,6 +161,8 @@ def complete(txn: Txn, cmd: CompleteJob) -> dict[str, object]:
         counted = work.job == row.job and work.status is _COMPLETED
         return {"published": counted, "repeat": True}
     move(row, to)
+    if work.status in LIVE_WORK:
+        checkpoints.drop(txn, work)
     now = txn.now_ms
     done = txn.jobs.change(
         row.job,

@@ -49,6 +49,7 @@ HANDLERS: dict[type[Struct], Handler] = {
     c.CancelWork: work.cancel,
     c.RetryWork: work.retry,
     c.ReportJob: jobs.report,
+    c.SaveCheckpoint: jobs.save,
     c.RenewJobs: jobs.renew,
     c.CompleteJob: jobs.complete,
     c.FailJob: jobs.fail,

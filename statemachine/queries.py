@@ -14,7 +14,7 @@ from typing import Any
 import msgspec
 from msgspec import Struct
 
-from statemachine import deadlines
+from statemachine import checkpoints, deadlines
 from statemachine.eligibility import item_obstacle, peer_obstacle
 from statemachine.rows import (
     LIVE_WORK,
@@ -49,6 +49,8 @@ class Assignment(Struct, frozen=True):
     template: Template | None
     inputs: tuple[ResolvedInput, ...]
     lease_end_ms: int
+    #: what an earlier attempt of the item has left to go on from
+    checkpoint: ResolvedInput | None = None
 
 
 def assignments(state: State, peer: str) -> list[Assignment]:
@@ -61,7 +63,9 @@ def assignments(state: State, peer: str) -> list[Assignment]:
         work = state.work[job.work]
         template = state.template(work.spec.template)
         inputs = tuple(resolve(state, i.name, i.digest) for i in work.spec.inputs)
-        found.append(Assignment(job, work, template, inputs, deadlines.lease_end_ms(job, state.peers)))
+        saved = checkpoints.latest(state, work)
+        kept = resolve(state, saved.path, saved.digest) if saved is not None else None
+        found.append(Assignment(job, work, template, inputs, deadlines.lease_end_ms(job, state.peers), kept))
     return found
 
 

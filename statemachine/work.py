@@ -15,6 +15,7 @@ from itertools import islice
 
 from msgspec.structs import replace
 
+from statemachine import checkpoints
 from statemachine.commands import AddWork, CancelWork, ClaimWork, PlaceWork, RetryWork
 from statemachine.eligibility import EXCLUSIVE_TYPES, free_gpus, item_obstacle, peer_obstacle
 from statemachine.errors import Code, Refused
@@ -274,6 +275,8 @@ def on_due(txn: Txn, row: Work) -> None:
         )
         txn.emit("WorkExpired", row.work)
         return
+    if row.status is not WorkStatus.COMPLETED:
+        checkpoints.drop(txn, row)
     for number in range(1, row.grants + 1):
         txn.jobs.delete(f"{row.work}.{number}")
     txn.work.delete(row.work)

@@ -231,7 +231,13 @@ class Locks:
                 return [peer]
             case c.RenewJobs(jobs=held):
                 return self._runners(one.job for one in held)
-            case c.ReportJob(job=job) | c.CompleteJob(job=job) | c.FailJob(job=job) | c.ReleaseJob(job=job):
+            case (
+                c.ReportJob(job=job)
+                | c.CompleteJob(job=job)
+                | c.FailJob(job=job)
+                | c.ReleaseJob(job=job)
+                | c.SaveCheckpoint(job=job)
+            ):
                 return self._runners((job,))
         return ()
 
@@ -256,6 +262,7 @@ NEEDS: dict[type[Struct], Scope] = {
             c.CompleteJob,
             c.FailJob,
             c.ReleaseJob,
+            c.SaveCheckpoint,
             c.AddHolder,
             c.DropHolder,
             c.ReleaseHolder,

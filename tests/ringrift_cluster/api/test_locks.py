@@ -40,6 +40,7 @@ from statemachine.commands import (
     RegisterArtifact,
     RenewJobs,
     RevokeToken,
+    SaveCheckpoint,
     Signed,
     VouchForPeer,
     encode_command,
@@ -275,6 +276,7 @@ OTHERS: list[Command] = [
     DrainGpu("gpu-2", "GPU-0", True),
     CompleteJob("sp-0.1", 1),
     FailJob("sp-0.1", 1, "user", "broken"),
+    SaveCheckpoint("sp-0.1", 1, "ab" * 32, 5),
     RenewJobs((JobProgress("sp-0.1", 1),)),
     Once("r-1", 10**9, ClaimWork("c-9", "gpu-2")),
 ]
