@@ -21,7 +21,7 @@ import msgspec
 
 from ringrift_cluster.raft.configuration import Configuration
 from ringrift_cluster.raft.errors import MembersContradict
-from ringrift_cluster.raft.journal import Journal
+from ringrift_cluster.raft.journal import NO_OP, Journal
 from ringrift_cluster.raft.messages import Hello, Welcome
 from statemachine.values import Voter
 
@@ -314,6 +314,14 @@ class Membership:
     def learn_cluster_id(self, cluster_id: str) -> None:
         """Keep the id that the log committed."""
         self._journal.set_fact("cluster_id", cluster_id)
+
+    def find_cluster_id(self, commit: int) -> None:
+        """The first committed no-op that carries an id names the cluster, on every voter alike."""
+        for index in range(max(2, self._journal.first_index), commit + 1):
+            data = self._journal.entry(index)[0]
+            if data[0] == NO_OP and len(data) > 1:
+                self.learn_cluster_id(data[1:].decode("ascii"))
+                return
 
 
 def _listed(configuration: Configuration) -> str:

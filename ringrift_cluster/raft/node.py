@@ -17,8 +17,7 @@ from __future__ import annotations
 import random
 import time
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
-from typing import Protocol
+from collections.abc import Callable, Sequence
 
 from ringrift_cluster.raft.changes import Done, VoterChanges, VoterState
 from ringrift_cluster.raft.compaction import Compaction, Job
@@ -26,11 +25,10 @@ from ringrift_cluster.raft.conf import VoterConfig, sync_obj_conf
 from ringrift_cluster.raft.configuration import of_state
 from ringrift_cluster.raft.consensus import Consensus
 from ringrift_cluster.raft.counters import Counters
-from ringrift_cluster.raft.errors import DiskLost, Diverged, Removed
-from ringrift_cluster.raft.fetch import Fetch, verified
+from ringrift_cluster.raft.errors import DiskLost, Diverged
 from ringrift_cluster.raft.guard import Guard
 from ringrift_cluster.raft.handover import Handover
-from ringrift_cluster.raft.journal import NO_OP, Batch, Journal, Store
+from ringrift_cluster.raft.journal import Batch, Journal, Store
 from ringrift_cluster.raft.membership import Membership
 from ringrift_cluster.raft.messages import (
     AppendReply,
@@ -40,15 +38,17 @@ from ringrift_cluster.raft.messages import (
     HandOver,
     Hello,
     Message,
-    OfferSnapshot,
     Part,
     Ping,
     Welcome,
 )
 from ringrift_cluster.raft.opening import open_machine
-from ringrift_cluster.raft.privates import CANDIDATE, LEADER, Peer
+from ringrift_cluster.raft.outlook import Outlook
+from ringrift_cluster.raft.parts import Parts
+from ringrift_cluster.raft.privates import LEADER
 from ringrift_cluster.raft.proposals import Outcome, Proposals
 from ringrift_cluster.raft.reads import Reads
+from ringrift_cluster.raft.roster import Links, Peers, Roster
 from ringrift_cluster.raft.snapshots import SnapshotDir, SnapshotFile
 from ringrift_cluster.raft.window import Applied, Window
 from ringrift_cluster.replica import Halted, ReplicaStatus
@@ -62,28 +62,6 @@ _UP, _DOWN = "up", "down"
 _EXPIRE_S = 0.05
 #: the longest that a leader at rest leaves its timers alone (they are looked at every 20 ms anyway)
 _AT_REST_S = 0.02
-#: how old the ages in the published status may be
-_PUBLISH_S = 0.05
-
-
-class Links(Protocol):
-    """The connections to the other voters."""
-
-    def send(self, peer: str, message: Message) -> None:
-        """Send if connected, else drop. Never blocks."""
-        ...
-
-    def reach(self, addresses: Mapping[str, str]) -> None:
-        """Keep connections to these peers (node id to host:port), and dial no others."""
-        ...
-
-
-class _Peers(dict[str, Peer]):
-    """The library's names of peers, made when they are first spoken of."""
-
-    def __missing__(self, name: str) -> Peer:
-        peer = self[name] = Peer(name)
-        return peer
 
 
 class RaftNode:
@@ -107,7 +85,7 @@ class RaftNode:
         self.node_id = config.node_id
         self.counters = Counters()
         self._clock = clock
-        self._links = links
+        self._send = links.send
         self._store = store
         self._snapshots = snapshots
         self.journal = Journal(store.load(), birth_id=f"{rng.getrandbits(96):024x}")
@@ -117,8 +95,7 @@ class RaftNode:
         self.membership = Membership(
             config.node_id, first, self.journal, f"{rng.getrandbits(128):032x}", of_state(self.machine.state)
         )
-        peers = self._peers = _Peers()
-        self._fetch = Fetch(snapshots.directory, links.send)
+        peers = Peers()
         self.guard = Guard(
             self.membership,
             peers,
@@ -127,7 +104,7 @@ class RaftNode:
             self.counters,
             self._send,
             lambda: snapshots.latest,
-            self._want_snapshot,
+            lambda peer, offer: self._parts.offered(peer, offer),
         )
         conf = sync_obj_conf(config.timing, config.limits, self.journal)
         others = [peers[name] for name in self.membership.others]
@@ -141,6 +118,7 @@ class RaftNode:
         self.reads = Reads(self.proposals, config.timing, clock)
         self.window = Window(config.limits.window_entries, config.limits.window_bytes, start=base)
         self._handover = Handover(self.membership, config.timing, self.inside, self.journal, self.proposals, self._send)
+        self.roster = Roster(peers, self.membership, self.inside, self.journal, self.guard, links, clock)
         self.changes = VoterChanges(
             self.membership,
             self.inside,
@@ -148,11 +126,10 @@ class RaftNode:
             self.guard,
             config.timing,
             self._append_voters,
-            self._reconfigure,
+            self.roster.reconfigure,
         )
-        self._reached: dict[str, str] = {}
+        self.roster.attach(self.changes)
         self._inbox: deque[tuple[str, Message | str]] = deque()
-        self.peers_up: set[str] = set()
         self._batch: Batch | None = None
         self._compaction = Compaction(
             config.limits, self.journal, self.membership, snapshots, self.counters, clock, base
@@ -161,13 +138,12 @@ class RaftNode:
         self._settled_at = 0.0
         #: the applied index that the window's readers were last told of
         self._told = self.inside.applied
-        #: the commit index up to which peers were last looked over
-        self._certain_to = 0
         self.halted: str | None = None
-        self._status = self._make_status()
-        self._published_at = 0.0
-        self.journal.configurations.changed = self._reconfigure
-        self._reconfigure()
+        self._parts = Parts(snapshots, self._compaction, config.limits.part_bytes, self._send, clock, self._install)
+        self.outlook = Outlook(
+            self.membership, self.inside, self.journal, self.guard, self.roster, config.timing.election_min_s, clock
+        )
+        self.outlook.renew(self.machine, None)
 
     # In: these only queue
 
@@ -212,33 +188,6 @@ class RaftNode:
         entry = self.proposals.stamped(self.inside.term, self._clock(), [command])
         self._consensus.append(entry, configuration=True)
         return self.journal.last_index
-
-    def _reconfigure(self) -> None:
-        """Let everyone who counts, sends or dials go by the configuration in effect.
-
-        A peer that is no voter is sent entries only when that is committed, or when it is invited: a voter that is
-        about to be removed must not learn of it before, since its vote may still be needed to commit it.
-        """
-        others = self.membership.others
-        certain = self.membership.configuration.index <= max(self.inside.commit, self.inside.applied)
-        invited = self.membership.invited
-        observers = {p for p in self.peers_up if p not in others and (certain or p in invited)}
-        peers = self._peers
-        for known in list(self.inside.match_index):
-            if known not in others and known not in observers:
-                self.guard.forget(known)
-        self.inside.set_peers(
-            {peers[p] for p in others}, {peers[p] for p in observers}, self._clock(), self.journal.last_index + 1
-        )
-        addresses = {**self.changes.invitations(), **self.membership.addresses(self.inside.commit)}
-        if addresses != self._reached:
-            self._reached = addresses
-            self._links.reach(addresses)
-
-    @property
-    def addresses(self) -> Mapping[str, str]:
-        """The peers that are dialed."""
-        return self._reached
 
     # Handshakes. The answer may leave once `sync` has run.
 
@@ -315,8 +264,8 @@ class RaftNode:
             idle = self.journal.last_index == self.inside.commit
             self.proposals.propose(self.inside.term, now, idle=idle)
             return
-        leader = self.leader_id
-        if leader is not None and leader in self.peers_up:
+        leader = self.outlook.leader_id
+        if leader is not None and leader in self.roster.peers_up:
             self.proposals.forward(leader, now)
 
     def sync(self) -> None:
@@ -338,41 +287,29 @@ class RaftNode:
         self.guard.release()
         self.journal.settled = max(self.inside.commit, self.inside.applied)
         others = self.membership.others
-        may_campaign = self.membership.admitted and (not others or bool(self.peers_up))
+        may_campaign = self.membership.admitted and (not others or bool(self.roster.peers_up))
         self.guard.elections.gate(now, may_campaign)
         self._consensus.tick()
         self._note_role(role)
-        self._mind_voters(now)
+        if not self.proposals.held:
+            self.changes.step(now)
+        self.roster.settle()
         applied = self.inside.applied
         self.proposals.passed(applied)
         self._handover.step(now)
         if self.reads.waiting:
-            self.reads.answer(self.machine, applied, self.contact_age_s(now), now)
+            self.reads.answer(self.machine, applied, self.outlook.contact_age_s(now), now)
         if now - self._expired_at >= _EXPIRE_S:
             self._expired_at = now
             self.proposals.expire(now)
         self.proposals.send_answers()
         if not self.membership.cluster_id:
-            self._find_cluster_id()
+            self.membership.find_cluster_id(self.inside.commit)
         self._compaction.keep(self.machine, now, leading=self.inside.role == LEADER)
-        self._publish(now)
+        self.outlook.publish(self.machine, now)
         if self._told != applied:
             self._told = applied
             self.window.wake()
-
-    def _mind_voters(self, now: float) -> None:
-        """Carry changes on, send entries to peers that no longer vote, and notice that this one does not."""
-        commit = self.inside.commit
-        if not self.proposals.held:
-            self.changes.step(now)
-        if self._certain_to != commit and self.membership.configuration.index <= commit:
-            self._certain_to = commit
-            strangers = self.peers_up.difference(self.membership.others)
-            if strangers or len(self._reached) != len(self.membership.others):
-                self._reconfigure()
-        sentence = self.membership.settle(commit)
-        if sentence is not None:
-            raise Removed(sentence)
 
     def _note_role(self, before: int) -> None:
         if before == LEADER and self.inside.role != LEADER:
@@ -380,18 +317,16 @@ class RaftNode:
 
     def _receive(self, peer: str, message: Message | str, now: float) -> None:
         if message == _UP:
-            self.peers_up.add(peer)
-            self._reconfigure()
+            self.roster.up(peer)
             self.guard.connected(peer)
             return
         if message == _DOWN:
-            self.peers_up.discard(peer)
-            self.membership.lost(peer)
+            self.roster.down(peer)
             self.guard.disconnected(peer)
             self.proposals.peer_lost(peer)
-            self._reconfigure()
+            self.roster.reconfigure()
             return
-        if peer == self.node_id or peer not in self.peers_up:
+        if peer == self.node_id or peer not in self.roster.peers_up:
             self.counters.refusals["not_a_voter"] += 1
             return
         if not self.membership.listening:
@@ -405,18 +340,15 @@ class RaftNode:
             case Forwarded():
                 self.proposals.take_forwarded(peer, message)
             case FetchPart():
-                self._send_part(peer, message, now)
+                self._parts.give(peer, message, lambda: self.machine)
             case Part():
-                self._take_part(peer, message, now)
+                self._parts.take(peer, message)
             case HandOver():
                 self._handover.start(message.target or None, now, 5.0, lambda leader: None)
             case Ping():
                 pass
             case Message():
                 self.guard.receive(peer, message)
-
-    def _send(self, peer: str, message: Message) -> None:
-        self._links.send(peer, message)
 
     def _append(self, entry: bytes) -> int:
         self._consensus.append(entry)
@@ -437,14 +369,6 @@ class RaftNode:
         """Whether voters that forwarded commands are about to learn what came of them."""
         return self.proposals.owes_answers
 
-    def _find_cluster_id(self) -> None:
-        """The first committed no-op that carries an id names the cluster, on every voter alike."""
-        for index in range(max(2, self.journal.first_index), self.inside.commit + 1):
-            data = self.journal.entry(index)[0]
-            if data[0] == NO_OP and len(data) > 1:
-                self.membership.learn_cluster_id(data[1:].decode("ascii"))
-                return
-
     # Snapshots
 
     def want_snapshot(self, max_behind: int, done: Callable[[SnapshotFile], None]) -> None:
@@ -462,50 +386,18 @@ class RaftNode:
         jobs = self._compaction.jobs
         return jobs.popleft() if jobs else None
 
-    def _want_snapshot(self, peer: str, offer: OfferSnapshot) -> None:
-        self._fetch.want(peer, offer, self._clock())
-
-    def _send_part(self, peer: str, request: FetchPart, now: float) -> None:
-        data = self._snapshots.part(
-            request.index, request.snapshot_term, request.offset, self.config.limits.part_bytes, now
-        )
-        self._send(peer, Part(request.index, request.snapshot_term, request.offset, data))
-        if data:
-            self._compaction.reads(peer, request.index)
-        if request.offset == 0:
-            self._compaction.asked_again(peer, request.index, request.snapshot_term, lambda: self.machine)
-
-    def _take_part(self, peer: str, part: Part, now: float) -> None:
-        file = self._fetch.take(peer, part, now)
-        if file is None:
-            return
-        loaded: list[tuple[Header, Machine]] = []
-
-        def run() -> None:
-            found = verified(file)
-            if found is not None:
-                loaded.append(found)
-
-        def finish() -> None:
-            if not loaded:
-                self._fetch.drop()
-                return
-            self._install(file, *loaded[0])
-
-        self._compaction.jobs.append(Job(run, finish))
-
     def _install(self, file: SnapshotFile, head: Header, machine: Machine) -> None:
         """Take a verified snapshot in place of the log. What is newer here already stays."""
         settled = max(self.inside.commit, self.inside.applied)
         unneeded = file.index <= settled or self.journal.term_at(file.index) == file.term
         if unneeded or (head.index, head.term) != (file.index, file.term):
-            self._fetch.done()
+            self._parts.done()
             return
         known = self.membership.cluster_id
         if known and head.cluster_id != known:
             raise Diverged(f"the leader's snapshot is of cluster {head.cluster_id}, this voter of {known}")
         self._snapshots.adopt(file)
-        self._fetch.done()
+        self._parts.done()
         self.journal.reset(file.index, file.term)
         self.journal.configurations.restart(of_state(machine.state))
         if head.cluster_id:
@@ -522,73 +414,9 @@ class RaftNode:
     # Out
 
     @property
-    def leader_id(self) -> str | None:
-        """Who leads as far as is known here, and was heard lately enough to believe it."""
-        return self.guard.elections.leader_id
-
-    def contact_age_s(self, now: float) -> float:
-        """Since the last word of the leader; for the leader, since a quorum last answered."""
-        if self.inside.role != LEADER:
-            heard = self.guard.elections.heard_at
-            return now - heard if heard > 0 else 1e6
-        others = self.membership.others
-        if not others:
-            return 0.0
-        answered_at = self.inside.answered_at
-        answered = sorted((answered_at.get(peer, 0.0) for peer in others), reverse=True)
-        return max(0.0, now - answered[self.membership.quorum - 2])
-
-    @property
-    def ready(self) -> bool:
-        """Whether an entry of the present term is committed and applied here."""
-        return self.leader_id is not None and self.journal.term_at(self.inside.applied) == self.inside.term
-
-    def heard(self, now: float) -> tuple[str, ...]:
-        """Voters that answered lately: as the leader knows, elsewhere the ones connected."""
-        if self.inside.role != LEADER:
-            return tuple(sorted({self.node_id, *self.peers_up}.intersection(self.membership.voters)))
-        since = now - self.config.timing.election_min_s
-        lately = [peer for peer, at in self.inside.answered_at.items() if at > since]
-        return tuple(sorted({self.node_id, *lately}.intersection(self.membership.voters)))
-
-    @property
     def status(self) -> ReplicaStatus:
-        """As of the end of the last turn (see `_publish`)."""
-        return self._status
-
-    def _publish(self, now: float) -> None:
-        """Renew the status when something in it moved; ages and who was heard may be 50 ms old."""
-        old, inside = self._status, self.inside
-        moved = (old.applied, old.commit, old.term) != (inside.applied, inside.commit, inside.term)
-        if moved or old.leader_id != self.leader_id or now - self._published_at >= _PUBLISH_S:
-            self._status = self._make_status()
-            self._published_at = now
-
-    def _make_status(self) -> ReplicaStatus:
-        now = self._clock()
-        inside = self.inside
-        role = {LEADER: "leader", CANDIDATE: "candidate"}.get(inside.role, "voter")
-        if self.halted is not None:
-            role = "voter"
-        elif self.membership.joining:
-            role = "learner"
-        return ReplicaStatus(
-            node_id=self.node_id,
-            cluster_id=self.membership.cluster_id,
-            role=role,
-            leader_id=self.leader_id if self.halted is None else None,
-            term=inside.term,
-            commit=inside.commit,
-            applied=inside.applied,
-            chain=self.machine.chain.hex(),
-            ready=self.ready and self.halted is None,
-            voters=self.membership.voters,
-            voters_heard=self.heard(now),
-            contact_age_ms=min(int(self.contact_age_s(now) * 1000), 10**9),
-            clock_ms=self.machine.state.now_ms,
-            halted=self.halted,
-            refused={**self.membership.refused, **self.guard.excluded},
-        )
+        """As of the end of the last turn."""
+        return self.outlook.status
 
     def close_door(self, sentence: str | None) -> None:
         """Take no more commands (None: take them again) and let another voter lead."""
@@ -604,7 +432,7 @@ class RaftNode:
         self.reads.halt(sentence)
         self._handover.halt()
         self.changes.halt(sentence)
-        self._status = self._make_status()
+        self.outlook.renew(self.machine, sentence)
         self.window.wake()
 
     def last_batch(self) -> Batch | None:

@@ -144,7 +144,7 @@ class ConsensusThread:
             links.transport = self._transport
             self.node.begin()
             await self._transport.start()
-            self._transport.reach(self.node.addresses)
+            self._transport.reach(self.node.roster.addresses)
             opened.pop_all()
         self._work = ThreadPoolExecutor(1, thread_name_prefix="raft-work")
         log.info(

@@ -104,7 +104,7 @@ class Checks:
             if node.inside.commit > voter.commit_seen:
                 self._on_majority(voter, node.inside.commit)
             # The status is that of the last turn: by now it may have stepped down.
-            if node.inside.role == LEADER and node.contact_age_s(voter.clock()) >= HEALTHY_S:
+            if node.inside.role == LEADER and node.outlook.contact_age_s(voter.clock()) >= HEALTHY_S:
                 voter.unhealthy_at = self.world.now
         elif voter.role == "leader":
             self.world.tell(f"{voter.name} no longer leads, term {status.term}, at {status.applied}")

@@ -232,7 +232,7 @@ class Cluster:
         goal = self.checks.acknowledged_to
         names = self.membership.names()
         nodes = [v.node for v in self.voters if v.name in names]
-        voters = all(n is not None and n.ready and n.machine.index >= goal for n in nodes)
+        voters = all(n is not None and n.outlook.ready and n.machine.index >= goal for n in nodes)
         return voters and all(f.replica is not None and f.replica.status().applied >= goal for f in self.followers)
 
     def unfinished(self) -> str | None:
@@ -247,4 +247,4 @@ def _dials(a: Voter, b: Voter) -> bool:
     """Whether one of them was told the other's address."""
     assert a.node is not None
     assert b.node is not None
-    return b.name in a.node.addresses or a.name in b.node.addresses
+    return b.name in a.node.roster.addresses or a.name in b.node.roster.addresses

@@ -152,7 +152,7 @@ def stale_reply(cluster: Cluster, rng: Random) -> Script:
             return
         second.call(lambda node: node.hand_over(first.name, 2.0, lambda found: None))
         cluster.disturb()
-        if not (yield lambda: _leads(first) and first.node is not None and first.node.ready):
+        if not (yield lambda: _leads(first) and first.node is not None and first.node.outlook.ready):
             return
         _cut(cluster, [first], [v for v in rest if v is not second])
         network.cuts.discard((reached.name, first.name))

@@ -143,7 +143,7 @@ def _commit_on_offer(self: Guard, peer: str, offer: OfferSnapshot) -> None:
 def _install_always(self: RaftNode, file: SnapshotFile, head: Header, machine: Machine) -> None:
     """Whatever was fetched takes the place of the whole log."""
     self._snapshots.adopt(file)
-    self._fetch.done()
+    self._parts.done()
     self.journal.reset(file.index, file.term)
     self.membership.learn_cluster_id(head.cluster_id)
     self.inside.commit = self.inside.applied = file.index

@@ -152,7 +152,7 @@ class TestAVoterThatWasAwayDisturbsNobody:
         voter.wait(1.2)
         voter.turn()
         assert voter.node.status.role == "leader"
-        assert voter.node.ready
+        assert voter.node.outlook.ready
 
 
 class TestLeadershipIsHandedOver:
