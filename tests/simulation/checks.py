@@ -114,6 +114,7 @@ class Checks:
                 raise Broken(f"{voter.name} was deposed in term {status.term} while a quorum answered it")
         voter.role = status.role
         voter.commit_seen = node.inside.commit
+        voter.list_seen = node.membership.configuration
 
     def _on_majority(self, leader: Voter, index: int) -> None:
         """What a leader counts as committed is on the disks of a majority at that moment, and stays there."""
@@ -122,9 +123,10 @@ class Checks:
         term = node.journal.term_at(index)
         if term is None:
             return
-        names = node.membership.voters
-        holding = [v.name for v in self.voters if v.name in names and v.holds(index, term)]
-        if len(holding) < node.membership.quorum:
+        # It may have appended another list right after it counted: the one that it counted by is the last but one then.
+        lists = [node.membership.configuration, leader.list_seen or node.membership.configuration]
+        holding = [v.name for v in self.voters if v.holds(index, term)]
+        if all(len(set(holding).intersection(known.names)) < known.quorum for known in lists):
             raise Broken(
                 f"{leader.name} counts entry {index} of term {term} as committed in term {node.inside.term}, "
                 f"but only the disks of {holding} hold it"

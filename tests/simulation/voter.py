@@ -13,6 +13,7 @@ import httpx
 
 from ringrift_cluster.controllers.runner import Controllers
 from ringrift_cluster.raft.conf import Limits, Timing, VoterConfig
+from ringrift_cluster.raft.configuration import Configuration
 from ringrift_cluster.raft.engine import RaftReplica
 from ringrift_cluster.raft.errors import DiskFailed, DiskLost, Removed
 from ringrift_cluster.raft.messages import Hello, Message, Raft, Welcome
@@ -91,6 +92,8 @@ class Voter:
         self.led_at = -1.0
         self.role = ""
         self.commit_seen = 0
+        #: the list of voters that it went by when it was last looked at
+        self.list_seen: Configuration | None = None
         #: when it last led without a quorum that answers
         self.unhealthy_at = 0.0
         self.resumed_at = 0.0
@@ -193,6 +196,7 @@ class Voter:
         self.life += 1
         self.role = ""
         self.commit_seen = 0
+        self.list_seen = None
         life.site.reset()
         life.loop.kill()
         for report in life.controllers.reports.values():
