@@ -160,7 +160,8 @@ class Controllers:
                 answers = await asyncio.gather(*(self._answers(peer, address) for peer, _, address in probes))
                 answered = [(peer, inc) for (peer, inc, _), yes in zip(probes, answers, strict=True) if yes]
                 commands = liveness.vouch(answered, self._replica.status().node_id)
-                if commands:
+                # A suspect takes up to two seconds to answer; by then another node may lead, and probes itself.
+                if commands and self._leads():
                     await self._propose("liveness", commands)
             except ReplicaError as error:
                 report.bad_rounds += 1
