@@ -23,6 +23,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--rate", type=float, default=60.0, help="operations offered in a second")
     parser.add_argument("--keep", action="store_true", help="keep histories and logs of good runs as well")
+    parser.add_argument("--open", action="store_true", help="without TLS and tokens")
     args = parser.parse_args()
     if unknown := set(args.scenarios) - set(SCENARIOS):
         parser.error(f"no scenario is called {', '.join(sorted(unknown))}; they are {', '.join(SCENARIOS)}")
@@ -39,7 +40,8 @@ def main() -> int:
     started = time.monotonic()
     try:
         for scenario in chosen:
-            result = run(scenario, args.seconds, args.seed, args.rate, folder / scenario.name, keep=args.keep)
+            place = folder / scenario.name
+            result = run(scenario, args.seconds, args.seed, args.rate, place, keep=args.keep, locked=not args.open)
             results.append(result)
             tell(result)
     except KeyboardInterrupt:

@@ -49,13 +49,14 @@ class Reply:
 class Door:
     """How an operation reaches the cluster."""
 
-    def __init__(self, urls: dict[str, str], rng: random.Random, history: History) -> None:
+    def __init__(self, urls: dict[str, str], rng: random.Random, history: History, way_in: dict[str, Any]) -> None:
+        """`way_in` is what an HTTP client needs to be let in."""
         self._urls = urls
         self._names = list(urls)
         self._rng = rng
         self.history = history
         limits = httpx.Limits(max_connections=None, max_keepalive_connections=64)
-        self.http = httpx.AsyncClient(limits=limits, trust_env=False)
+        self.http = httpx.AsyncClient(limits=limits, **way_in)
         #: answers that no document allows
         self.strange: list[str] = []
 
@@ -143,10 +144,10 @@ class Key:
 class Clients:
     """Everything that uses the cluster during a scenario."""
 
-    def __init__(self, urls: dict[str, str], seed: int, rate: float) -> None:
+    def __init__(self, urls: dict[str, str], seed: int, rate: float, way_in: dict[str, Any]) -> None:
         self._rng = random.Random(seed)
         self.history = History()
-        self.door = Door(urls, self._rng, self.history)
+        self.door = Door(urls, self._rng, self.history, way_in)
         self._pace_s = WORKERS / rate
         self._numbers = itertools.count(1)
         self._keys: deque[Key] = deque()

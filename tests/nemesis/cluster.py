@@ -14,8 +14,9 @@ from pathlib import Path
 
 from statemachine import settings as st
 from statemachine.commands import ChangeSetting
+from tests.nemesis.locks import Locks
 from tests.nemesis.network import Network, mounted, unmount
-from tests.support.cluster import NodeProcess, TestCluster
+from tests.support.cluster import NodeProcess, TestCluster, eventually
 
 HTTP_PORT, RAFT_PORT = 8770, 8771
 #: a lease is over this long after its last renewal: the shortest that the settings allow, so that claims that are
@@ -46,6 +47,8 @@ class NemesisCluster(TestCluster):
     cpu_slots: int = 0
     network: Network | None = None
     places: Places = field(default_factory=Places)
+    #: TLS and tokens; None: everything is open
+    locks: Locks | None = None
     #: names of those that vote now
     voting: list[str] = field(default_factory=list)
 
@@ -57,7 +60,9 @@ class NemesisCluster(TestCluster):
         network = self.network
         assert network is not None
         secret = self.folder / "secret"
+        secret.touch(mode=0o600)
         secret.write_text(secrets.token_hex(16))
+        locks = self.locks
         voters = self.names(self.voters, 0)
         self.voting = list(voters)
         members = ",".join(f"{v}={network.address(v)}:{HTTP_PORT}/{RAFT_PORT}" for v in voters)
@@ -67,7 +72,9 @@ class NemesisCluster(TestCluster):
             if voter and self.places.small_disks:
                 mounted(folder, DISK_BYTES)
             host = network.address(name)
-            flags = ("--bind", host, "--insecure", "--cluster-secret-file", str(secret))
+            flags = (
+                locks.flags(name, host, voter=voter) if locks else ("--insecure", "--cluster-secret-file", str(secret))
+            )
             every = ("--snapshot-every-entries", str(self.places.snapshot_every_entries))
             self.nodes[name] = NodeProcess(
                 name,
@@ -76,12 +83,28 @@ class NemesisCluster(TestCluster):
                 folder,
                 "voter" if voter else "follower",
                 self.cpu_slots,
-                (*flags, *every, *self.places.flags),
+                ("--bind", host, *flags, *every, *self.places.flags),
                 host=host,
                 launcher=network.launcher(name),
                 environment=self._clock(name),
                 log_file=self.folder / f"{name}.log",
+                token=locks.token if locks else "",
+                trust=locks.context if locks else None,
             )
+
+    def start(self) -> None:
+        """The voters first: what lets a follower in is made by them."""
+        self.lay_out()
+        for node in self.voter_nodes:
+            node.start()
+        leader = self.leader()
+        if self.locks:
+            self.locks.let_in(leader)
+        for node in self.nodes.values():
+            if not node.alive:
+                node.start()
+            node.token = self.locks.token if self.locks else ""
+            eventually(lambda node=node: node.get("/status")["ready"], f"{node.name} to be ready", 60.0)
 
     def _clock(self, name: str) -> Mapping[str, str]:
         if not self.places.own_clocks:

@@ -19,6 +19,7 @@ from tests.nemesis import checks
 from tests.nemesis.clients import Clients, final_reads
 from tests.nemesis.cluster import LEASE_S, NemesisCluster
 from tests.nemesis.faults import Fault, Stage
+from tests.nemesis.locks import Locks
 from tests.nemesis.network import Network
 from tests.nemesis.report import Result, summed_up
 from tests.nemesis.scenarios import Scenario
@@ -29,14 +30,22 @@ QUIET_S = 3.0
 READY_S = 120.0
 
 
-def run(scenario: Scenario, seconds: float, seed: int, rate: float, folder: Path, *, keep: bool = False) -> Result:
+def run(
+    scenario: Scenario, seconds: float, seed: int, rate: float, folder: Path, *, keep: bool = False, locked: bool = True
+) -> Result:
     """Run a scenario; its history and logs stay in `folder` when it broke something, or when asked for."""
     if why := scenario.missing():
         return Result(scenario.name, seed, skipped=why)
     folder.mkdir(parents=True)
     names = NemesisCluster.names(scenario.voters, 4)
     with Network(names, seed) as network:
-        cluster = NemesisCluster(folder, voters=scenario.voters, network=network, places=scenario.places)
+        cluster = NemesisCluster(
+            folder,
+            voters=scenario.voters,
+            network=network,
+            places=scenario.places,
+            locks=Locks(folder) if locked else None,
+        )
         try:
             cluster.start()
             cluster.seed()
@@ -58,9 +67,11 @@ async def _load(
     scenario: Scenario, cluster: NemesisCluster, network: Network, seconds: float, seed: int, rate: float
 ) -> Result:
     rng = random.Random(f"{scenario.name} {seed}")
-    clients = Clients({n.name: n.url for n in cluster.nodes.values()}, rng.randrange(1 << 30), rate)
+    some = next(iter(cluster.nodes.values()))
+    way_in: dict[str, Any] = {"headers": some.headers, "verify": some.trust or False, "trust_env": False}
+    clients = Clients({n.name: n.url for n in cluster.nodes.values()}, rng.randrange(1 << 30), rate, way_in)
     try:
-        async with httpx.AsyncClient(trust_env=False) as http, asyncio.TaskGroup() as group:
+        async with httpx.AsyncClient(**way_in) as http, asyncio.TaskGroup() as group:
             stage = Stage(cluster, network, rng, http)
             group.create_task(clients.run())
             began_at = time.monotonic()

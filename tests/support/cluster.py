@@ -75,6 +75,8 @@ class NodeProcess:
     #: where what it prints goes; None: into its data directory
     log_file: Path | None = None
     token: str = ""
+    #: what its certificate is checked with; None: it speaks plain HTTP
+    trust: ssl.SSLContext | None = None
 
     @property
     def headers(self) -> dict[str, str]:
@@ -82,7 +84,11 @@ class NodeProcess:
 
     @property
     def url(self) -> str:
-        return f"http://{self.host}:{self.port}"
+        return f"{'https' if self.trust else 'http'}://{self.host}:{self.port}"
+
+    @property
+    def _verify(self) -> ssl.SSLContext:
+        return self.trust or _NO_AUTHORITIES
 
     @property
     def alive(self) -> bool:
@@ -129,17 +135,17 @@ class NodeProcess:
         return self.process.wait(timeout_s * PATIENCE)
 
     def get(self, path: str) -> Any:
-        answer = httpx.get(f"{self.url}{path}", headers=self.headers, timeout=5.0, verify=_NO_AUTHORITIES)
+        answer = httpx.get(f"{self.url}{path}", headers=self.headers, timeout=5.0, verify=self._verify)
         answer.raise_for_status()
         return answer.json()
 
     def post(self, path: str, body: Any, timeout_s: float = 15.0) -> httpx.Response:
-        return httpx.post(f"{self.url}{path}", json=body, headers=self.headers, timeout=timeout_s)
+        return httpx.post(f"{self.url}{path}", json=body, headers=self.headers, timeout=timeout_s, verify=self._verify)
 
     def propose(self, *commands: Command) -> None:
         body = msgspec.msgpack.encode([encode_command(c) for c in commands])
         headers = {"content-type": "application/msgpack", **self.headers}
-        answer = httpx.post(f"{self.url}/propose", content=body, headers=headers, timeout=15.0)
+        answer = httpx.post(f"{self.url}/propose", content=body, headers=headers, timeout=15.0, verify=self._verify)
         answer.raise_for_status()
         refused = [r for r in msgspec.msgpack.decode(answer.content, type=Placed).results if isinstance(r, Rejected)]
         assert not refused, refused
