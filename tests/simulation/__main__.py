@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import argparse
 import os
+import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from functools import partial
 
 from tests.simulation.run import Options, Outcome, simulate
 from tests.simulation.story import shrink
-from tests.simulation.switches import SWITCHES
+from tests.simulation.switches import BY_MESSAGES, SWITCHES
 
 STORY_LINES = 60
 
@@ -30,14 +32,16 @@ def main() -> int:
     parser.add_argument("--voters", type=int, default=0, help="3 or 5; left out, the seed chooses")
     parser.add_argument("--disable", type=names, default=(), help=f"switch corrections off: {','.join(SWITCHES)}")
     parser.add_argument("--whole", action="store_true", help="do not look for a shorter story")
-    parser.add_argument("--proof", action="store_true", help="switch off one correction after the other")
+    parser.add_argument(
+        "--proof", action="store_true", help="switch off one correction after the other, or those of --disable"
+    )
     args = parser.parse_args()
     if os.environ.get("PYTHONHASHSEED") != "0":
         # Sets of nodes iterate in hash order, and the order is part of the story.
         os.environ["PYTHONHASHSEED"] = "0"
         os.execv(sys.executable, [sys.executable, "-m", "tests.simulation", *sys.argv[1:]])
     if args.proof:
-        return prove(args.seeds, args.first_seed)
+        return prove(args.seeds, args.first_seed, args.disable)
     options = Options(args.seconds, kinds=args.faults, only=args.only, size=args.voters, disabled=args.disable)
     seeds = range(args.first_seed, args.first_seed + args.seeds) if args.seed is None else [args.seed]
     run = partial(simulate, options=options, trace=args.trace)
@@ -73,25 +77,36 @@ def tell(outcome: Outcome, options: Options, whole: bool) -> Outcome:
     return outcome
 
 
-def prove(seeds: int, first_seed: int) -> int:
+def prove(seeds: int, first_seed: int, only: Sequence[str]) -> int:
     """For each correction the first seed that breaks without it; 1 when one was never missed.
 
-    The same seed with the correction has to end well, or it would show nothing.
+    The same seed with the correction has to end well, or it would show nothing. What no run can show is shown by
+    tests with the messages that break the library.
     """
     missed = 0
-    print(f"{'off':4} {'seed':>4} {'found at':>10}  {'without it':<42} what noticed", flush=True)
+    print(f"{'off':11} {'seed':>4} {'found at':>10}  {'without it':<46} what noticed", flush=True)
     for name, switch in SWITCHES.items():
+        if only and name not in only:
+            continue
         options = Options(kinds=switch.kinds, size=switch.size, disabled=(name,))
         runs = (simulate(seed, options) for seed in range(first_seed, first_seed + seeds))
         caught = next((outcome for outcome in runs if outcome.broken), None)
         if caught is None:
             missed += 1
-            print(f"{name:4} {'-':>4} {'-':>10}  {switch.says:<42} nothing in {seeds} seeds", flush=True)
+            print(f"{name:11} {'-':>4} {'-':>10}  {switch.says:<46} nothing in {seeds} seeds", flush=True)
             continue
         control = simulate(caught.seed, replace(options, disabled=())).broken
         missed += control is not None
         noticed = f"{caught.broken}" + (f"; BUT WITH THE CORRECTION: {control}" if control else "")
-        print(f"{name:4} {caught.seed:>4} {caught.virtual_s:>8.1f} s  {switch.says:<42} {noticed}", flush=True)
+        print(f"{name:11} {caught.seed:>4} {caught.virtual_s:>8.1f} s  {switch.says:<46} {noticed}", flush=True)
+    for name, (says, tests) in BY_MESSAGES.items():
+        if only and name not in only:
+            continue
+        command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", tests]
+        ran = subprocess.run(command, capture_output=True, text=True, check=False)
+        missed += ran.returncode != 0
+        result = (ran.stdout.strip().splitlines() or [ran.stderr])[-1].partition(" in ")[0]
+        print(f"{name:11} {'-':>4} {'messages':>10}  {says:<46} {result}: {tests}", flush=True)
     return 1 if missed else 0
 
 

@@ -76,6 +76,11 @@ class Cluster:
         for client in self.clients:
             client.start()
 
+    def end(self) -> None:
+        """The run is over, well or not: what its machines were about to do is forgotten."""
+        for machine in (*self.voters, *self.followers):
+            machine.end()
+
     def _reconnect(self) -> None:
         """Each pair tries again, as the transports do."""
         for i, a in enumerate(self.voters):

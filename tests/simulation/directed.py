@@ -270,6 +270,50 @@ def return_empty(cluster: Cluster, rng: Random) -> Script:
         cluster.heal(keep_connections=True)
 
 
+def two_changes(cluster: Cluster, rng: Random) -> Script:
+    """A leader that reaches one of four others is told to remove two of those that it does not reach.
+
+    Were it to do both at once, the two would be a majority of three, and those that it does not reach are one of five.
+    """
+    cast = _cast(cluster, rng, 4)
+    if not cast or not cluster.membership.at_rest:
+        return
+    first, kept, gone, also, *left = cast
+    cluster.world.tell(f"{first.name} reaches {kept.name} alone and is to remove {gone.name} and {also.name}")
+    try:
+        _cut(cluster, [first, kept], [gone, also, *left])
+        cluster.membership.order_removal(first, gone.name)
+        cluster.membership.order_removal(first, also.name)
+        yield lambda: any(map(_leads, (gone, also, *left)))
+        yield 0.8
+    finally:
+        cluster.heal()
+
+
+def return_unapplied(cluster: Cluster, rng: Random) -> Script:
+    """A voter loses its power with a list of voters in its log that it has not applied."""
+    cast = _cast(cluster, rng, 2)
+    if not cast or not cluster.membership.at_rest:
+        return
+    first, crashes, leaves, *_ = cast
+    if first.node is None:
+        return
+    before = first.node.membership.configuration.index
+    cluster.world.tell(f"{crashes.name} gets the list without {leaves.name}, its answer is lost, then its power")
+    try:
+        for other in cast[1:]:
+            cluster.network.cut(other.name, first.name)
+        cluster.membership.order_removal(first, leaves.name)
+        if not (yield lambda: (crashes.disk.list_at or 0) > before) or not crashes.alive:
+            return
+        cluster.crash(crashes)
+        yield 0.05
+        cluster.restart(crashes)
+        yield 0.3
+    finally:
+        cluster.heal()
+
+
 def _behind(voter: Voter, index: int) -> bool:
     """Whether it has compacted the entry after `index`."""
     return voter.node is not None and voter.node.journal.first_index > index
@@ -281,4 +325,6 @@ DIRECTED: dict[str, Callable[[Cluster, Random], Script]] = {
     "diverge": diverge,
     "stale_snapshot": stale_snapshot,
     "return_empty": return_empty,
+    "two_changes": two_changes,
+    "return_unapplied": return_unapplied,
 }

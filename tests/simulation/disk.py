@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from ringrift_cluster.raft.errors import DiskFailed
-from ringrift_cluster.raft.journal import Batch, Stored
+from ringrift_cluster.raft.journal import CONFIGURATION, Batch, Stored
 from ringrift_cluster.raft.messages import LogEntry
 from tests.simulation.world import Broken
 
@@ -58,6 +58,11 @@ class Disk:
         """Whether this entry would be there after a power cut."""
         entry = self.entries.get(index)
         return index <= self.base if entry is None else entry[2] == term
+
+    @property
+    def list_at(self) -> int | None:
+        """Index of the last list of voters among the entries; None when there is none."""
+        return max((i for i, (data, _, _) in self.entries.items() if data[0] == CONFIGURATION), default=None)
 
     def _check(self, facts: dict[str, str]) -> None:
         before, after = int(self.facts.get("term", "0")), int(facts.get("term", self.facts.get("term", "0")))

@@ -100,6 +100,11 @@ class Follower:
             with draft.open("r+b") as out:
                 out.truncate(draft.stat().st_size // 2)
 
+    def end(self) -> None:
+        """Forget what it was about to do."""
+        if self._loop is not None:
+            self._loop.kill()
+
     def pause(self) -> None:
         self.paused = True
         if self._loop is not None:

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from tests.simulation.plan import WEIGHTS
 from tests.simulation.run import Options
 
+#: kinds of faults that came later: with them in the draw, an earlier seed is another story
+_LATER = ("two_changes", "return_unapplied")
+_FIRST = Options(kinds=tuple(kind for kind in WEIGHTS if kind not in _LATER))
+
 KEPT: dict[str, tuple[int, Options]] = {
-    "a follower without a state waited 30 s for a voter behind a partition to accept its connection": (1007, Options()),
-    "a voter that joined while entries were counted was sent what it lacked, too": (10075, Options()),
-    "a leader counted by one list of voters and appended the next one in the same turn": (10281, Options()),
-    "a suspect answered a leader's probe when that no longer led, and was vouched for all the same": (10300, Options()),
+    "a follower without a state waited 30 s for a voter behind a partition to accept its connection": (1007, _FIRST),
+    "a voter that joined while entries were counted was sent what it lacked, too": (10075, _FIRST),
+    "a leader counted by one list of voters and appended the next one in the same turn": (10281, _FIRST),
+    "a suspect answered a leader's probe when that no longer led, and was vouched for all the same": (10300, _FIRST),
 }

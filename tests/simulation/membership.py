@@ -134,6 +134,13 @@ class Membership:
         else:
             self._cluster.world.after(0.5, lambda: self._remove(name, request, rounds - 1, then))
 
+    def order_removal(self, leader: Voter, name: str) -> None:
+        """Once, to this leader; nobody waits for the answer."""
+        self.orders += 1
+        request = f"change-{self.orders}"
+        self._cluster.world.tell(f"{leader.name} is told to remove voter {name}")
+        leader.call(lambda node: node.remove_voter(name, request, lambda outcome: None))
+
     def _call(self, leader: Voter, order: Callable[[RaftNode], None], done: Callable[[Outcome], None]) -> None:
         """An order that dies with its leader is answered, too: by whoever waits for it."""
         life = leader.life

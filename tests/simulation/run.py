@@ -101,6 +101,7 @@ def simulate(seed: int, options: Options = Options(), *, trace: bool = False) ->
             if trace:
                 raise
         finally:
+            cluster.end()
             events._set_running_loop(None)
     outcome = Outcome(
         seed, broken, world.story, world.now - BEGAN_AT, time.process_time() - started, _counts(cluster), world.now

@@ -14,9 +14,12 @@ from unittest.mock import patch
 
 from msgspec.structs import replace
 
+from ringrift_cluster.raft.changes import VoterChanges
+from ringrift_cluster.raft.configuration import Configuration
 from ringrift_cluster.raft.elections import Elections
 from ringrift_cluster.raft.guard import Guard
 from ringrift_cluster.raft.handover import Handover
+from ringrift_cluster.raft.journal import Journal
 from ringrift_cluster.raft.membership import WELCOME, Membership
 from ringrift_cluster.raft.messages import (
     AppendEntries,
@@ -31,6 +34,7 @@ from ringrift_cluster.raft.node import RaftNode
 from ringrift_cluster.raft.privates import LEADER
 from ringrift_cluster.raft.proposals import Proposals
 from ringrift_cluster.raft.snapshots import SnapshotFile
+from ringrift_cluster.replica import NoLeader, ReplicaError
 from statemachine.machine import Machine
 from statemachine.snapshot import Header
 from statemachine.values import Voter
@@ -207,6 +211,22 @@ def _welcome_the_name(self: Membership, hello: Hello) -> Welcome:
 _judge = Membership._judge
 
 
+def _any_number_at_once(self: VoterChanges, what: str) -> ReplicaError | None:
+    """A leader carries out whatever it is told."""
+    return None if self.inside.role == LEADER else NoLeader(f"{what} is for the leader")
+
+
+_opened = Membership.__init__
+
+
+def _open_with_what_is_applied(
+    self: Membership, node_id: str, bootstrap: tuple[Voter, ...], journal: Journal, log_id: str, base: Configuration
+) -> None:
+    """A list of voters in the log is forgotten at a restart, until it is applied."""
+    _opened(self, node_id, bootstrap, journal, log_id, base)
+    self._configurations.truncated(journal.getRaftCommitIndex() + 1)
+
+
 # G15
 
 
@@ -254,5 +274,37 @@ SWITCHES: dict[str, Switch] = {
         ("return_empty",),
         size=3,
     ),
+    "G14-two": Switch(
+        "voters change while a change is under way",
+        [(VoterChanges, "_refusal", _any_number_at_once)],
+        ("two_changes",),
+        size=5,
+    ),
+    "G14-restart": Switch(
+        "a restart forgets a list that is not applied",
+        [(Membership, "__init__", _open_with_what_is_applied)],
+        ("return_unapplied",),
+    ),
     "G15": Switch("a transfer does not hold proposals", [(Handover, "_advance", _transfer_at_once)]),
+}
+
+#: corrections against what no run shows, since it cannot happen where the others hold: the tests that show each
+#: with the messages that break the library
+BY_MESSAGES: dict[str, tuple[str, str]] = {
+    "G8": (
+        "what is committed may be truncated",
+        "tests/ringrift_cluster/raft/test_replication.py::TestWhatIsCommittedIsNeverRemoved",
+    ),
+    "G10": (
+        "large entries travel in pieces",
+        "tests/ringrift_cluster/raft/test_replication.py::TestEntriesTravelWhole",
+    ),
+    "G11": (
+        "compaction may empty the log",
+        "tests/ringrift_cluster/raft/test_replication.py::TestCompactionKeepsOneEntry",
+    ),
+    "G12": (
+        "an exception in a transition stops everyone",
+        "tests/ringrift_cluster/raft/test_proposals.py::TestAnExceptionWhileApplying",
+    ),
 }

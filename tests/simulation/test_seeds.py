@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.simulation.kept import KEPT
-from tests.simulation.switches import SWITCHES
+from tests.simulation.switches import BY_MESSAGES, SWITCHES
 
 SEEDS = 6
 CHUNK = 2
@@ -47,6 +47,22 @@ def test_one_seed_tells_one_story():
     assert first.stdout.splitlines()[:-1] == second.stdout.splitlines()[:-1] != []
     # The last line has the CPU time in it; everything it counts is the same.
     assert first.stdout.split("; ")[2:] == second.stdout.split("; ")[2:]
+
+
+#: those that a run of two seconds shows; `make simulate-proof` takes all
+SOON = ("G3", "G5", "G6", "G7", "G9", "G14", "G14-two", "G14-restart")
+
+
+def test_a_correction_that_is_switched_off_is_missed():
+    assert set(SOON) < SWITCHES.keys()
+    ran = simulate("--proof", "--disable", ",".join(SOON), "--seeds", "3")
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+    assert [line.split()[0] for line in ran.stdout.splitlines()[1:]] == list(SOON)
+
+
+def test_each_correction_is_shown_by_runs_or_by_messages():
+    shown = {name.partition("-")[0] for name in (*SWITCHES, *BY_MESSAGES)}
+    assert shown == {f"G{number}" for number in range(1, 16)}
 
 
 def test_what_is_committed_before_it_is_on_a_majority_of_disks_is_noticed_and_told_in_few_lines():

@@ -146,6 +146,11 @@ class Voter:
         loop.create_task(site.beats.run())
         loop.create_task(controllers.run())
         self.seen = self.furthest = self.node.machine.index
+        by = self.node.membership.configuration.index
+        if by < (self.disk.list_at or 0):
+            world.fail(
+                f"{self.name} starts with the list of voters of entry {by}, its log has one at {self.disk.list_at}"
+            )
         try:
             self.node.begin()
         except Removed:
@@ -164,6 +169,12 @@ class Voter:
         if self._working:
             self._tear()
         self._end()
+
+    def end(self) -> None:
+        """Forget what it was about to do."""
+        if self._life is not None:
+            self._life.site.reset()
+            self._life.loop.kill()
 
     def wipe(self) -> None:
         """While it is down, an empty disk takes the place of its disk."""
