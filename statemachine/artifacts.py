@@ -15,7 +15,7 @@ from statemachine.commands import (
     RequestSync,
 )
 from statemachine.errors import Code, Refused
-from statemachine.rows import Artifact, Job, ModelStatus, Work
+from statemachine.rows import Artifact, Job, Work
 from statemachine.state import Txn
 from statemachine.values import Output
 
@@ -102,10 +102,11 @@ def release(txn: Txn, cmd: ReleaseHolder) -> bool:
         return False
     state = txn.state
     left = [p for p in copies.good_holders(state, row) if p.peer != cmd.peer]
-    if not left:
+    stored = len(copies.stores_with(row))
+    if not left and not stored:
         raise Refused(Code.CONFLICT, f"{cmd.peer} has the last good copy of {cmd.digest} on a live node; it is kept")
     storage = copies.storage_nodes(state)
-    durable, wanted = sum(p.peer in storage for p in left), state.spreading.wanted(row.kind)
+    durable, wanted = stored + sum(p.peer in storage for p in left), state.spreading.wanted(row.kind)
     if cmd.peer in storage and durable < wanted:
         raise Refused(
             Code.CONFLICT,
@@ -137,7 +138,7 @@ def forget(txn: Txn, cmd: ForgetArtifact) -> bool:
     if row is None:
         return False
     model = txn.models.get(cmd.digest)
-    if model is not None and model.status is not ModelStatus.REJECTED:
+    if model is not None and model not in models.spare(txn.state, model.config):
         raise Refused(Code.CONFLICT, f"artifact {cmd.digest} is a model and {model.status}; it is kept")
     readers = txn.state.index.readers.get(cmd.digest, 0)
     if readers:

@@ -37,7 +37,7 @@ def advance(cluster: Cluster, term: int, elapsed_ms: int) -> Cluster:
 
 def change_setting(txn: Txn, cmd: ChangeSetting) -> dict[str, int]:
     try:
-        value = st.encode(st.decode(cmd.name, cmd.value))
+        value = st.canonical(cmd.name, cmd.value)
     except ValueError as error:
         raise Refused(Code.INVALID, str(error)) from None
     old = txn.settings.get(cmd.name)

@@ -46,6 +46,16 @@ def item_obstacle(
     return None
 
 
+def input_obstacle(work: Work, unserved: Callable[[str], bool]) -> Obstacle | None:
+    """What keeps an agent from starting an item that could run. `unserved` says of a digest that the file is known
+    and no node that is there can deliver it. The law lets it pass: a worker that claims may have files of its own."""
+    for needed in work.spec.inputs:
+        if unserved(needed.digest):
+            text = f"its input {needed.name!r} is the file {needed.digest[:12]}, which no live node holds"
+            return Obstacle("input_unserved", f"{text}; bring a holder back, or cancel the item")
+    return None
+
+
 def peer_obstacle(peer: Peer, work_type: str, needs: Needs, held: Iterable[Job], limits: Limits) -> Obstacle | None:
     """What keeps a peer from taking something of this type and needs beside the jobs it holds."""
     facts = peer.facts

@@ -20,6 +20,7 @@ from statemachine.ordered import Ordered
 from statemachine.rows import (
     LIVE_JOB,
     OPEN_WORK,
+    STORE,
     Artifact,
     Job,
     Model,
@@ -71,8 +72,12 @@ class Indexes:
         self.live_jobs: dict[str, dict[str, None]] = {}
         self.claims: dict[str, dict[str, None]] = {}
         self.peers_by_status: dict[PeerStatus, int] = dict.fromkeys(PeerStatus, 0)
+        #: by object store: the peers with access to it, whatever their status
+        self.gates: dict[str, set[str]] = {}
         #: artifacts by (kind, config), oldest first: (seq, digest)
         self.artifacts: dict[tuple[str, str], Ordered[tuple[int, str]]] = {}
+        #: what each holder has, doubted copies included: (files, bytes) by (kind, config)
+        self.held: dict[str, dict[tuple[str, str], tuple[int, int]]] = {}
         #: artifacts of which a holder's copy is doubted
         self.doubted: set[str] = set()
         #: models by config, oldest first: (seq, digest)
@@ -128,6 +133,10 @@ class Indexes:
                 found[work_type] += group.live
         return dict(found)
 
+    def held_bytes(self, holder: str) -> int:
+        """What a holder's files take together."""
+        return sum(size_bytes for _, size_bytes in self.held.get(holder, {}).values())
+
     def live_jobs_of(self, peer: str) -> list[str]:
         """Ids of the peer's jobs that are not over, oldest grant first."""
         return list(self.live_jobs.get(peer, ()))
@@ -159,6 +168,8 @@ class Indexes:
         heapify(self.deadlines)
 
     def _peer(self, key: str, old: Peer | None, new: Peer | None) -> bool:
+        if old is None or new is None or old.facts is not new.facts:
+            self._label(key, old, new)
         if old is not None and new is not None and old.status is new.status:
             return (old.drain_deadline_ms, old.held_until_ms, old.gpu_drains) != (
                 new.drain_deadline_ms,
@@ -170,6 +181,17 @@ class Indexes:
         if new is not None:
             self.peers_by_status[new.status] += 1
         return True
+
+    def _label(self, key: str, old: Peer | None, new: Peer | None) -> None:
+        """Keep in step which peers have access to which object store."""
+        had = {label for label in old.facts.labels if label.startswith(STORE)} if old is not None else set()
+        has = {label for label in new.facts.labels if label.startswith(STORE)} if new is not None else set()
+        for store in has - had:
+            self.gates.setdefault(store, set()).add(key)
+        for store in had - has:
+            self.gates[store].discard(key)
+            if not self.gates[store]:
+                del self.gates[store]
 
     def _work(self, key: str, old: Work | None, new: Work | None) -> bool:
         row = new or old
@@ -257,11 +279,31 @@ class Indexes:
         assert row is not None
         if old is None or new is None:
             _shelve(self.artifacts, (row.kind, row.config), (row.seq, key), 1 if old is None else -1)
+        had = old.holders if old is not None else ()
+        has = new.holders if new is not None else ()
+        if had != has:
+            for holder in has:
+                if holder not in had:
+                    self._hold(holder, row, 1)
+            for holder in had:
+                if holder not in has:
+                    self._hold(holder, row, -1)
         if new is not None and new.doubted:
             self.doubted.add(key)
         else:
             self.doubted.discard(key)
         return False
+
+    def _hold(self, holder: str, row: Artifact, by: int) -> None:
+        """A holder got a file, or has it no longer (-1)."""
+        groups = self.held.setdefault(holder, {})
+        files, size_bytes = groups.get((row.kind, row.config), (0, 0))
+        if files + by:
+            groups[row.kind, row.config] = (files + by, size_bytes + by * row.size_bytes)
+            return
+        del groups[row.kind, row.config]
+        if not groups:
+            del self.held[holder]
 
     def _model(self, key: str, old: Model | None, new: Model) -> bool:
         """Models are never deleted."""

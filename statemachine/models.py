@@ -15,7 +15,7 @@ from statemachine.commands import PromoteModel, RollbackModel
 from statemachine.errors import Code, Refused
 from statemachine.matches import model_of
 from statemachine.rows import GauntletStatus, Model, ModelStatus, Totals
-from statemachine.state import Txn
+from statemachine.state import State, Txn
 
 #: kinds of evidence a promotion may name
 EVIDENCE_KINDS = ("gauntlet", "initial", "operator")
@@ -137,6 +137,8 @@ def rollback(txn: Txn, cmd: RollbackModel) -> dict[str, object]:
         raise Refused(
             Code.ILLEGAL_TRANSITION, f"model {cmd.model[:12]} is {row.status}; only a former champion returns"
         )
+    if cmd.model not in txn.artifacts.rows:
+        raise Refused(Code.CONFLICT, f"the file of model {cmd.model[:12]} was forgotten; go back to a later champion")
     _crown(txn, row, champion)
     txn.models.change(cmd.model, status=ModelStatus.CHAMPION, promoted_at_ms=txn.now_ms)
     txn.emit("PromotionRolledBack", cmd.model, config=cmd.config, previous=champion, reason=cmd.reason)
@@ -148,6 +150,20 @@ def reject(txn: Txn, digest: str) -> None:
     if row.status is ModelStatus.CANDIDATE:
         txn.models.change(digest, status=ModelStatus.REJECTED)
         txn.emit("CandidateRejected", digest, config=row.config, generation=str(row.generation))
+
+
+def spare(state: State, config: str) -> list[Model]:
+    """Models of a config whose files may be forgotten, oldest first: those that were rejected, and former champions
+    before the ones that a rollback may go back to."""
+    shelf = state.index.models.get(config)
+    rows = [state.models[digest] for _, digest in shelf or ()]
+    former = sorted(
+        (row for row in rows if row.status is ModelStatus.FORMER), key=lambda row: (row.promoted_at_ms, row.seq)
+    )
+    return [
+        *(row for row in rows if row.status is ModelStatus.REJECTED),
+        *former[: -state.retention.former_models],
+    ]
 
 
 def _crown(txn: Txn, row: Model, champion: str) -> None:

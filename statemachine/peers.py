@@ -21,7 +21,7 @@ from statemachine.commands import (
     VouchForPeer,
 )
 from statemachine.errors import Code, Refused
-from statemachine.rows import Peer, PeerStatus
+from statemachine.rows import STORE, Peer, PeerStatus
 from statemachine.state import Txn
 from statemachine.values import GpuDrain
 
@@ -31,6 +31,8 @@ MAX_GPU_DRAINS = 64
 
 def join(txn: Txn, cmd: JoinPeer) -> dict[str, int]:
     """Register a node process, or a newer process of the same node."""
+    if cmd.peer.startswith(STORE):
+        raise Refused(Code.INVALID, f"{cmd.peer!r} is the name of an object store; give the node another --node-id")
     old = txn.peers.get(cmd.peer)
     now = txn.now_ms
     if old is None:

@@ -7,6 +7,7 @@ read counters that are kept in step and never scan a table.
 from __future__ import annotations
 
 from collections import Counter
+from functools import partial
 from heapq import merge
 from itertools import islice
 from typing import Any
@@ -15,14 +16,16 @@ import msgspec
 from msgspec import Struct
 
 from statemachine import checkpoints, deadlines
-from statemachine.eligibility import item_obstacle, peer_obstacle
+from statemachine.eligibility import input_obstacle, item_obstacle, peer_obstacle
 from statemachine.rows import (
     LIVE_WORK,
+    STORE,
     Artifact,
     Cluster,
     Event,
     Job,
     ModelStatus,
+    Peer,
     PeerStatus,
     Totals,
     Work,
@@ -30,6 +33,8 @@ from statemachine.rows import (
 )
 from statemachine.settings import Template
 from statemachine.state import State
+
+THERE = frozenset((PeerStatus.ALIVE, PeerStatus.SUSPECT))
 
 
 class ResolvedInput(Struct, frozen=True):
@@ -39,6 +44,8 @@ class ResolvedInput(Struct, frozen=True):
     digest: str
     size_bytes: int
     holders: tuple[tuple[str, str], ...]
+    #: nodes that can get it from an object store, to be asked when no holder delivers it
+    gates: tuple[tuple[str, str], ...] = ()
 
 
 class Assignment(Struct, frozen=True):
@@ -72,7 +79,30 @@ def assignments(state: State, peer: str) -> list[Assignment]:
 def resolve(state: State, name: str, digest: str) -> ResolvedInput:
     artifact = state.artifacts.get(digest)
     size = artifact.size_bytes if artifact else 0
-    return ResolvedInput(name, digest, size, holders_of(state, artifact))
+    return ResolvedInput(name, digest, size, holders_of(state, artifact), gates_of(state, artifact))
+
+
+def unserved(state: State, digest: str) -> bool:
+    """Whether a file is known and nobody who is there can deliver it."""
+    row = state.artifacts.get(digest)
+    if row is None:
+        return False
+    there = any((peer := state.peers.get(h)) is not None and peer.status in THERE for h in row.holders)
+    return not there and not gates_of(state, row)
+
+
+def gates_of(state: State, artifact: Artifact | None) -> tuple[tuple[str, str], ...]:
+    """(peer, address) of nodes that get a file from an object store for whoever asks them."""
+    if artifact is None:
+        return ()
+    stores = [h for h in artifact.holders if h.startswith(STORE)]
+    return tuple((p.peer, p.address) for store in stores for p in keepers_of(state, store) if p.address)
+
+
+def keepers_of(state: State, store: str) -> list[Peer]:
+    """The nodes that are there and have access to an object store: they carry its name as a label."""
+    known = (state.peers[p] for p in sorted(state.index.gates.get(store, ())))
+    return [p for p in known if p.status in THERE]
 
 
 def holders_of(state: State, artifact: Artifact | None) -> tuple[tuple[str, str], ...]:
@@ -129,6 +159,9 @@ def _why_pending(state: State, row: Work) -> Why:
     if not row.spec.template:
         text = "it has no template, so it waits for a worker that claims it"
         return Why(row.status, text, (Reason("unclaimed", 1, text),))
+    obstacle = input_obstacle(row, partial(unserved, state))
+    if obstacle is not None:
+        return Why(row.status, obstacle.detail, (Reason(obstacle.code, 1, obstacle.detail),))
     needs = state.needs_of(row.spec)
     counts: Counter[str] = Counter()
     example: dict[str, str] = {}
@@ -258,12 +291,15 @@ __all__ = [
     "champion",
     "dump",
     "events_after",
+    "gates_of",
     "holders_of",
+    "keepers_of",
     "newest_model",
     "overview",
     "pending",
     "resolve",
     "stalled",
+    "unserved",
     "why",
     "window",
 ]

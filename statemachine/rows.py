@@ -255,6 +255,10 @@ class Job(Struct, frozen=True, gc=False):
     stop_class: str = ""
 
 
+#: a holder whose name begins so is an object store: its files are got by the nodes that carry its name as a label
+STORE = "store:"
+
+
 class Artifact(Struct, frozen=True, gc=False):
     digest: str
     size_bytes: int

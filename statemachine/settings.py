@@ -94,6 +94,10 @@ class Retention(Struct, frozen=True, forbid_unknown_fields=True):
     token_ms: Span = 7 * 86_400_000
     #: selfplay files kept beyond the training window, in windows
     window_multiple: Annotated[int, Meta(ge=1, le=1000)] = 3
+    #: former champions of a config whose files are kept, the latest of them: a rollback goes back to one of these
+    former_models: Annotated[int, Meta(ge=1, le=10_000)] = 20
+    #: rejected models of a config whose files are kept, the latest of them
+    rejected_models: Annotated[int, Meta(ge=0, le=10_000)] = 10
 
 
 class Artifacts(Struct, frozen=True, forbid_unknown_fields=True):
@@ -290,6 +294,13 @@ def decode(name: str, value: str) -> Struct:
     return decoded
 
 
+def canonical(name: str, value: str) -> str:
+    """The text that the state keeps of a setting: what was given and no more, so that a release with another field
+    keeps the same text. Raises ValueError like `decode`."""
+    decode(name, value)
+    return msgspec.json.encode(msgspec.json.decode(value), order="sorted").decode()
+
+
 def depth_of(text: str) -> int:
     """How deep the brackets of a JSON text nest; those inside of its strings count too."""
     depth = deepest = 0
@@ -300,7 +311,7 @@ def depth_of(text: str) -> int:
 
 
 def encode(value: Struct) -> str:
-    """The canonical JSON text of a setting."""
+    """The JSON text of a setting, all its fields in it."""
     return msgspec.json.encode(value, order="sorted").decode()
 
 

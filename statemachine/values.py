@@ -111,6 +111,8 @@ class PeerFacts(Value, frozen=True):
     feature_level: Natural = 1
     #: empty when the node takes work, else why it does not (low disk, no shim, ...)
     not_ready: Short = ""
+    #: the quota of its store of files; 0 is none
+    store_bytes: Natural = 0
 
 
 class Needs(Value, frozen=True):

@@ -40,7 +40,10 @@ EXAMPLE = SettingView("timing", Raw(msgspec.json.encode(st.Timing())), 1, "cli",
 
 
 def view_of(row: Setting) -> SettingView:
-    return SettingView(row.name, Raw(row.value.encode()), row.version, row.by, row.at_ms)
+    """The setting with the fields that were left out when it was set."""
+    return SettingView(
+        row.name, Raw(st.encode(st.decode(row.name, row.value)).encode()), row.version, row.by, row.at_ms
+    )
 
 
 def default_of(name: str) -> SettingView | None:

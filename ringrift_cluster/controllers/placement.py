@@ -12,13 +12,14 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import cache, partial
 
 from ringrift_cluster.controllers.items import stand_in
 from ringrift_cluster.controllers.power import gpu_power, strongest
 from ringrift_cluster.controllers.yielding import overdue, waiting
-from statemachine import reputation
+from statemachine import queries, reputation
 from statemachine.commands import Command, PlaceWork
-from statemachine.eligibility import free_gpus, item_obstacle, peer_obstacle, takes_whole
+from statemachine.eligibility import free_gpus, input_obstacle, item_obstacle, peer_obstacle, takes_whole
 from statemachine.rows import Job, Peer, PeerStatus, Work
 from statemachine.state import State
 from statemachine.values import Needs
@@ -51,9 +52,10 @@ def place(state: State) -> list[Command]:
     def running(work_type: str, config: str) -> int:
         return live[work_type, config]
 
+    unserved = cache(partial(queries.unserved, state))
     unmet: set[tuple[bool, Needs]] = set()
     budget = iter(range(MAX_LOOKED))
-    classes = [_runnable(state, group.queue, running, unmet, budget) for _, _, group in state.index.groups()]
+    classes = [_runnable(state, group.queue, running, unserved, unmet, budget) for _, _, group in state.index.groups()]
     heads = {n: row for n, rows in enumerate(classes) if (row := next(rows, None)) is not None}
     commands: list[Command] = []
     while heads and len(commands) < MAX_PLACEMENTS:
@@ -77,6 +79,7 @@ def _runnable(
     state: State,
     queue: Iterable[tuple[int, int, str]],
     running: Callable[[str, str], int],
+    unserved: Callable[[str], bool],
     unmet: set[tuple[bool, Needs]],
     budget: Iterator[int],
 ) -> Iterator[Work]:
@@ -85,7 +88,7 @@ def _runnable(
         row = state.work[place[2]]
         if not row.spec.template or _demand(state, row) in unmet:
             continue
-        if item_obstacle(row, state.now_ms, state.work.get, running) is None:
+        if item_obstacle(row, state.now_ms, state.work.get, running) is None and not input_obstacle(row, unserved):
             yield row
 
 

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from ringrift_cluster.controllers.items import stand_in
 from ringrift_cluster.controllers.power import gpu_power
+from statemachine import queries
 from statemachine.commands import Command, StopJob
-from statemachine.eligibility import WHOLE_GPU_TYPES, free_gpus, item_obstacle, peer_obstacle
+from statemachine.eligibility import WHOLE_GPU_TYPES, free_gpus, input_obstacle, item_obstacle, peer_obstacle
 from statemachine.rows import Desired, Job, Peer, PeerStatus, Work
 from statemachine.state import State
 from statemachine.values import Needs
@@ -62,6 +64,8 @@ def waiting(state: State, peers: Sequence[Peer], held: Mapping[str, Sequence[Job
         if row is None or not row.spec.template or not overdue(state, row):
             continue
         if item_obstacle(row, state.now_ms, state.work.get, state.index.live) is not None:
+            continue
+        if input_obstacle(row, partial(queries.unserved, state)) is not None:
             continue
         needs = state.needs_of(row.spec)
         if any(peer_obstacle(p, work_type, needs, jobs[p.peer], state.limits) is None for p in peers):

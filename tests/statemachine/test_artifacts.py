@@ -13,12 +13,15 @@ from statemachine.commands import (
     DrainPeer,
     DropHolder,
     ForgetArtifact,
+    PromoteModel,
     RegisterArtifact,
     ReleaseHolder,
     RequestSync,
+    RollbackModel,
     StartGauntlet,
 )
 from statemachine.errors import Code, Done, Rejected
+from statemachine.settings import Retention
 from statemachine.values import Evidence, Input
 from tests.support.law import (
     CONFIG,
@@ -31,6 +34,7 @@ from tests.support.law import (
     model_file,
     node,
     rows_digest,
+    setting,
     trained,
 )
 
@@ -149,6 +153,22 @@ def test_a_model_is_kept_until_it_is_rejected():
     assert m in cluster.state.models
 
 
+def test_the_latest_former_champions_are_kept_and_one_that_was_forgotten_does_not_return():
+    names = ("m1", "m2", "m3", "m4")
+    cluster = given(*(step for name in names for step in trained(name)))
+    for before, name in zip(("", *names), names, strict=False):
+        evidence = Evidence("operator", note="by hand")
+        cluster.do(PromoteModel(CONFIG, digest_of(name), digest_of(before) if before else "", evidence))
+        cluster.after(1_000)
+    cluster.refuses(ForgetArtifact(digest_of("m4")), Code.CONFLICT, "champion")
+    cluster.refuses(ForgetArtifact(digest_of("m1")), Code.CONFLICT, "is a model and former")
+    cluster.do(setting("retention", Retention(former_models=2)), ForgetArtifact(digest_of("m1")))
+    cluster.refuses(ForgetArtifact(digest_of("m2")), Code.CONFLICT, "is a model and former")
+    back = RollbackModel(CONFIG, digest_of("m1"), digest_of("m4"), "worse")
+    cluster.refuses(back, Code.CONFLICT, "was forgotten")
+    cluster.do(replace(back, model=digest_of("m2")))
+
+
 def stored(*labels_of: tuple[str, str], holders: str = "ab"):
     """Nodes `name` with a label each, and X held by some of them."""
     steps = [node(name, labels=(label,) if label else ()) for name, label in labels_of]
@@ -189,6 +209,16 @@ def test_a_storage_node_keeps_what_is_wanted_there():
     cluster.do(AddHolder(X, "b"), ReleaseHolder(X, "a"))
     cluster.do(AddHolder(X, "a"), ChangeSetting("artifacts", '{"copies": {"games": 2}}'))
     cluster.refuses(ReleaseHolder(X, "a"), Code.CONFLICT, X, "2 are wanted")
+
+
+def test_a_copy_in_an_object_store_allows_a_release_and_counts_as_a_lasting_one():
+    cluster = stored(("a", ""), holders="a")
+    cluster.do(AddHolder(X, "store:bucket"), DoubtHolder(X, "store:bucket", "a"))
+    cluster.refuses(ReleaseHolder(X, "a"), Code.CONFLICT, "last good copy")
+    cluster.do(AddHolder(X, "store:bucket"), ReleaseHolder(X, "a"))
+    cluster = stored(("a", "storage"), holders="a")
+    cluster.do(AddHolder(X, "store:bucket"), ReleaseHolder(X, "a"))
+    assert cluster.state.artifacts[X].holders == ("store:bucket",)
 
 
 def test_a_doubt_is_noted_once_and_ends_when_the_holder_has_read_its_copy_again():

@@ -92,3 +92,62 @@ def test_a_kind_may_want_no_copies_at_all():
     cluster.do(file(X, "w"), ChangeSetting("artifacts", '{"copies": {"games": 0}}'))
     assert planned(cluster) == []
     assert cluster.state.spreading.wanted("anything") == 1
+
+
+# --- object stores ----------------------------------------------------------------------------------
+
+
+S3 = "store:bucket/ours"
+
+
+def carried(cluster: Cluster) -> list[tuple[str, str, str]]:
+    return [(copy.digest, copy.target, copy.via) for copy in copies.plan_copies(cluster.state).copies]
+
+
+def test_a_file_goes_into_the_store_by_a_node_with_access_that_holds_it():
+    cluster = given(node("s1", labels=("storage", S3)), node("s2", labels=(S3,)), node("w"), file(X, "s2"))
+    assert carried(cluster) == [(X, "s1", ""), (X, S3, "s2")]
+    cluster.do(DrainPeer("s2", True))
+    assert carried(cluster) == [(X, "s1", ""), (X, S3, "s1")]
+    cluster.do(DrainPeer("s1", True))
+    assert carried(cluster) == [], "nobody with access stays"
+
+
+def test_a_copy_in_the_store_counts_like_one_on_a_storage_node():
+    cluster = given(node("s1", labels=("storage", S3)), node("w"), file(X, "w"), file(Y, "w", "model"))
+    cluster.do(AddHolder(X, S3), AddHolder(Y, S3))
+    assert carried(cluster) == [(Y, "s1", "")]
+    cluster.do(AddHolder(Y, "s1"))
+    assert carried(cluster) == []
+    cluster.do(DoubtHolder(X, S3, "w"))
+    assert carried(cluster) == [(X, "s1", ""), (X, S3, "s1")]
+
+
+def test_a_file_that_only_the_store_has_is_fetched_through_a_node_with_access():
+    cluster = given(
+        node("s1", labels=("storage",)), node("g", labels=(S3,)), file(X, "gone", "model"), AddHolder(X, S3)
+    )
+    (copy,) = copies.plan_copies(cluster.state).copies
+    assert (copy.target, copy.sources, copy.gates) == ("s1", (), (("g", "http://g:8770"),))
+    cluster.do(DrainPeer("g", True))
+    assert copies.plan_copies(cluster.state).lost == (), "a node that drains still serves"
+
+
+def test_a_kind_that_wants_no_copies_is_not_put_into_the_store():
+    cluster = given(node("g", labels=(S3,)), file(X, "g"), ChangeSetting("artifacts", '{"copies": {"games": 0}}'))
+    assert carried(cluster) == []
+
+
+def test_which_nodes_have_access_follows_their_labels():
+    cluster = given(node("a", labels=(S3,)), node("b", labels=(S3, "store:other")))
+    assert cluster.state.index.gates == {S3: {"a", "b"}, "store:other": {"b"}}
+    cluster.do(node("b", incarnation=2), node("a", incarnation=2, labels=("store:other",)))
+    assert cluster.state.index.gates == {"store:other": {"a"}}
+
+
+def test_a_node_whose_quota_is_used_up_is_the_last_that_gets_a_file():
+    cluster = given(node("s1", labels=("storage",), store_bytes=600), node("s2", labels=("storage",)), node("w"))
+    cluster.do(file(Z, "s1"), *(file(digest_of(str(n)), "w") for n in range(8)))
+    assert {target for _, target in planned(cluster)} == {"s2"}
+    cluster.do(DrainPeer("s2", True))
+    assert {target for _, target in planned(cluster)} == {"s1"}

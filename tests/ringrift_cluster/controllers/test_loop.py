@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from statemachine import queries
-from statemachine.commands import ConcludeGauntlet, FailJob, PauseCluster, ReportJob, StartGauntlet
+from statemachine.commands import AddHolder, ConcludeGauntlet, FailJob, PauseCluster, ReportJob, StartGauntlet
 from statemachine.rows import GauntletStatus, ModelStatus
 from statemachine.values import Evidence
 from tests.support.fleet import POLICIES, Fleet
@@ -116,6 +116,7 @@ def test_a_lost_node_costs_time_but_no_game_is_counted_twice() -> None:
     fleet.apply(ReportJob(held[0].job, held[0].fence, "running"))
     late = fleet.result(held[0])
     fleet.names = ["node-1"]
+    fleet.apply(*(AddHolder(digest, "node-1") for digest in fleet.state.artifacts))
     for _ in range(60):
         fleet.turn()
     before = fleet.state.totals[held[0].config].games
@@ -133,6 +134,7 @@ def test_training_goes_on_without_the_files_that_died_with_their_node() -> None:
     lost = [a.digest for a in fleet.state.artifacts.values() if a.kind == "games" and a.holders == ("node-0",)]
     assert lost
     fleet.names = ["node-1"]
+    fleet.apply(*(AddHolder(digest, "node-1") for digest in fleet.state.models))
     before = {key: t.training_jobs for key, t in fleet.state.totals.items()}
     for _ in range(120):
         fleet.turn()
