@@ -2,7 +2,7 @@
 
 python -m tests.bench [PART ...]
 parts of a sitting: etcd propose cluster postgres failover feed heartbeats
-by name only, each with a table of its own: law api_requests executor selfplay million
+by name only, each with a table of its own: law api_requests executor selfplay million transfers
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import sys
 from tests.bench.sitting import Sitting, machine
 
 PARTS = ("etcd", "propose", "cluster", "postgres", "failover", "feed", "heartbeats")
-ALONE = ("law", "api_requests", "executor", "selfplay", "million")
+ALONE = ("law", "api_requests", "executor", "selfplay", "million", "transfers")
 
 
 def main() -> None:
