@@ -52,6 +52,8 @@ class Facts(Struct, frozen=True):
     not_after: str
     days_left: int
     sha256: str
+    #: in hex, as `certs revoke` takes it
+    serial: str
 
 
 def identity(uris: Sequence[str]) -> tuple[str, bool] | None:
@@ -77,11 +79,7 @@ def make_authority(name: str, now: dt.datetime, days: int) -> Pair:
 
 def issue(authority: Pair, node_id: str, voter: bool, hosts: Sequence[str], now: dt.datetime, days: int) -> Pair:
     """A new key and certificate for one node. Raises CertificateError."""
-    issuer, signer = _load(authority.cert), _load_key(authority.key)
-    if not facts(authority.cert, now).authority:
-        raise CertificateError("ca.crt is no authority's certificate; put the authority's own back")
-    if signer.public_key() != issuer.public_key():
-        raise CertificateError("the authority's key does not belong to its certificate")
+    issuer, signer = authority_of(authority)
     key = ec.generate_private_key(ec.SECP256R1())
     uri = (_VOTER if voter else _NODE) + quote(node_id, safe="")
     names = [x509.UniformResourceIdentifier(uri), *(_host(h) for h in dict.fromkeys((*hosts, *LOCAL)))]
@@ -100,6 +98,20 @@ def issue(authority: Pair, node_id: str, voter: bool, hosts: Sequence[str], now:
     return _pair(cert, key)
 
 
+def authority_of(pair: Pair) -> tuple[x509.Certificate, ec.EllipticCurvePrivateKey]:
+    """An authority that may sign. Raises CertificateError when it may not, or its files do not fit together."""
+    issuer, signer = _load(pair.cert), _load_key(pair.key)
+    if not _is_authority(issuer):
+        raise CertificateError("ca.crt is no authority's certificate; put the authority's own back")
+    if signer.public_key() != issuer.public_key():
+        raise CertificateError("the authority's key does not belong to its certificate")
+    return issuer, signer
+
+
+def _is_authority(cert: x509.Certificate) -> bool:
+    return any(isinstance(e.value, x509.BasicConstraints) and e.value.ca for e in cert.extensions)
+
+
 def facts(cert: bytes, now: dt.datetime) -> Facts:
     """What the first certificate of a PEM text says. Raises CertificateError."""
     found = _load(cert)
@@ -116,12 +128,13 @@ def facts(cert: bytes, now: dt.datetime) -> Facts:
         issuer=found.issuer.rfc4514_string(),
         node_id=node[0] if node else "",
         voter=node is not None and node[1],
-        authority=any(isinstance(e.value, x509.BasicConstraints) and e.value.ca for e in found.extensions),
+        authority=_is_authority(found),
         hosts=tuple(names),
         not_before=found.not_valid_before_utc.isoformat(),
         not_after=found.not_valid_after_utc.isoformat(),
         days_left=(found.not_valid_after_utc - now).days,
         sha256=found.fingerprint(hashes.SHA256()).hex(),
+        serial=f"{found.serial_number:x}",
     )
 
 

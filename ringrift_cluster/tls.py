@@ -4,7 +4,8 @@
     http_client    trusts the cluster's authority alone
     link_server, link_client    both ends of a voters' link show a voter's certificate
 
-New handshakes use the new files; connections that are up stay as they are. Files that do not fit together (one of a
+New handshakes use the new files; connections that are up stay as they are, but for those whose other end has shown a
+certificate that is revoked meanwhile (`ca.crl` beside `ca.crt`): they end. Files that do not fit together (one of a
 pair is replaced a moment before the other) change nothing until they do.
 """
 
@@ -19,6 +20,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import anyio
+
+from ringrift_cluster import revoked
 from ringrift_cluster.certs import CertificateError, Facts, facts, identity, why_useless
 
 log = logging.getLogger("ringrift.tls")
@@ -42,6 +46,77 @@ class TlsFiles:
     key: Path | None = None
 
 
+@dataclass(slots=True)
+class _Lists:
+    """What is revoked now, for all contexts of one node."""
+
+    now: revoked.Revoked
+
+
+class _Watch:
+    """A connection that ends when the certificate of its other end is revoked; a mixin of SSLObject and SSLSocket."""
+
+    _seen: revoked.Revoked | None = None
+
+    def do_handshake(self, *args: Any) -> None:
+        super().do_handshake(*args)  # type: ignore[misc]
+        if self._ended():
+            raise ssl.SSLCertVerificationError("the certificate that was shown is revoked")
+
+    def read(self, *args: Any) -> Any:
+        self._go_on()
+        return super().read(*args)  # type: ignore[misc]
+
+    def write(self, data: Any) -> int:
+        self._go_on()
+        return super().write(data)  # type: ignore[misc, no-any-return]
+
+    def _ended(self) -> bool:
+        """Looked up once a list: it costs one comparison otherwise."""
+        now: revoked.Revoked = self.context.lists.now  # type: ignore[attr-defined]
+        if now is self._seen:
+            return False
+        shown = self.getpeercert(True)  # type: ignore[attr-defined]
+        if shown and now.names(shown):
+            return True
+        self._seen = now
+        return False
+
+    def _go_on(self) -> None:
+        if self._seen is not None and self._ended():
+            log.warning('event=tls_ended node=%s reason="its certificate is revoked"', (certified(self) or "?")[0])  # type: ignore[arg-type]
+            raise _RevokedError("the certificate of the other end is revoked")
+
+
+class _RevokedError(ConnectionError, anyio.BrokenResourceError):
+    """A broken connection to whoever uses it: asyncio and blocking clients know the one name, httpx the other."""
+
+
+class _Object(_Watch, ssl.SSLObject):
+    """asyncio's."""
+
+
+class _Socket(_Watch, ssl.SSLSocket):
+    """A blocking client's, whose `recv` calls `read`."""
+
+    def send(self, *args: Any) -> int:
+        self._go_on()
+        return super().send(*args)
+
+
+class _Context(ssl.SSLContext):
+    sslobject_class = _Object
+    sslsocket_class = _Socket
+    lists: _Lists
+
+    @classmethod
+    def made(cls, protocol: int, lists: _Lists) -> _Context:
+        context = cls(protocol)
+        context.minimum_version = ssl.TLSVersion.TLSv1_3
+        context.lists = lists
+        return context
+
+
 def certified(peer: ssl.SSLObject | ssl.SSLSocket | None) -> tuple[str, bool] | None:
     """(node id, whether a voter's) of the certificate that the other end of a connection has shown."""
     shown = peer.getpeercert() if peer is not None else None
@@ -50,11 +125,13 @@ def certified(peer: ssl.SSLObject | ssl.SSLSocket | None) -> tuple[str, bool] | 
 
 
 def client_context(ca: Path) -> ssl.SSLContext:
-    """For HTTP clients of the cluster. Raises TlsError."""
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    context.minimum_version = ssl.TLSVersion.TLSv1_3
-    _trust(context, ca)
-    return context
+    """For HTTP clients of the cluster, by the authority's list of this moment. Raises TlsError."""
+    return _client(ca, _Lists(_revoked(ca)))
+
+
+def list_beside(ca: Path) -> Path:
+    """Where the list of revoked certificates is looked for."""
+    return ca.with_suffix(".crl")
 
 
 class Live(ssl.SSLContext):
@@ -81,7 +158,8 @@ class Tls:
     def __init__(self, files: TlsFiles) -> None:
         """Raises TlsError."""
         self.files = files
-        self.http_client = Live.over(client_context(files.ca))
+        self._lists = _Lists(_revoked(files.ca))
+        self.http_client = Live.over(_client(files.ca, self._lists))
         self.http_server: Live | None = None
         self.facts: Facts | None = None
         self._links: tuple[ssl.SSLContext, ssl.SSLContext] | None = None
@@ -94,6 +172,7 @@ class Tls:
             self.facts = self._read_facts()
             self.http_server = Live.over(self._make_server())
             self._warn_if_late()
+            self.complaint = self._own_complaint()
 
     # Voters' links: another thread uses these, so a new pair takes the place of the old one in one step
 
@@ -109,10 +188,11 @@ class Tls:
 
     def numbers(self) -> Mapping[str, float]:
         """For the metrics."""
-        if self.facts is None:
-            return {}
-        ends = dt.datetime.fromisoformat(self.facts.not_after)
-        return {"tls_certificate_left_seconds": (ends - dt.datetime.now(dt.UTC)).total_seconds()}
+        said = {"tls_revoked_certificates": float(len(self._lists.now.certificates))}
+        if self.facts is not None:
+            ends = dt.datetime.fromisoformat(self.facts.not_after)
+            said["tls_certificate_left_seconds"] = (ends - dt.datetime.now(dt.UTC)).total_seconds()
+        return said
 
     async def watch(self) -> None:
         """Take replaced files into use, for ever."""
@@ -126,7 +206,10 @@ class Tls:
         signature = self._signature()
         try:
             # Everything is made before anything is used: nothing ever holds half a pair.
-            client = client_context(self.files.ca)
+            lists = _revoked(self.files.ca)
+            if lists.falls_behind(self._lists.now):
+                raise TlsError(f"{list_beside(self.files.ca)} is gone or older than the list in use")
+            client = _client(self.files.ca, self._lists)
             if self.files.cert is not None:
                 links, found, server = self._make_links(), self._read_facts(), self._make_server()
             else:
@@ -141,13 +224,15 @@ class Tls:
         if self.http_server is not None and server is not None:
             self.http_server.now = server
         self._links, self.facts = links, found
-        self._seen, self.complaint = signature, ""
+        # Every connection looks at it before it says or hears another word.
+        self._lists.now = lists
+        self._seen, self.complaint = signature, self._own_complaint()
         log.info("event=tls_renewed until=%s", found.not_after if found else "-")
         self._warn_if_late()
 
     def _signature(self) -> tuple[tuple[int, int, int], ...]:
         seen = []
-        for path in (self.files.ca, self.files.cert, self.files.key):
+        for path in (self.files.ca, self.files.cert, self.files.key, list_beside(self.files.ca)):
             try:
                 stat = path.stat() if path is not None else None
             except OSError:
@@ -156,8 +241,8 @@ class Tls:
         return tuple(seen)
 
     def _make_links(self) -> tuple[ssl.SSLContext, ssl.SSLContext]:
-        server, client = _server(), ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-        client.minimum_version = ssl.TLSVersion.TLSv1_3
+        server = _Context.made(ssl.PROTOCOL_TLS_SERVER, self._lists)
+        client = _Context.made(ssl.PROTOCOL_TLS_CLIENT, self._lists)
         # Whom we reached is read from the certificate's URI (see `certified`): a voter's name is no host name.
         client.check_hostname = False
         for context in (server, client):
@@ -167,7 +252,7 @@ class Tls:
         return server, client
 
     def _make_server(self) -> ssl.SSLContext:
-        context = _server()
+        context = _Context.made(ssl.PROTOCOL_TLS_SERVER, self._lists)
         self._load(context)
         return context
 
@@ -200,6 +285,13 @@ class Tls:
             raise TlsError(f"{cert} is of another node or role than the one in use ({before.node_id})")
         return found
 
+    def _own_complaint(self) -> str:
+        """Nobody believes a node whose own certificate is revoked; it goes on, since a new one mends that."""
+        cert = self.files.cert
+        if self.facts is None or not self._lists.now.has(self.facts):
+            return ""
+        return f"the certificate {cert} is revoked, so no other node believes it; renew it (ringrift-node certs renew)"
+
     def _warn_if_late(self) -> None:
         if self.facts is not None and self.facts.days_left < LATE_DAYS:
             log.warning(
@@ -209,10 +301,28 @@ class Tls:
             )
 
 
-def _server() -> ssl.SSLContext:
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.minimum_version = ssl.TLSVersion.TLSv1_3
+def _client(ca: Path, lists: _Lists) -> ssl.SSLContext:
+    context = _Context.made(ssl.PROTOCOL_TLS_CLIENT, lists)
+    _trust(context, ca)
     return context
+
+
+def _revoked(ca: Path) -> revoked.Revoked:
+    """What the list beside `ca` says; nothing where there is none. Raises TlsError."""
+    path = list_beside(ca)
+    try:
+        authorities = ca.read_bytes()
+        try:
+            text = path.read_bytes()
+        except FileNotFoundError:
+            return revoked.without_list(authorities)
+        return revoked.read(text, authorities)
+    except OSError as error:
+        raise TlsError(f"{error.filename} cannot be read ({error.strerror})") from error
+    except CertificateError as error:
+        raise TlsError(f"{path}: {error}") from error
+    except ValueError as error:
+        raise TlsError(f"{ca} holds no PEM certificate of an authority") from error
 
 
 def _trust(context: ssl.SSLContext, ca: Path) -> None:

@@ -17,11 +17,14 @@ from typer import Argument, Option
 from ringrift_cluster.certs import LOCAL, CertificateError, Facts, Pair, facts, issue, make_authority
 from ringrift_cluster.cli.options import EXIT_USAGE, Json, fail
 from ringrift_cluster.cli.output import emit, table
+from ringrift_cluster.revoked import Reason, revoke, serials
 
 app = typer.Typer(no_args_is_help=True, help="The cluster's own certificate authority, in a directory of files.")
 
 #: the name of the authority's own files
 AUTHORITY = "ca"
+#: certificates that were given out, by serial number: a renewed one must be found again to be revoked
+ISSUED = "issued"
 
 Directory = Annotated[
     Path, Option("--dir", help="Where the authority's files are. ca.key is the cluster's crown jewel.")
@@ -46,18 +49,17 @@ def _read(directory: Path, name: str) -> Pair:
         raise fail(f"{error.filename} cannot be read ({error.strerror}).", EXIT_USAGE) from error
 
 
-def _write(directory: Path, name: str, pair: Pair) -> Path:
-    """Both files, the key for its owner alone; each appears whole or not at all."""
-    cert, key = _files(directory, name)
+def _write(*files: tuple[Path, bytes, int]) -> None:
+    """Each file under its mode; it appears whole or not at all."""
     try:
-        for path, data, mode in ((key, pair.key, 0o600), (cert, pair.cert, 0o644)):
+        for path, data, mode in files:
+            path.parent.mkdir(exist_ok=True, mode=0o700)
             draft = path.with_name(f".{path.name}.{os.getpid()}")
             with os.fdopen(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "wb") as out:
                 out.write(data)
             draft.rename(path)
     except OSError as error:
         raise fail(f"{error.filename} cannot be written ({error.strerror}).", EXIT_USAGE) from error
-    return cert
 
 
 def _refuse_existing(directory: Path, name: str, instead: str) -> None:
@@ -71,6 +73,7 @@ class Shown(Struct, frozen=True):
 
     file: str
     facts: Facts
+    revoked: bool = False
 
 
 @app.command("init")
@@ -87,7 +90,8 @@ def init(
         raise fail(f"{directory} cannot be made ({error.strerror}).", EXIT_USAGE) from error
     _refuse_existing(directory, AUTHORITY, "an authority is made once; give another --dir for another cluster")
     made = make_authority(name, _now(), days)
-    cert = _write(directory, AUTHORITY, made)
+    cert, key = _files(directory, AUTHORITY)
+    _write((key, made.key, 0o600), (cert, made.cert, 0o644))
     emit([Shown(str(cert), facts(made.cert, _now()))], as_json, _lines)
 
 
@@ -114,8 +118,12 @@ def _issue(directory: Path, node_id: str, voter: bool, hosts: tuple[str, ...], d
         made = issue(_read(directory, AUTHORITY), node_id, voter, hosts, _now(), days)
     except CertificateError as error:
         raise fail(f"{node_id}: {error}.", EXIT_USAGE) from error
-    cert = _write(directory, node_id, made)
-    emit([Shown(str(cert), facts(made.cert, _now()))], as_json, _lines)
+    cert, key = _files(directory, node_id)
+    said = facts(made.cert, _now())
+    _write(
+        (directory / ISSUED / f"{said.serial}.crt", made.cert, 0o644), (key, made.key, 0o600), (cert, made.cert, 0o644)
+    )
+    emit([Shown(str(cert), said)], as_json, _lines)
 
 
 @app.command("renew")
@@ -140,35 +148,116 @@ def renew(
     _issue(directory, node_id, old.voter, hosts, days, as_json)
 
 
+class Revocation(Struct, frozen=True):
+    """The list that was written, and what is on it."""
+
+    file: str
+    #: those that this call has added, in hex
+    added: list[str]
+    total: int
+
+
+@app.command("revoke")
+def revoke_one(
+    which: Annotated[
+        str, Argument(metavar="NODE|SERIAL", help="A node's id: all it was given so far. Or one serial number, in hex.")
+    ],
+    reason: Annotated[Reason, Option(help="Why, in the words of X.509.")] = Reason.UNSPECIFIED,
+    directory: Directory = Path("certs"),
+    as_json: Json = False,
+) -> None:
+    """Put certificates on the authority's list, ca.crl, which belongs beside every ca.crt. There is no way back."""
+    authority = _read(directory, AUTHORITY)
+    found = {one.facts.serial: one.facts for one in _known(directory) if not one.facts.authority}
+    chosen = [serial for serial, said in found.items() if which in (said.node_id, serial)]
+    if not chosen and (serial := _serial(which)):
+        # One that was made elsewhere, or whose copy is lost.
+        chosen = [serial]
+    if not chosen:
+        raise fail(f"{directory} knows no certificate of {which}, and it is no serial number either.", EXIT_USAGE)
+    path = directory / f"{AUTHORITY}.crl"
+    before = _list_of(path)
+    try:
+        made = revoke(authority, before, [int(serial, 16) for serial in chosen], reason, _now())
+        on_it = serials(made)
+        added = [s for s in chosen if before is None or int(s, 16) not in serials(before)]
+    except CertificateError as error:
+        raise fail(f"{path}: {error}.", EXIT_USAGE) from error
+    if added:
+        _write((path, made, 0o644))
+    emit(Revocation(str(path), sorted(added), len(on_it)), as_json, _revocation_lines)
+
+
+def _serial(text: str) -> str:
+    """A serial number as it is written here; empty when it is none."""
+    try:
+        number = int(text.replace(":", ""), 16)
+    except ValueError:
+        return ""
+    return f"{number:x}" if len(text) >= 8 and 0 < number < 1 << 160 else ""
+
+
+def _list_of(path: Path) -> bytes | None:
+    try:
+        return path.read_bytes()
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise fail(f"{path} cannot be read ({error.strerror}).", EXIT_USAGE) from error
+
+
+def _known(directory: Path) -> list[Shown]:
+    """What was given out, the latest of each name and those before it."""
+    return _looked_at([*sorted(directory.glob("*.crt")), *sorted(directory.glob(f"{ISSUED}/*.crt"))], frozenset())
+
+
+def _revocation_lines(value: Revocation) -> Iterable[RenderableType]:
+    if value.added:
+        yield f"revoked {', '.join(value.added)}"
+        yield f"copy {value.file} beside ca.crt on every node; it counts within two seconds, without a restart"
+    else:
+        yield f"nothing new: {value.file} says so already ({value.total} on it)"
+
+
 @app.command("show")
 def show(
     files: Annotated[list[Path] | None, Argument(help="Certificates; all of --dir when left out.")] = None,
     directory: Directory = Path("certs"),
     as_json: Json = False,
 ) -> None:
-    """What certificates say, and how long they are good for."""
+    """What certificates say, how long they are good for, and whether the list of --dir has them."""
+    listed = _list_of(directory / f"{AUTHORITY}.crl")
+    try:
+        over = serials(listed) if listed is not None else frozenset()
+    except CertificateError as error:
+        raise fail(f"{directory / AUTHORITY}.crl: {error}.", EXIT_USAGE) from error
+    emit(_looked_at(files or sorted(directory.glob("*.crt")), over), as_json, _lines)
+
+
+def _looked_at(files: Iterable[Path], over: frozenset[int]) -> list[Shown]:
     found = []
-    for path in files or sorted(directory.glob("*.crt")):
+    for path in files:
         try:
-            found.append(Shown(str(path), facts(path.read_bytes(), _now())))
+            said = facts(path.read_bytes(), _now())
         except OSError as error:
             raise fail(f"{path} cannot be read ({error.strerror}).", EXIT_USAGE) from error
         except CertificateError as error:
             raise fail(f"{path}: {error}.", EXIT_USAGE) from error
-    emit(found, as_json, _lines)
+        found.append(Shown(str(path), said, int(said.serial, 16) in over))
+    return found
 
 
 def _lines(value: list[Shown]) -> Iterable[RenderableType]:
     yield table(
-        ["file", "node", "role", "good for ", "hosts", "sha256"],
+        ["file", "node", "role", "good for ", "hosts", "serial"],
         (
             [
                 one.file,
                 one.facts.node_id or "-",
                 "authority" if one.facts.authority else "voter" if one.facts.voter else "node",
-                f"{one.facts.days_left} d",
+                "revoked" if one.revoked else f"{one.facts.days_left} d",
                 " ".join(one.facts.hosts),
-                one.facts.sha256[:16],
+                one.facts.serial,
             ]
             for one in value
         ),

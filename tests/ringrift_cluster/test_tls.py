@@ -6,9 +6,12 @@ import asyncio
 import datetime as dt
 import logging
 import ssl
+import threading
 from contextlib import asynccontextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
+import httpx
 import pytest
 
 from ringrift_cluster.certs import CertificateError, Pair, facts, identity, issue, make_authority
@@ -77,7 +80,7 @@ def test_files_that_do_not_fit_together_are_named(authority: Authority, tmp_path
 
 def test_a_client_needs_the_authority_alone(authority: Authority) -> None:
     only = Tls(TlsFiles(authority.ca))
-    assert (only.http_server, only.numbers()) == (None, {})
+    assert (only.http_server, only.numbers()) == (None, {"tls_revoked_certificates": 0})
     only.refresh()
 
 
@@ -241,3 +244,125 @@ def test_a_certificate_that_ends_soon_is_spoken_of(authority: Authority, caplog:
     tls = Tls(authority.files("v1", authority.make("v1", days=5)))
     assert "event=tls_ends_soon" in caplog.text
     assert 4 * 86_400 < tls.numbers()["tls_certificate_left_seconds"] <= 5 * 86_400
+
+
+# --- revoked certificates ---------------------------------------------------------------------------
+
+
+def test_a_revoked_certificate_opens_nothing_and_what_it_opened_ends(authority: Authority) -> None:
+    async def scenario() -> None:
+        tls, client = Tls(authority.issue("v1")), Tls(authority.issue("v2"))
+        assert tls.http_server is not None
+        async with echoing(tls.http_server) as port:
+            old = await opened(port, client.http_client)
+            assert await answers(*old)
+            authority.revoke("v1")
+            client.refresh()
+            with pytest.raises(ConnectionError):
+                await answers(*old)
+                await answers(*old)
+            with pytest.raises(ssl.SSLCertVerificationError, match="is revoked"):
+                await opened(port, client.http_client)
+            # Whoever renewed it is believed again.
+            tls.refresh()
+            assert "is revoked, so no other node believes it" in tls.complaint
+            authority.issue("v1")
+            tls.refresh()
+            assert tls.complaint == ""
+            fresh = await opened(port, client.http_client)
+            assert await answers(*fresh)
+            fresh[1].transport.abort()
+            assert client.numbers()["tls_revoked_certificates"] == 1
+
+    asyncio.run(scenario())
+
+
+def test_http_clients_take_a_revoked_server_for_one_that_is_gone(authority: Authority) -> None:
+    class Answer(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def do_GET(self) -> None:
+            self.send_response(200)
+            self.send_header("content-length", "0")
+            self.end_headers()
+
+        def log_message(self, *args: object) -> None: ...
+
+    tls, client = Tls(authority.issue("v1")), Tls(authority.issue("v2"))
+    assert tls.http_server is not None
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Answer)
+    server.socket = tls.http_server.now.wrap_socket(server.socket, server_side=True)
+    serving = threading.Thread(target=server.serve_forever)
+    serving.start()
+    url = f"https://127.0.0.1:{server.server_port}/"
+
+    async def scenario() -> None:
+        async with httpx.AsyncClient(verify=client.http_client) as http:
+            assert (await http.get(url)).status_code == 200
+            authority.revoke("v1")
+            client.refresh()
+            with pytest.raises((httpx.ReadError, httpx.WriteError)):
+                await http.get(url)
+            with pytest.raises(httpx.ConnectError, match="is revoked"):
+                await http.get(url)
+        with (
+            httpx.Client(verify=client_context(authority.ca)) as blocking,
+            pytest.raises(httpx.ConnectError, match="is revoked"),
+        ):
+            blocking.get(url)
+
+    try:
+        asyncio.run(scenario())
+    finally:
+        server.shutdown()
+        server.server_close()
+        serving.join()
+
+
+def test_a_list_that_is_older_forged_or_gone_does_not_take_the_place_of_a_newer_one(
+    authority: Authority, tmp_path: Path
+) -> None:
+    tls, crl = Tls(authority.issue("v1")), authority.directory / "ca.crl"
+    authority.issue("v2")
+    older = authority.revoke("v2")
+    authority.issue("v2")
+    authority.revoke("v2")
+    tls.refresh()
+    assert tls.numbers()["tls_revoked_certificates"] == 2
+    other = Authority(tmp_path / "other")
+    other.issue("v2")
+    for text, said in (
+        (older, "gone or older"),
+        (other.revoke("v2"), "no list of revoked certificates that an authority trusted here has signed"),
+        (b"-----BEGIN X509 CRL-----\nAAAA\n-----END X509 CRL-----", "a damaged list"),
+        (b"", "no list of revoked"),
+        (None, "gone or older"),
+    ):
+        if text is None:
+            crl.unlink()
+        else:
+            crl.write_bytes(text)
+        tls.refresh()
+        assert said in tls.complaint
+        assert tls.numbers()["tls_revoked_certificates"] == 2
+        if "gone" not in said:
+            with pytest.raises(TlsError, match=said):
+                Tls(tls.files)
+
+
+def test_lists_of_several_authorities_stand_in_one_file_and_that_of_one_that_left_means_nothing(
+    authority: Authority, tmp_path: Path
+) -> None:
+    # Both authorities have one name: keys tell them apart.
+    other = Authority(tmp_path / "other")
+    files = authority.issue("v1")
+    authority.issue("v2"), other.issue("v3")
+    lists = authority.revoke("v2") + other.revoke("v3")
+    (authority.directory / "ca.crl").write_bytes(lists)
+    assert Tls(files).numbers()["tls_revoked_certificates"] == 1
+    authority.ca.write_bytes(authority.pair.cert + other.pair.cert)
+    tls = Tls(files)
+    assert tls.numbers()["tls_revoked_certificates"] == 2
+    authority.ca.write_bytes(authority.pair.cert)
+    tls.refresh()
+    assert (tls.complaint, tls.numbers()["tls_revoked_certificates"]) == ("", 1)

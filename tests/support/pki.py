@@ -5,7 +5,8 @@ from __future__ import annotations
 import datetime as dt
 from pathlib import Path
 
-from ringrift_cluster.certs import Pair, issue, make_authority
+from ringrift_cluster.certs import Pair, facts, issue, make_authority
+from ringrift_cluster.revoked import Reason, revoke
 from ringrift_cluster.tls import TlsFiles
 
 
@@ -33,3 +34,11 @@ class Authority:
 
     def issue(self, node_id: str, *, voter: bool = True) -> TlsFiles:
         return self.files(node_id, self.make(node_id, voter=voter))
+
+    def revoke(self, node_id: str) -> bytes:
+        """Put the node's present certificate on ca.crl; returns the list."""
+        path, now = self.ca.with_suffix(".crl"), dt.datetime.now(dt.UTC)
+        serial = int(facts((self.directory / f"{node_id}.crt").read_bytes(), now).serial, 16)
+        before = path.read_bytes() if path.exists() else None
+        path.write_bytes(revoke(self.pair, before, [serial], Reason.KEY_COMPROMISE, now))
+        return path.read_bytes()

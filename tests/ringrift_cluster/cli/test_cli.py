@@ -165,7 +165,7 @@ def test_all_commands_are_called_by_some_test() -> None:
     others = {
         ("serve",), ("dev",), ("logs",), ("gauntlet", "run"), ("raft", "verify"), ("models", "rollback"),
         ("token", "create"), ("backup",), ("restore",), ("raft", "recover"), ("voters", "add"), ("voters", "remove"),
-        ("certs", "init"), ("certs", "issue"), ("certs", "renew"), ("certs", "show"),
+        ("certs", "init"), ("certs", "issue"), ("certs", "renew"), ("certs", "revoke"), ("certs", "show"),
     }  # fmt: skip
     assert set(ALL) - set(CALLS) == others | {("workload", "try")}  # test_workload.py
 
@@ -222,6 +222,16 @@ def test_an_authority_and_certificates_are_made_shown_and_renewed(tmp_path: Path
     assert "cannot be read" in certs("renew", "v9", code=2)
     authority = (tmp_path / "pki" / "ca.crt").read_bytes()
     assert "no node's certificate" in certs("renew", "ca", code=2)
+    serials = [one["facts"]["serial"] for one in shown if one["facts"]["node_id"] == "v1"]
+    assert "knows no certificate of v9" in certs("revoke", "v9", code=2)
+    said = json.loads(certs("revoke", "v1", "--reason", "key-compromise", "--json"))
+    # The one before the renewal may have leaked as well.
+    assert set(serials) < set(said["added"])
+    assert (len(said["added"]), said["total"]) == (2, 2)
+    assert "nothing new" in certs("revoke", serials[0])
+    assert "beside ca.crt on every node" in certs("revoke", "0abcdef012345678")
+    certs("renew", "v1")
+    assert [one["revoked"] for one in json.loads(certs("show", "--json"))] == [False, False]
     assert "the authority itself" in certs("issue", "ca", code=2)
     assert (tmp_path / "pki" / "ca.crt").read_bytes() == authority
 

@@ -101,3 +101,26 @@ def test_a_new_certificate_counts_for_new_links_and_the_old_ones_stay_up(tmp_pat
             assert cluster.running["b"].counters.refusals["wrong_certificate"] == 0
 
     asyncio.run(scenario())
+
+
+def test_the_links_of_a_voter_whose_certificate_is_revoked_end_until_it_has_a_new_one(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with Certified(tmp_path) as cluster:
+            await cluster.start()
+            await cluster.others()
+            cluster.authority.revoke("c")
+            # Its own operator may keep the list from it: what counts is what the others know.
+            for name in "ab":
+                cluster.tls[name].refresh()
+            links = {name: voter._thread._transport._links for name, voter in cluster.running.items()}
+            await until(lambda: not links["c"], "c to stand alone")
+            await until(lambda: cluster.running["a"].counters.refusals["tls"] > 2, "c to be refused, and counted")
+            assert not links["c"]
+            assert (await (await cluster.leader()).propose([add("w1")])).index > 0
+            cluster.authority.issue("c")
+            cluster.tls["c"].refresh()
+            await until(lambda: len(links["c"]) == 2, "c to be back under its new certificate")
+            await until(lambda: cluster.running["c"].status().ready, "c to have caught up")
+            assert cluster.halted == {}
+
+    asyncio.run(scenario())
