@@ -137,6 +137,7 @@ class Agent:
                 Pace(self.options.transfer_bytes_per_s),
                 patience=self.options.patience,
             ),
+            saved=lambda: self._saved(),
             cpus=host.job_cpus(self.options.reserve_cpus),
         )
         self._lent = self.bench.blobs.pool is None
@@ -153,6 +154,8 @@ class Agent:
         self._started = False
         self._index = ledger.index
         self._last_pass_ms = 0.0
+        #: what the machine's provider said of its end; empty while it says nothing
+        self.notice = ""
         self._admission = Admission(self.bench, self.options)
         self.upkeep = Upkeep(self.bench, self.gpus, self.options, peer, self._held_gpus)
         self.storage = Storage(self.bench, self.options, peer)
@@ -196,11 +199,7 @@ class Agent:
             return
         if stop_jobs:
             await _first(self._adopted.wait(), self._ended.wait())  # jobs of an earlier process are stopped as well
-            for attempt in list(self.attempts.values()):
-                if attempt.phase is Phase.PREPARING:
-                    attempt.release("the node is stopping")
-                elif attempt.phase is Phase.RUNNING:
-                    attempt.stop("asked")
+            self._stop_all("the node is stopping")
             longest = max((a.grace_s for a in self.attempts.values()), default=0.0) + self.options.margin_s + 5.0
             if self._tasks:
                 await asyncio.wait(self._tasks.values(), timeout=longest)
@@ -229,7 +228,14 @@ class Agent:
     async def _live(self) -> None:
         await self.heartbeat.join()
         self._admission.seen()
-        await _first(self._follow(), self._reconcile(), self.heartbeat.run(), self._keep_up(), self.storage.run())
+        await _first(
+            self._follow(),
+            self._reconcile(),
+            self.heartbeat.run(),
+            self._keep_up(),
+            self.storage.run(),
+            self._heed_notice(),
+        )
 
     async def _adopt(self) -> None:
         for attempt in await adopt(self.bench):
@@ -371,13 +377,45 @@ class Agent:
         """Attempts that run and that the last view still gave to us."""
         return [a for k, a in self.attempts.items() if a.is_alive and not a.unwanted and k in self._assigned]
 
+    # --- the end of the machine -------------------------------------------------------------------
+
+    async def _heed_notice(self) -> None:
+        """Leave the machine when its provider says so: no new work, jobs stopped with their grace, files sent away.
+
+        What a job has so far goes to the cluster like after any other stop: a part that counts, or a checkpoint.
+        """
+        notice = self.options.notice
+        while notice.watches:
+            said = await notice.look()
+            if said != self.notice:
+                log.warning("notice detail=%r", said or "it was withdrawn")
+                self.notice = said
+                self.heartbeat.tell(replace(self.heartbeat.facts, not_ready=said))
+            if said:
+                self._stop_all(said)
+                self.storage.hurry()
+            await asyncio.sleep(self.options.notice_every_s)
+        await self._halt.wait()
+
+    def _stop_all(self, reason: str) -> None:
+        for attempt in list(self.attempts.values()):
+            if attempt.phase is Phase.PREPARING and not attempt.release_reason:
+                attempt.release(reason)
+            elif attempt.phase is Phase.RUNNING:
+                attempt.stop("asked")
+
+    def _saved(self) -> None:
+        """A checkpoint is a file of the cluster now; on a machine that goes it is wanted elsewhere at once."""
+        if self.notice:
+            self.storage.hurry()
+
     # --- upkeep -----------------------------------------------------------------------------------
 
     async def _keep_up(self) -> None:
         while True:
             await asyncio.sleep(self.options.upkeep_every_s)
             facts = await self.upkeep.facts()
-            self.heartbeat.tell(replace(facts, not_ready=facts.not_ready or self._admission.blind()))
+            self.heartbeat.tell(replace(facts, not_ready=self.notice or facts.not_ready or self._admission.blind()))
             held = [(a.job.work, a.folder.path) for a in self.attempts.values()]
             await self.upkeep.tidy(self.logs, held)
             self._wake.set()

@@ -23,6 +23,7 @@ import msgspec
 
 from executors import collect, outcome, processes, templates
 from executors.bench import Bench
+from executors.checkpoints import BadCheckpoint, Checkpoint
 from executors.folder import BadInputName, Folder
 from executors.keepers import NoTree
 from executors.ledger import Entry, LedgerError
@@ -32,7 +33,7 @@ from executors.printed import Printed
 from executors.reconcile import Held, Phase
 from executors.transfers import HoldersGone
 from statemachine import queries
-from statemachine.commands import Command, CompleteJob, FailJob, ReleaseJob, ReportJob
+from statemachine.commands import Command, CompleteJob, FailJob, ReleaseJob, ReportJob, SaveCheckpoint
 from statemachine.errors import Code, Done, Rejected, Result
 from statemachine.queries import Assignment, ResolvedInput
 from statemachine.rows import Actual
@@ -53,6 +54,7 @@ class Attempt:
         self.assignment = assignment
         self.job = assignment.job
         self.folder = Folder(bench.data_dir, self.job.job, self.job.fence, self.job.work)
+        self.checkpoint = Checkpoint(bench.data_dir, self.job.work, bench.blobs)
         self.phase = Phase.PREPARING
         self.process: processes.Identity | None = None
         self.started_at_s = 0.0
@@ -247,6 +249,7 @@ class Attempt:
         """Get the inputs and start the keeper; the inputs are pinned until it has them."""
         try:
             files = await self._inputs()
+            await self._take_up_checkpoint()
             if self._called_off():
                 return ReleaseJob(*self.key, self._called_off())
             started = await self._start(files)
@@ -293,11 +296,43 @@ class Attempt:
         found = await self.bench.on_disk(self._at_hand) if inputs else {}
         missing = [item for item in inputs if item.name not in found]
         if missing:
-            # Nothing waits for this answer: a fence that is over calls the attempt off by itself.
-            command = ReportJob(*self.key, Actual.STARTING, self.bench.clock.wall_ms())
-            self._said = asyncio.ensure_future(self.report(command))
+            self._say_starting()
             found |= dict(await self._while_wanted(asyncio.gather(*(self._fetch(item) for item in missing))))
         return found
+
+    def _say_starting(self) -> None:
+        """Nothing waits for the answer: a fence that is over calls the attempt off by itself."""
+        if self._said is None:
+            command = ReportJob(*self.key, Actual.STARTING, self.bench.clock.wall_ms())
+            self._said = asyncio.ensure_future(self.report(command))
+
+    async def _take_up_checkpoint(self) -> None:
+        """Have what an attempt on another node left. When nobody can give it, go on with what is here."""
+        saved, bench, here = self.assignment.checkpoint, self.bench, self.checkpoint
+        if saved is None or self._called_off() or await bench.on_disk(partial(here.goes_on_from, saved.digest)):
+            return
+        self._say_starting()
+        try:
+            with bench.blobs.pinned([saved.digest]):
+                _, packed = await self._while_wanted(self._fetch(saved))
+                await bench.on_disk(partial(here.unpack, packed, saved.digest))
+        except (HoldersGone, BadCheckpoint) as error:
+            log.warning("checkpoint_lost job=%s digest=%s error=%s", self.job.job, saved.digest, error)
+
+    async def _save_checkpoint(self) -> None:
+        """Let the next attempt go on from what this one has, wherever that is."""
+        bench = self.bench
+        try:
+            packed = await bench.on_disk(self.checkpoint.pack)
+        except (BadCheckpoint, OSError) as error:
+            log.warning("checkpoint_not_saved job=%s error=%s", self.job.job, error)
+            return
+        if packed is None:
+            return
+        digest, size_bytes = packed
+        if isinstance(await self.report(SaveCheckpoint(*self.key, digest, size_bytes)), Done):
+            await bench.on_disk(partial(self.checkpoint.saved, digest))
+            bench.saved()
 
     def _at_hand(self) -> dict[str, Path]:
         paths = {item.name: self.bench.blobs.use(item.digest) for item in self.assignment.inputs}
@@ -391,6 +426,7 @@ class Attempt:
             verdict = await self.bench.on_disk(partial(self._judge, template))
         now = self.bench.clock.wall_ms()
         if isinstance(verdict, Failure):
+            await self._save_checkpoint()
             await self.close(verdict.command(self.job, now))
             return
         stored = await self.bench.on_disk(lambda: self._store(verdict))

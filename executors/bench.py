@@ -40,6 +40,8 @@ class Bench:
     #: wakes the agent's loop
     wake: Callable[[], None]
     transfers: Transfers
+    #: called when a checkpoint has been registered
+    saved: Callable[[], None] = lambda: None
     #: cores of programs; empty: any
     cpus: tuple[int, ...] = ()
     timing: Timing = field(default_factory=Timing)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from executors.host import GIB, DiskFloor
+from executors.notice import Notice
 from executors.transfers import Patience
 
 
@@ -45,5 +46,8 @@ class Options:
     evict_min_age_s: float = 60.0
     #: how often the stored files are looked after, at most
     storage_every_s: float = 5.0
+    #: whether the machine is about to be taken away, and how often that is asked
+    notice: Notice = field(default_factory=Notice)
+    notice_every_s: float = 5.0
     patience: Patience = field(default_factory=Patience)
     request_timeout_s: float = 10.0

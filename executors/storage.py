@@ -98,6 +98,8 @@ class Storage:
         self._scrub_pace = Pace(options.scrub_bytes_per_s)
         self._rules = Artifacts()
         self._look = asyncio.Event()
+        #: send at once what is missing elsewhere: this machine may not be here for long
+        self._hurried = False
         #: how often a look was asked for by the last one of this process
         self._syncs: int | None = None
         self._listed_s = self._planned_s = float("-inf")
@@ -133,6 +135,11 @@ class Storage:
         """Look at the directory and the plan now."""
         self._listed_s = self._planned_s = float("-inf")
         self._look.set()
+
+    def hurry(self) -> None:
+        """Get to storage nodes what only this node has, now."""
+        self._hurried = True
+        self.look()
 
     async def run(self) -> None:
         """Until cancelled. What fails is tried again; it ends no other part of the node."""
@@ -178,6 +185,7 @@ class Storage:
         self._rules = rules
         self._doubted |= doubted
         asked, self._syncs = self._syncs is not None and syncs != self._syncs, syncs
+        asked, self._hurried = asked or self._hurried, False
         now = self._bench.clock.boot_s()
         if asked:
             self._transfers.book.clear()

@@ -30,6 +30,7 @@ from executors.blobs import Blobs
 from executors.heartbeat import AgentRefused
 from executors.ledger import LedgerError
 from executors.logs import Logs
+from executors.notice import Notice
 from executors.options import Options
 from ringrift_cluster import __version__, badge, interpreter
 from ringrift_cluster.agreement import Agreement
@@ -293,6 +294,8 @@ class Node:
                 options=Options(
                     cpu_slots=config.cpu_slots,
                     reserve_cpus=_reserved(config.reserve_cpus, isinstance(replica, RaftReplica)),
+                    notice=Notice(config.notice_file, config.notice_command, config.notice_url),
+                    notice_every_s=config.notice_every_s,
                     disk_floor=host.DiskFloor(config.disk_floor_percent, int(config.disk_floor_gib * host.GIB)),
                     labels=config.labels,
                     release=__version__,

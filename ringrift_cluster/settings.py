@@ -12,6 +12,7 @@ from __future__ import annotations
 import os
 import re
 import secrets
+import shlex
 import socket
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -68,6 +69,11 @@ class NodeConfig:
     cpu_slots: int | None
     #: cores that jobs may not use; None: one on a voter that has some to spare
     reserve_cpus: int | None
+    #: how the provider says that it takes the machine away
+    notice_file: Path | None
+    notice_command: str
+    notice_url: str
+    notice_every_s: float
     #: the disk is low under this share and under this size
     disk_floor_percent: float
     disk_floor_gib: float
@@ -196,6 +202,10 @@ def resolve(
         log_level=settings.log_level,
         cpu_slots=settings.cpu_slots,
         reserve_cpus=settings.reserve_cpus,
+        notice_file=settings.notice_file.expanduser() if settings.notice_file else None,
+        notice_command=_command(settings.notice_command),
+        notice_url=_url(settings.notice_url),
+        notice_every_s=settings.notice_every_s,
         disk_floor_percent=settings.disk_floor_percent,
         disk_floor_gib=settings.disk_floor_gib,
         labels=settings.labels,
@@ -222,6 +232,20 @@ def resolve(
         ),
         complaints=complaints,
     )
+
+
+def _command(text: str) -> str:
+    try:
+        shlex.split(text)
+    except ValueError as error:
+        raise SettingsError(f"notice_command {text!r} is no command: {error}.") from error
+    return text
+
+
+def _url(text: str) -> str:
+    if text and not re.match(r"https?://[^/\s]", text):
+        raise SettingsError(f"notice_url {text!r} is not usable; it begins with http:// and a host.")
+    return text
 
 
 def _advertised(settings: Settings) -> tuple[str | None, int | None]:

@@ -37,6 +37,12 @@ def serve(
     reserve_cpus: Annotated[
         int | None, Option(help="Cores that jobs may not use; else one on a voter with four or more, none elsewhere.")
     ] = None,
+    notice_file: Annotated[
+        Path | None, Option(help="A file that appears when the provider takes this machine away.")
+    ] = None,
+    notice_command: Annotated[str | None, Option(help="A command that exits with 0 when it does.")] = None,
+    notice_url: Annotated[str | None, Option(help="A URL that answers 200 when it does.")] = None,
+    notice_every_s: Annotated[float | None, Option(help="How often the three are looked at.")] = None,
     disk_floor_percent: Annotated[float | None, Option(help="Free share of the disk under which it is low.")] = None,
     disk_floor_gib: Annotated[float | None, Option(help="Free GiB under which it is low; both must be so.")] = None,
     labels: Annotated[str | None, Option(help="Words that work items can ask for, separated by commas.")] = None,

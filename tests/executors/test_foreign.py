@@ -8,8 +8,8 @@ from executors.options import Options
 from statemachine.commands import StopJob
 from statemachine.rows import WorkStatus
 from statemachine.settings import OutputRule
+from tests.executors.agents import node, program, run
 from tests.executors.memory import eventually
-from tests.executors.test_agent import node, program, run
 
 PLAYS = """
 import os, time

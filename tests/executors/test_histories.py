@@ -14,8 +14,8 @@ from statemachine import settings
 from statemachine.commands import AddWork, CancelWork, ChangeSetting, PlaceWork, StopJob
 from statemachine.rows import LIVE_JOB, OPEN_WORK, Actual, WorkStatus
 from statemachine.settings import Timing
+from tests.executors.agents import Node, program, run, strays_of
 from tests.executors.memory import MemoryCluster, eventually
-from tests.executors.test_agent import Node, program, run, strays_of
 
 ITEMS = 20
 TIMING = Timing(

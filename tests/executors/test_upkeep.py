@@ -13,9 +13,9 @@ from statemachine.commands import DrainGpu, ForgetArtifact, JoinPeer, RegisterAr
 from statemachine.rows import WorkStatus
 from statemachine.values import Needs, PeerFacts
 from tests.executors import nvml
+from tests.executors.agents import GAMES, WAIT, node, program, run
 from tests.executors.memory import eventually
 from tests.executors.nvml import Driver
-from tests.executors.test_agent import GAMES, WAIT, node, program, run
 from tests.executors.test_gpus import ScriptedGpus
 
 EAGER = Options(

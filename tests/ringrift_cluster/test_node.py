@@ -26,7 +26,7 @@ from ringrift_cluster.seat import Seat
 from ringrift_cluster.settings import load, resolve
 from ringrift_cluster.vitals import Executor
 from statemachine.commands import ReleaseJob
-from tests.executors.test_agent import OPTIONS, WAIT, node, program, strays_of
+from tests.executors.agents import OPTIONS, WAIT, node, program, strays_of
 from tests.support.cluster import NodeProcess, eventually, free_ports
 from tests.support.memory_replica import MemoryReplica
 
