@@ -200,7 +200,7 @@ def ask(folder: Path, argv: tuple[str, ...]) -> bytes:
 def _told(program: str, said: bytes) -> ResultFile:
     for text in (said, said.rstrip().rpartition(b"\n")[2]):
         try:
-            return msgspec.json.decode(text, type=ResultFile)
+            return outcome.decode_result(text)
         except (msgspec.MsgspecError, UnicodeDecodeError) as error:
             problem = str(error)
     raise NothingLeft(f"its result command {program} printed no result: {problem}")

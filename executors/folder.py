@@ -34,6 +34,8 @@ from statemachine.settings import Template
 #: progress lines older than this many bytes are skipped: totals are cumulative, only the last line counts
 PROGRESS_WINDOW_BYTES = 64 * 1024
 
+_decode_progress = msgspec.json.Decoder(Progress).decode
+
 
 class BadInputName(Exception):  # noqa: N818
     """An input's name cannot be a path below inputs/."""
@@ -138,7 +140,7 @@ class Folder:
         self._read_to = start + end
         for line in reversed(data[:end].splitlines()):
             with contextlib.suppress(*UNDECODABLE):
-                return msgspec.json.decode(line, type=Progress)
+                return _decode_progress(line)
         return None
 
     def result(self) -> bytes | None:

@@ -72,6 +72,10 @@ class ResultFile(Struct, frozen=True):
     histogram: Annotated[tuple[Count, ...], Meta(max_length=65)] = ()
 
 
+#: made here, since a type that threads use for the first time at once takes the process down (see `know_types`)
+decode_result = msgspec.json.Decoder(ResultFile).decode
+
+
 class Progress(Struct, frozen=True):
     """One line of progress.jsonl: totals since the attempt began, and what it aims at."""
 
@@ -176,7 +180,7 @@ def _checked(result: bytes | None, work: Work, template: Template, exit_code: in
     if len(result) > MAX_RESULT_BYTES:
         return nothing(f"its result.json has {len(result)} bytes, {MAX_RESULT_BYTES} are read")
     try:
-        value = msgspec.json.decode(result, type=ResultFile)
+        value = decode_result(result)
     except UNDECODABLE as error:
         return nothing(f"its result.json cannot be used: {error}")
     for output in value.outputs:

@@ -1,4 +1,4 @@
-"""The cluster and its nodes: status, peers, leader, drains, settings, events."""
+"""The cluster and its nodes: status, peers, leader, settings, events."""
 
 from __future__ import annotations
 
@@ -133,33 +133,6 @@ def _now_leads(value: Transferred) -> Iterable[RenderableType]:
 
 def _leads(value: Leader) -> Iterable[RenderableType]:
     yield f"{value.leader_id or 'nobody'} leads in term {value.term}, at {value.address or '?'}"
-
-
-def drain(
-    node_id: Annotated[str, Argument(help="The node.")],
-    reason: Annotated[str, Option(help="Why, for people.")] = "",
-    deadline_s: Annotated[float, Option(help="Stop its jobs after so many seconds; 0 lets them finish.", min=0)] = 0,
-    api: Api = DEFAULT_API,
-    as_json: Json = False,
-    token: Token = None,
-    token_file: TokenFile = None,
-) -> None:
-    """Take a node out of placement."""
-    with connect(api, token, token_file) as client:
-        done = client.drain(node_id, reason=reason, deadline_s=deadline_s)
-        emit(done, as_json, said(f"{node_id} gets no new work"))
-
-
-def undrain(
-    node_id: Annotated[str, Argument(help="The node.")],
-    api: Api = DEFAULT_API,
-    as_json: Json = False,
-    token: Token = None,
-    token_file: TokenFile = None,
-) -> None:
-    """Put a node back into placement."""
-    with connect(api, token, token_file) as client:
-        emit(client.undrain(node_id), as_json, said(f"{node_id} takes work again"))
 
 
 def said(sentence: str) -> Callable[[Outcome], Iterable[RenderableType]]:

@@ -25,7 +25,7 @@ from ringrift_cluster.cli.output import short, size, span
 from ringrift_cluster.feed import FeedRouter
 from ringrift_cluster.raft.mark import Mark, encode_mark, read_mark
 from ringrift_cluster.settings import Settings
-from statemachine.commands import JoinPeer, RecordMatch
+from statemachine.commands import JoinPeer, LeavePeer, RecordMatch
 from statemachine.snapshot import freeze, header, write
 from statemachine.values import Gpu, MatchResult, PeerFacts, Tally
 from tests.support.feeding import Voter, services_of
@@ -166,6 +166,7 @@ def test_all_commands_are_called_by_some_test() -> None:
         ("serve",), ("dev",), ("logs",), ("gauntlet", "run"), ("raft", "verify"), ("models", "rollback"),
         ("token", "create"), ("backup",), ("restore",), ("raft", "recover"), ("voters", "add"), ("voters", "remove"),
         ("certs", "init"), ("certs", "issue"), ("certs", "renew"), ("certs", "revoke"), ("certs", "show"),
+        ("retire",),
     }  # fmt: skip
     assert set(ALL) - set(CALLS) == others | {("workload", "try")}  # test_workload.py
 
@@ -482,3 +483,12 @@ def _answer(port: int, node: subprocess.Popen[bytes]) -> dict[str, Any]:
             if status.role == "leader" and status.ready:
                 return {"node_id": status.node_id, "role": status.role}
     raise AssertionError("the node did not come to lead")
+
+
+def test_a_drain_that_is_watched_returns_when_the_node_is_empty_and_it_can_be_retired(cli: Any, voter: Voter) -> None:
+    assert "gpu-1 is empty" in cli("drain", "gpu-1", "--deadline", "10m", "--monitor")
+    assert json.loads(cli("drain", "gpu-1", "--monitor", "--json"))["running"] == 0
+    assert "drain it and end its process" in cli("retire", "gpu-1", code=1)
+    voter.run(LeavePeer("gpu-1", 1, "its machine was given back"))
+    assert "no node of the cluster any more" in cli("retire", "gpu-1", "--reason", "given back")
+    assert "gpu-1" not in cli("peers")
