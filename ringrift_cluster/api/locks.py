@@ -88,13 +88,15 @@ class Locks:
         state: Callable[[], State | None],
         monotonic_s: Callable[[], float],
         contact_age_ms: Callable[[], int] = int,
+        ready: Callable[[], bool] = lambda: True,
     ) -> None:
-        """`contact_age_ms` is how long ago the leader was last heard of here."""
+        """`contact_age_ms` is since the leader was last heard of here, `ready` whether this node has caught up."""
         self._root = root.encode() if root else None
         self._state = state
         self._monotonic_s = monotonic_s
         self._began_s = monotonic_s()
         self._contact_age_ms = contact_age_ms
+        self._caught_up = ready
         self._logged_s = -LOG_EVERY_S
         self._unlogged = 0
         #: refusals by their reason
@@ -127,7 +129,7 @@ class Locks:
             return None
         row = self._known(given)
         if row is None:
-            raise self._refusal(asking, route, "unknown", "unauthorized", "no such token is known here")
+            raise self._unknown(asking, route, "no such token is known here")
         return row
 
     def _proven(self, asking: Asking, given: bytes, route: str) -> Token:
@@ -137,13 +139,19 @@ class Locks:
         row = state.tokens.get(name_of(node))
         shown = f"{PROOF} ".encode() + given
         if row is None or not hmac.compare_digest(shown, proof(node, row.sha256, asking.scope["path"]).encode()):
-            raise self._refusal(asking, route, "unknown", "unauthorized", "the proof is of no node's token known here")
+            raise self._unknown(asking, route, "the proof is of no node's token known here")
         return _timely(row, state, self._silence_ms())
 
     def _known(self, given: bytes) -> Token | None:
         state = self._ready()
         row = state.index.tokens.get(hashlib.sha256(given).hexdigest())
         return _timely(row, state, self._silence_ms()) if row is not None else None
+
+    def _unknown(self, asking: Asking, route: str, sentence: str) -> Problem:
+        """A voter that starts has the state of its last snapshot: a token may be newer than that, and good."""
+        if not self._caught_up():
+            return Problem("not_ready", f"{sentence}, and this node has not caught up; ask again in a moment")
+        return self._refusal(asking, route, "unknown", "unauthorized", sentence)
 
     def _ready(self) -> State:
         state = self._state()

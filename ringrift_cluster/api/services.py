@@ -163,7 +163,11 @@ class Services:
         self.uploads = Uploads(self.blobs)
         if self.token or self.guarded:
             self.locks = Locks(
-                self.token, self.replica.live_state, self.monotonic_s, lambda: self.replica.status().contact_age_ms
+                self.token,
+                self.replica.live_state,
+                self.monotonic_s,
+                lambda: self.replica.status().contact_age_ms,
+                lambda: self.replica.status().ready,
             )
 
     def leader_address(self) -> str | None:

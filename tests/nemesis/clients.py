@@ -104,7 +104,7 @@ class Door:
         if code == "outcome_unknown":
             op.unsure += 1
             return None
-        if answer.status_code >= 500 or not code:
+        if answer.status_code >= 500 or answer.status_code in (401, 403) or not code:
             self.strange.append(f"{op.kind} at {op.node}: {answer.status_code} {answer.text[:300]}")
             op.unsure += 1
             return None

@@ -86,6 +86,8 @@ class Stage:
                 answer = await self.http.get(f"{node.url}/raft/state", timeout=0.5)
             except httpx.HTTPError:
                 return -1
+            if not answer.is_success:
+                return -1
             seen = answer.json()
             return int(seen["term"]) if seen["role"] == "leader" else -1
 
@@ -113,9 +115,10 @@ class Stage:
 
     async def takes_part(self, node: NodeProcess) -> bool:
         try:
-            return bool((await self.http.get(f"{node.url}/raft/state", timeout=1.0)).json()["ready"])
+            answer = await self.http.get(f"{node.url}/raft/state", timeout=1.0)
         except httpx.HTTPError:
             return False
+        return answer.is_success and bool(answer.json()["ready"])
 
     async def pause(self, low_s: float, high_s: float) -> None:
         await asyncio.sleep(self.rng.uniform(low_s, high_s))
@@ -368,8 +371,9 @@ async def _commits(stage: Stage) -> int:
 
     async def commit(node: NodeProcess) -> int:
         try:
-            return int((await stage.http.get(f"{node.url}/raft/state", timeout=1.0)).json()["commit"])
+            answer = await stage.http.get(f"{node.url}/raft/state", timeout=1.0)
         except httpx.HTTPError:
             return 0
+        return int(answer.json()["commit"]) if answer.is_success else 0
 
     return max(await asyncio.gather(*(commit(v) for v in stage.voters if v.alive)))

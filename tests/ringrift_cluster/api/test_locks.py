@@ -172,6 +172,26 @@ async def test_a_node_that_hears_of_no_leader_trusts_what_it_knows_for_an_hour(r
     assert said(voter, "long-secret") == "long", "at a voter without a quorum an operator must be able to look"
 
 
+async def test_a_token_that_a_node_does_not_know_before_it_has_caught_up_may_be_newer_than_its_state(
+    guarded: Services, replica: MemoryReplica
+) -> None:
+    replica.run(CreateToken("reader", Scope.READ, sha("reader-secret")))
+    replica.pretend(ready=False)
+    async with httpx.AsyncClient(
+        transport=httpx.ASGITransport(app=create_app(guarded)), base_url="http://node"
+    ) as door:
+
+        async def said(**headers: str) -> tuple[int, str]:
+            answer = await door.get("/status", headers=headers)
+            return answer.status_code, answer.json().get("code", "")
+
+        assert await said(**bearer("reader")) == (200, "")
+        assert await said(**bearer("writer")) == (503, "not_ready")
+        assert await said() == (401, "unauthorized")
+        replica.pretend(ready=True)
+        assert await said(**bearer("writer")) == (401, "unauthorized")
+
+
 async def test_a_stream_ends_when_its_token_does(
     guarded: Services, replica: MemoryReplica, monkeypatch: pytest.MonkeyPatch
 ) -> None:
