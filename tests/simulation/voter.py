@@ -314,8 +314,9 @@ class Voter:
         except Removed:
             self._leave()
             return
-        # A leader may commit and apply what it was told, before its next write.
-        self._watch(self)
+        if settled:
+            # A leader may commit and apply what it was told, before its next write.
+            self._watch(self)
         if dirty or self.node.batch_waiting:
             self._busy = True
             self._world.after(self._world.between(*self.disk.fsync_s), lambda: self._synced(life, durable))
