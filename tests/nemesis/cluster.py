@@ -51,6 +51,8 @@ class NemesisCluster(TestCluster):
     locks: Locks | None = None
     #: names of those that vote now
     voting: list[str] = field(default_factory=list)
+    #: followers that may become voters
+    spares: tuple[str, ...] = ("f1", "f2")
 
     @staticmethod
     def names(voters: int, followers: int) -> list[str]:
@@ -73,7 +75,9 @@ class NemesisCluster(TestCluster):
                 mounted(folder, DISK_BYTES)
             host = network.address(name)
             flags = (
-                locks.flags(name, host, voter=voter) if locks else ("--insecure", "--cluster-secret-file", str(secret))
+                locks.flags(name, host, votes=voter or name in self.spares)
+                if locks
+                else ("--insecure", "--cluster-secret-file", str(secret))
             )
             every = ("--snapshot-every-entries", str(self.places.snapshot_every_entries))
             self.nodes[name] = NodeProcess(

@@ -37,12 +37,12 @@ class Locks:
     def _secret(self, name: str) -> Path:
         return self._write(name, fresh_secret().encode())
 
-    def flags(self, name: str, host: str, *, voter: bool) -> tuple[str, ...]:
-        """A certificate good for a voter, since any follower may become one; the root token is for the first voters."""
-        pair = issue(self._authority, name, True, [host], self._born, 2 * DAYS_EACH_WAY)
+    def flags(self, name: str, host: str, *, votes: bool) -> tuple[str, ...]:
+        """`votes` is for voters and those that may become voters: a voter's certificate and the root token."""
+        pair = issue(self._authority, name, votes, [host], self._born, 2 * DAYS_EACH_WAY)
         cert, key = self._write(f"{name}.crt", pair.cert), self._write(f"{name}.key", pair.key)
         files = ("--tls-ca", str(self._ca), "--tls-cert", str(cert), "--tls-key", str(key))
-        token = ("--auth-token-file", str(self._root_file)) if voter else ("--join-token-file", str(self._join_file))
+        token = ("--auth-token-file", str(self._root_file)) if votes else ("--join-token-file", str(self._join_file))
         return (*files, *token)
 
     def let_in(self, leader: NodeProcess) -> None:

@@ -17,7 +17,8 @@ ORDER_S = 60.0
 
 async def change_voters(stage: Stage) -> None:
     """A follower becomes a voter, a voter or the leader leaves, and comes back for the follower."""
-    spares = stage.free([n for n in stage.cluster.nodes.values() if n not in stage.voters])
+    spares = stage.free([stage.cluster.nodes[name] for name in stage.cluster.spares])
+    spares = [n for n in spares if n not in stage.voters]
     old = await stage.victim(leader=stage.rng.random() < 0.5)
     if not spares or old is None:
         return
