@@ -132,13 +132,17 @@ class Why(Struct, frozen=True):
     reasons: tuple[Reason, ...] = ()
 
 
+#: peers that a page asks why an item waits, spread over all of them
+ASKED = 256
+
+
 def why(state: State, work: str) -> Why | None:
     """Explain an item; None when it is not known."""
     row = state.work.get(work)
     if row is None:
         return None
     if row.status is WorkStatus.PENDING:
-        return _why_pending(state, row)
+        return explain(state, row)
     if row.status in LIVE_WORK:
         job = state.jobs[row.job]
         sentence = f"{row.status} as job {job.job} on {job.peer}, which is {job.actual}"
@@ -148,7 +152,8 @@ def why(state: State, work: str) -> Why | None:
     return Why(row.status, row.reason or f"{row.status} at {row.finished_at_ms} ms of the cluster clock")
 
 
-def _why_pending(state: State, row: Work) -> Why:
+def explain(state: State, row: Work, most: int = 0) -> Why:
+    """Why a pending item waits. With `most` so many peers at the most are asked, which bounds the time it takes."""
     cluster = state.cluster
     if cluster.paused:
         text = f"the cluster is paused: {cluster.pause_reason or 'by an operator'}"
@@ -162,11 +167,15 @@ def _why_pending(state: State, row: Work) -> Why:
     obstacle = input_obstacle(row, partial(unserved, state))
     if obstacle is not None:
         return Why(row.status, obstacle.detail, (Reason(obstacle.code, 1, obstacle.detail),))
+    if not state.controller("placement").enabled:
+        text = "placement is switched off by the setting controller/placement"
+        return Why(row.status, text, (Reason("placement_off", 1, text),))
     needs = state.needs_of(row.spec)
     counts: Counter[str] = Counter()
     example: dict[str, str] = {}
-    fits = 0
-    for peer in state.peers.values():
+    fits = asked = 0
+    for peer in islice(state.peers.values(), 0, None, _stride(len(state.peers), most)):
+        asked += 1
         held = [state.jobs[j] for j in state.index.live_jobs_of(peer.peer)]
         found = peer_obstacle(peer, row.spec.work_type, needs, held, state.limits)
         if found is None:
@@ -175,13 +184,20 @@ def _why_pending(state: State, row: Work) -> Why:
             counts[found.code] += 1
             example.setdefault(found.code, found.detail)
     reasons = tuple(Reason(code, n, example[code]) for code, n in counts.most_common())
+    some = f" of {asked} that were asked" if asked < len(state.peers) else ""
     if fits:
-        return Why(row.status, f"{fits} peers can take it; it is next when its turn comes", reasons)
+        return Why(row.status, f"{fits} peers{some} can take it; it is next when its turn comes", reasons)
     if not reasons:
         text = "no peer has joined the cluster"
         return Why(row.status, text, (Reason("no_peers", 1, text),))
     first = reasons[0]
-    return Why(row.status, f"no peer can take it now; most often ({first.count}): {first.detail}", reasons)
+    text = f"no peer{some} can take it now; most often ({first.count}): {first.detail}"
+    return Why(row.status, text, reasons)
+
+
+def _stride(count: int, most: int) -> int:
+    """Every how manieth of `count` to take so that `most` are taken; 0 is all."""
+    return -(-count // most) if most and count else 1
 
 
 class Overview(Struct, frozen=True):
@@ -271,7 +287,7 @@ def stalled(state: State) -> Why | None:
     """When items wait and nothing runs: the best pending item's own explanation, else None."""
     if state.index.live_total or not state.index.work_by_status[WorkStatus.PENDING]:
         return None
-    return why(state, pending(state, limit=1)[0].work)
+    return explain(state, pending(state, limit=1)[0], ASKED)
 
 
 def dump(state: State, table: str = "") -> dict[str, Any]:
@@ -281,6 +297,7 @@ def dump(state: State, table: str = "") -> dict[str, Any]:
 
 
 __all__ = [
+    "ASKED",
     "Assignment",
     "Overview",
     "Reason",
@@ -291,6 +308,7 @@ __all__ = [
     "champion",
     "dump",
     "events_after",
+    "explain",
     "gates_of",
     "holders_of",
     "keepers_of",

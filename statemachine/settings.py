@@ -57,7 +57,7 @@ class Timing(Struct, frozen=True, forbid_unknown_fields=True):
     yield_after_ms: Natural = 600_000
     #: no job hangs before it was silent for this long, whatever its kind is used to
     hung_floor_ms: Span = 900_000
-    #: items that wait this long while nothing runs raise an alarm
+    #: items that wait this long while none of their kind runs raise an alarm
     alarm_after_ms: Span = 300_000
 
     def lease(self, work_type: str) -> int:

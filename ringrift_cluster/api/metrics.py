@@ -24,6 +24,7 @@ from ringrift_cluster.api.meter import BOUNDS
 from ringrift_cluster.api.services import Services
 from ringrift_cluster.api.views import View, look
 from statemachine import queries
+from statemachine.alarms import Alarm, alarms
 from statemachine.elo import Ranking, Table, table_of
 from statemachine.queries import Overview
 from statemachine.rows import ModelStatus, PeerStatus, WorkStatus
@@ -62,7 +63,7 @@ def labelled(name: str, text: str, label: str, values: Mapping[str, float]) -> M
     return family
 
 
-def of_cluster(view: Overview) -> Iterator[Metric]:
+def of_cluster(view: Overview, worries: Iterable[Alarm]) -> Iterator[Metric]:
     """What every replica at the same index would say."""
     work = view.work_by_status
     jobs = view.live_jobs_by_type
@@ -77,6 +78,9 @@ def of_cluster(view: Overview) -> Iterator[Metric]:
         for status, count in counts.items():
             by_type.add_metric([work_type, status], count)
     yield by_type
+    waited = dict.fromkeys(view.work_by_type, 0.0)
+    waited |= {alarm.work_type: alarm.waited_ms / 1000 for alarm in worries if alarm.kind == "stalled"}
+    yield labelled("work_stalled_seconds", "How long work waits of which nothing runs", "work_type", waited)
     yield gauge("selfplay_jobs_running", "Live selfplay jobs", jobs.get("selfplay", 0))
     yield gauge("training_jobs_running", "Live training jobs", jobs.get("training", 0))
     yield gauge("cluster_selfplay_jobs_total", "Live selfplay jobs (old name)", jobs.get("selfplay", 0))
@@ -214,15 +218,15 @@ async def metrics(call: Call) -> Reply:
     """Counters of the cluster, of this replica, and of this face."""
     services = call.services
 
-    def ask(state: State) -> tuple[Overview, list[Table]]:
+    def ask(state: State) -> tuple[Overview, tuple[Alarm, ...], list[Table]]:
         view = queries.overview(state)
-        return view, [table_of(state, name) for name in list(view.champions)[:RATED_CONFIGS]]
+        return view, alarms(state), [table_of(state, name) for name in list(view.champions)[:RATED_CONFIGS]]
 
-    view, tables = await look(call, ask, View())
+    view, worries, tables = await look(call, ask, View())
     ratings = {table.config: await rated(services, table) for table in tables}
     registry = CollectorRegistry(auto_describe=False)
     families = (
-        *of_cluster(view),
+        *of_cluster(view, worries),
         *of_ratings(ratings),
         *of_node(services),
         *of_gpus(services.gpus()),

@@ -12,6 +12,7 @@ from ringrift_cluster.api.services import LoopStatus, Services
 from ringrift_cluster.api.views import View, look
 from ringrift_cluster.replica import ReplicaStatus
 from statemachine import queries
+from statemachine.alarms import Alarm, alarms
 from statemachine.errors import Code
 from statemachine.queries import Overview, Why
 from statemachine.rows import PeerStatus, Totals, WorkStatus
@@ -132,6 +133,8 @@ class Status(Struct, frozen=True):
     champions: dict[str, str]
     #: why nothing runs although items wait
     stalled: Why | None
+    #: kinds of work that wait for minutes while none of them runs, and items that failed for good
+    alarms: tuple[Alarm, ...]
 
 
 SYNC_LOOPS = ("sync_planner", "replication", "artifacts")
@@ -155,7 +158,7 @@ def _subscriptions(services: Services, now: ReplicaStatus, loops: dict[str, Loop
     return Subscriptions(**flags, all_healthy=not failed, critical_failed=failed)
 
 
-def compose(services: Services, view: Overview, stalled: Why | None, index: int) -> Status:
+def compose(services: Services, view: Overview, stalled: Why | None, worries: tuple[Alarm, ...], index: int) -> Status:
     """The page from a counted view and the published values of this node."""
     now = services.replica.status()
     loops = dict(services.loops())
@@ -208,13 +211,18 @@ def compose(services: Services, view: Overview, stalled: Why | None, index: int)
         totals=view.totals,
         champions=view.champions,
         stalled=stalled,
+        alarms=worries,
     )
 
 
 async def page(call: Call, query: View) -> Status:
     """Answered from counters that are kept in step with every entry, whatever the size of the tables."""
-    view, stalled = await look(call, lambda state: (queries.overview(state), queries.stalled(state)), query)
-    return compose(call.services, view, stalled, call.index or 0)
+
+    def ask(state: State) -> tuple[Overview, Why | None, tuple[Alarm, ...]]:
+        return queries.overview(state), queries.stalled(state), alarms(state)
+
+    view, stalled, worries = await look(call, ask, query)
+    return compose(call.services, view, stalled, worries, call.index or 0)
 
 
 EXAMPLE = Status(
@@ -259,6 +267,7 @@ EXAMPLE = Status(
     totals={"hex8_2p": Totals("hex8_2p", games=1_000)},
     champions={},
     stalled=None,
+    alarms=(),
 )
 route("GET", "/status", "The whole cluster on one page", scope=Scope.READ, answer=EXAMPLE)(page)
 

@@ -50,7 +50,9 @@ def status_lines(value: Status) -> Iterable[RenderableType]:
     if value.paused:
         yield f"! paused: {value.pause_reason or 'no reason given'}"
     if value.stalled is not None:
-        yield f"! {value.stalled.sentence}"
+        yield f"! nothing runs: {value.stalled.sentence}"
+    for alarm in value.alarms:
+        yield f"! {alarm.sentence}"
     failed = value.event_subscription_status.critical_failed
     if failed:
         yield f"! not healthy here: {', '.join(failed)}"

@@ -1,0 +1,72 @@
+"""What should worry an operator: kinds of work that wait while nothing of them runs, and items that failed for good."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+from msgspec import Struct
+
+from statemachine.eligibility import item_obstacle
+from statemachine.queries import ASKED, Reason, explain
+from statemachine.rows import Work, WorkStatus
+from statemachine.state import State
+
+#: kinds that are explained; the others are named
+EXPLAINED = 3
+
+
+class Alarm(Struct, frozen=True):
+    """`kind` is `stalled` (with the type of work) or `dead_letters`."""
+
+    kind: str
+    work_type: str
+    #: items that wait, or that failed
+    count: int
+    #: how long the one that has waited longest could have run
+    waited_ms: int
+    sentence: str
+    #: why it does not run, most frequent first
+    reasons: tuple[Reason, ...] = ()
+
+
+def alarms(state: State) -> tuple[Alarm, ...]:
+    """O(types and configs), with a bounded number of questions to peers."""
+    found = [] if state.cluster.paused else _stalled(state)
+    failed = state.index.work_by_status[WorkStatus.FAILED]
+    if failed:
+        text = f"{failed} items failed for good; `ringrift-node work list --status failed` says why"
+        found.append(Alarm("dead_letters", "", failed, 0, text))
+    return tuple(found)
+
+
+def _stalled(state: State) -> list[Alarm]:
+    """Types of which nothing runs although something could have for minutes, the longest wait first."""
+    live = state.index.live_by_type()
+    counts: Counter[str] = Counter()
+    longest: dict[str, Work] = {}
+    for work_type, _, group in state.index.groups():
+        first = group.queue.first()
+        if first is None or live.get(work_type):
+            continue
+        row = state.work[first[2]]
+        counts[work_type] += group.counts[WorkStatus.PENDING]
+        known = longest.setdefault(work_type, row)
+        if row.ready_at_ms < known.ready_at_ms:
+            longest[work_type] = row
+    late = sorted((row for row in longest.values() if _late(state, row)), key=lambda row: (row.ready_at_ms, row.seq))
+    return [_told(state, row, counts[row.spec.work_type], explained=n < EXPLAINED) for n, row in enumerate(late)]
+
+
+def _late(state: State, row: Work) -> bool:
+    if state.now_ms - row.ready_at_ms < state.timing.alarm_after_ms:
+        return False
+    return item_obstacle(row, state.now_ms, state.work.get, state.index.live) is None
+
+
+def _told(state: State, row: Work, count: int, *, explained: bool) -> Alarm:
+    work_type, waited_ms = row.spec.work_type, state.now_ms - row.ready_at_ms
+    text = f"{count} {work_type} items wait and none runs, the first for {waited_ms // 60_000} min"
+    if not explained:
+        return Alarm("stalled", work_type, count, waited_ms, text)
+    said = explain(state, row, ASKED)
+    return Alarm("stalled", work_type, count, waited_ms, f"{text}; {row.work}: {said.sentence}", said.reasons)
