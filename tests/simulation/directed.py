@@ -10,6 +10,7 @@ from collections.abc import Callable, Generator
 from random import Random
 
 from tests.simulation.cluster import Cluster
+from tests.simulation.disk import FAST_S, SLOW_S
 from tests.simulation.voter import Voter
 from tests.simulation.world import World
 
@@ -234,6 +235,68 @@ def stale_snapshot(cluster: Cluster, rng: Random) -> Script:
         cluster.heal(keep_connections=True)
 
 
+def crash_installing(cluster: Cluster, rng: Random) -> Script:
+    """A voter loses its power when it has taken a snapshot in place of its log, and its journal does not say so yet."""
+    cast = _cast(cluster, rng, 2)
+    if not cast:
+        return
+    first, away, *_ = cast
+    others = [v for v in cluster.voters if v is not away]
+    cluster.world.tell(f"{away.name} misses much, and loses its power while it installs a snapshot of {first.name}")
+    try:
+        _cut(cluster, [away], others)
+        for other in others:
+            cluster.break_connection(away, other)
+        left_at = _last(away)
+        _burst(cluster, first, 90, 0.006)
+        if not (yield lambda: _last(first) >= left_at + 60):
+            return
+        written: list[bool] = []
+        for other in others:
+            other.call(lambda node: node.want_snapshot(0, lambda file: written.append(True)))
+        if not (yield lambda: len(written) >= len(others)) or not _behind(first, left_at):
+            return
+        away.disk.fsync_s = SLOW_S
+        cluster.heal(keep_connections=True)
+        if not (yield lambda: _behind(away, left_at) and away.disk.base <= left_at and away.writing):
+            return
+        cluster.crash(away)
+        away.disk.fsync_s = FAST_S
+        yield rng.uniform(0.05, 0.5)
+        cluster.restart(away)
+        yield 0.8
+    finally:
+        away.disk.fsync_s = FAST_S
+        cluster.heal(keep_connections=True)
+
+
+def crash_compacting(cluster: Cluster, rng: Random) -> Script:
+    """A voter loses its power when its snapshot is there and its journal still holds what lies behind it."""
+    cast = _cast(cluster, rng, 1)
+    if not cast:
+        return
+    first = cast[0]
+    chosen = rng.choice(cast)
+    cluster.world.tell(f"{chosen.name} loses its power while it drops what lies behind its snapshot")
+    try:
+        _burst(cluster, first, 60, 0.006)
+        yield 0.4
+        if chosen.node is None:
+            return
+        began_at = chosen.node.journal.first_index
+        chosen.disk.fsync_s = SLOW_S
+        chosen.call(lambda node: node.want_snapshot(0, lambda file: None))
+        if not (yield lambda: _behind(chosen, began_at) and chosen.writing):
+            return
+        cluster.crash(chosen)
+        chosen.disk.fsync_s = FAST_S
+        yield rng.uniform(0.05, 1.5)
+        cluster.restart(chosen)
+        yield 0.5
+    finally:
+        chosen.disk.fsync_s = FAST_S
+
+
 def return_empty(cluster: Cluster, rng: Random) -> Script:
     """Of the two voters that hold what was acknowledged, one loses its disk and the other its power.
 
@@ -324,6 +387,8 @@ DIRECTED: dict[str, Callable[[Cluster, Random], Script]] = {
     "stale_reply": stale_reply,
     "diverge": diverge,
     "stale_snapshot": stale_snapshot,
+    "crash_installing": crash_installing,
+    "crash_compacting": crash_compacting,
     "return_empty": return_empty,
     "two_changes": two_changes,
     "return_unapplied": return_unapplied,

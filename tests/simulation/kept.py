@@ -6,7 +6,7 @@ from tests.simulation.plan import WEIGHTS
 from tests.simulation.run import Options
 
 #: kinds of faults that came later: with them in the draw, an earlier seed is another story
-_LATER = ("two_changes", "return_unapplied")
+_LATER = ("two_changes", "return_unapplied", "crash_installing", "crash_compacting")
 _FIRST = Options(kinds=tuple(kind for kind in WEIGHTS if kind not in _LATER))
 
 KEPT: dict[str, tuple[int, Options]] = {

@@ -19,6 +19,8 @@ WEIGHTS = {
     "diverge": 2,
     "stale_snapshot": 2,
     "return_empty": 2,
+    "crash_installing": 2,
+    "crash_compacting": 2,
     "two_changes": 1,
     "return_unapplied": 1,
     "succession": 3,
