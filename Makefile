@@ -57,8 +57,8 @@ nemesis: $(STAMP) ## real processes under kills, partitions, full disks (root): 
 chaos: $(STAMP) ## 500 jobs on 4 agents while agents, keepers, programs and voters are killed: SEED=1 ARGS="--jobs 500"
 	$(BIN)/python -m tests.chaos --seed $(SEED) $(ARGS)
 
-voters: $(STAMP) ## voters of real processes restarted, replaced and removed under load, two minutes
-	RINGRIFT_TEST_LONG=1 $(BIN)/python -m pytest -q tests/cluster/test_voters.py
+voters: $(STAMP) ## voters of real processes restarted, replaced, removed and moved to TLS under load, three minutes
+	RINGRIFT_TEST_LONG=1 $(BIN)/python -m pytest -q tests/cluster/test_voters.py tests/cluster/test_to_tls.py
 
 fuzz: $(STAMP) ## hostile requests and connections, longer than make test: EXAMPLES=100
 	RINGRIFT_FUZZ_EXAMPLES=$(EXAMPLES) RINGRIFT_TEST_FLOOD=10000 $(BIN)/python -m pytest -q tests/cluster/test_schema.py \

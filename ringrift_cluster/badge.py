@@ -22,6 +22,7 @@ import msgspec
 from ringrift_cluster.api.locks import proof
 from ringrift_cluster.api.tokens import Joining, fresh_secret, hash_of
 from ringrift_cluster.client.errors import problem_of
+from ringrift_cluster.members import urls_of
 from ringrift_cluster.replica import Replica, ReplicaError
 from ringrift_cluster.settings import OWN_TOKEN_FILE as FILE
 from statemachine.commands import CreateToken, RevokeToken, encode_command
@@ -57,7 +58,7 @@ class Badge(httpx.Auth):
         self._root = root
         self._own = own
         self._drawn = fresh_secret()
-        self._voters = _origins(voters)
+        self._voters = self._origins(voters)
 
     @property
     def joined(self) -> bool:
@@ -69,6 +70,10 @@ class Badge(httpx.Auth):
         self._own = own
 
     def auth_flow(self, request: httpx.Request) -> Generator[httpx.Request, httpx.Response, None]:
+        if self._sealed and (self._own or self._root):
+            # Whoever has not said yet that it speaks TLS is asked under it: without a token it would refuse anyway, and
+            # while a cluster moves to TLS it takes both.
+            request.url = request.url.copy_with(scheme="https")
         if self._sealed and request.url.scheme != "https":
             request.headers.pop("authorization", None)
         elif "authorization" not in request.headers:
@@ -78,6 +83,9 @@ class Badge(httpx.Auth):
             elif self._own:
                 request.headers["authorization"] = proof(self._node_id, hash_of(self._own), request.url.path)
         yield request
+
+    def _origins(self, urls: Iterable[str]) -> frozenset[tuple[str, str, int]]:
+        return frozenset(_origin(httpx.URL(url), sealed=self._sealed) for url in urls)
 
     async def keep(self, replica: Replica) -> None:
         """See that this node has a good token of its own, and knows the voters, for ever."""
@@ -91,7 +99,7 @@ class Badge(httpx.Auth):
         if state is None or not replica.status().ready:
             return False
         # Voters that were added later are voters too.
-        self._voters |= _origins(voter.url for voter in state.voters.voters if voter.url)
+        self._voters |= self._origins(urls_of(state).values())
         if self._root is None:
             return True
         row = state.tokens.get(name_of(self._node_id))
@@ -117,12 +125,9 @@ class Badge(httpx.Auth):
         return False
 
 
-def _origins(urls: Iterable[str]) -> frozenset[tuple[str, str, int]]:
-    return frozenset(_origin(httpx.URL(url)) for url in urls)
-
-
-def _origin(url: httpx.URL) -> tuple[str, str, int]:
-    return url.scheme, url.host, url.port or (443 if url.scheme == "https" else 80)
+def _origin(url: httpx.URL, *, sealed: bool = False) -> tuple[str, str, int]:
+    """`sealed`: the same place under TLS."""
+    return "https" if sealed else url.scheme, url.host, url.port or (443 if url.scheme == "https" else 80)
 
 
 # --- joining ----------------------------------------------------------------------------------------

@@ -6,6 +6,8 @@ import ipaddress
 import re
 from dataclasses import dataclass
 
+from statemachine.state import State
+
 DEFAULT_PORT = 8770
 NODE_ID = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._:@/+-]{0,127}$")
 
@@ -96,3 +98,18 @@ def is_loopback(host: str) -> bool:
 
 def is_wildcard(host: str) -> bool:
     return host in ("0.0.0.0", "::", "*")  # noqa: S104 - compared, not bound
+
+
+def urls_of(state: State | None) -> dict[str, str]:
+    """Where the voters' HTTP is, by the log.
+
+    The list of voters keeps the address that a voter was added under. One that has moved to TLS since says so when its
+    agent joins; nothing but that is believed of what it says.
+    """
+    found: dict[str, str] = {}
+    for voter in state.voters.voters if state is not None else ():
+        peer = state.peers.get(voter.node) if state is not None else None
+        sealed = voter.url.replace("http://", "https://", 1)
+        if voter.url:
+            found[voter.node] = sealed if peer is not None and peer.address == sealed else voter.url
+    return found

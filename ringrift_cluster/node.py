@@ -145,7 +145,7 @@ class Node:
             loop.add_signal_handler(signal.SIGHUP, self._tls.refresh)
         verify = self._tls.http_client if self._tls is not None else True
         voters = [*known_voters(config).values(), *(m.url for m in config.voters)]
-        self._badge = badge.Badge(config.node_id, token, kept, voters, sealed=self._tls is not None)
+        self._badge = badge.Badge(config.node_id, token, kept, voters, sealed=config.sealed)
         async with httpx.AsyncClient(timeout=timeout, auth=self._badge, limits=limits, verify=verify) as http:
             if await self._join(http):
                 async with self._replica(http) as replica:
@@ -336,7 +336,8 @@ class Node:
             complaints=self._complaints,
             version=__version__,
         )
-        server = http_server(services, connections, self._tls.http_server if self._tls is not None else None)
+        tls = self._tls.http_server if self._tls is not None else None
+        server = http_server(services, connections, tls, clear_too=config.tls_transition)
         log.info(
             "event=node_started role=%s url=%s data_dir=%s voters=%s pid=%d",
             self.seat,

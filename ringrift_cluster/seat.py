@@ -13,7 +13,7 @@ from pathlib import Path
 
 import msgspec
 
-from ringrift_cluster.members import Member, SettingsError, join
+from ringrift_cluster.members import Member, SettingsError, join, urls_of
 from ringrift_cluster.raft.conf import Limits, Timing, VoterConfig
 from ringrift_cluster.raft.datadir import DataDir, sync_directory
 from ringrift_cluster.raft.store import SqliteStore
@@ -101,8 +101,7 @@ def whom_to_follow(config: NodeConfig) -> dict[str, str]:
 def voter_urls(replica: Replica, first: Iterable[Member]) -> dict[str, str]:
     """Where the other voters' HTTP is: as the log says it, and before it does, as the flags do."""
     state, own = replica.live_state(), replica.status().node_id
-    rows = state.voters.voters if state is not None else ()
-    known = {v.node: v.url for v in rows if v.url} or {m.id: m.url for m in first}
+    known = urls_of(state) or {m.id: m.url for m in first}
     return {node: url for node, url in known.items() if node != own}
 
 
@@ -119,6 +118,7 @@ def voter_config(config: NodeConfig, tls: Tls | None, *, joins: bool) -> VoterCo
         secret=secret,
         server_tls=tls.link_server if tls is not None else None,
         client_tls=tls.link_client if tls is not None else None,
+        clear_too=config.tls_transition,
         timing=Timing(
             heartbeat_s=config.append_period_s,
             election_min_s=config.election_min_s,

@@ -84,6 +84,8 @@ class NodeConfig:
     cluster_secret: SecretStr | None
     #: None: plain HTTP, and voters' links without encryption
     tls: TlsFiles | None
+    #: the cluster is on its way to TLS: this node speaks it, and plain text too
+    tls_transition: bool
     #: what is open to the network because of --insecure, in a sentence; else empty
     exposure: str
     election_min_s: float
@@ -105,8 +107,13 @@ class NodeConfig:
     @property
     def url(self) -> str:
         """Where other nodes reach this one's HTTP."""
-        scheme = "https" if self.tls is not None and self.tls.cert is not None else "http"
+        scheme = "https" if self.sealed and self.tls is not None and self.tls.cert is not None else "http"
         return f"{scheme}://{join(self.advertise_host, self.advertise_port)}"
+
+    @property
+    def sealed(self) -> bool:
+        """Whether it speaks to others under TLS alone."""
+        return self.tls is not None and not self.tls_transition
 
     @property
     def is_voter(self) -> bool:
@@ -180,14 +187,23 @@ def resolve(
             " in place of --join-token-file."
         )
     tls = _tls_files(settings, role)
-    if tls is not None:
+    if tls is None and settings.tls_transition:
+        raise SettingsError(
+            "--tls-transition is for a node with certificates; give --tls-cert, --tls-key and --tls-ca."
+        )
+    if tls is not None and not settings.tls_transition:
         members = tuple(replace(m, scheme="https") for m in members)
     guarded = token is not None or (role is Role.FOLLOWER and (joined or join_with is not None))
-    _check_exposure(settings, role, secret, tls, guarded)
-    exposure = _exposure(settings, tls, guarded)
+    encrypted = tls is not None and tls.cert is not None and not settings.tls_transition
+    _check_exposure(settings, role, secret, encrypted, guarded)
+    exposure = _exposure(settings, encrypted, guarded)
     complaints = tuple(
         f"{path} holds a secret and others on this machine can read it; chmod 600 {path}" for path in loose
     )
+    if settings.tls_transition:
+        complaints += (
+            "tls_transition is on: plain text is taken too; take it out when every node has its certificate",
+        )
     low, high, period = TIMING[settings.network]
     return NodeConfig(
         node_id=mine.id if mine else (wanted or fresh_id),
@@ -213,6 +229,7 @@ def resolve(
         join_token=join_with,
         cluster_secret=secret,
         tls=tls,
+        tls_transition=settings.tls_transition,
         exposure=exposure,
         election_min_s=low,
         election_max_s=high,
@@ -360,12 +377,9 @@ def _tls_files(settings: Settings, role: Role) -> TlsFiles | None:
     return TlsFiles(ca, cert, key)
 
 
-def _check_exposure(
-    settings: Settings, role: Role, secret: SecretStr | None, tls: TlsFiles | None, guarded: bool
-) -> None:
+def _check_exposure(settings: Settings, role: Role, secret: SecretStr | None, encrypted: bool, guarded: bool) -> None:
     if is_loopback(settings.bind):
         return
-    encrypted = tls is not None and tls.cert is not None
     if not settings.insecure and not (encrypted and guarded):
         wants_token = "--auth-token-file" if role is Role.VOTER else "--auth-token-file or --join-token-file"
         missing = [] if encrypted else ["its traffic is not encrypted (--tls-cert, --tls-key, --tls-ca)"]
@@ -381,9 +395,8 @@ def _check_exposure(
         )
 
 
-def _exposure(settings: Settings, tls: TlsFiles | None, guarded: bool) -> str:
+def _exposure(settings: Settings, encrypted: bool, guarded: bool) -> str:
     """What --insecure leaves open to the network, in a sentence."""
-    encrypted = tls is not None and tls.cert is not None
     if is_loopback(settings.bind) or (encrypted and guarded):
         return ""
     if not encrypted and not guarded:

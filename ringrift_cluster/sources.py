@@ -81,6 +81,7 @@ class Settings(BaseSettings):
     tls_cert: Path | None = _setting("tls_cert", None)
     tls_key: Path | None = _setting("tls_key", None)
     tls_ca: Path | None = _setting("tls_ca", None)
+    tls_transition: bool = _setting("tls_transition", False)
     insecure: bool = _setting("insecure", False)
     network: Network = _setting("network", Network.FAST)
     stop_jobs: bool = _setting("stop_jobs", False)

@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import Callable
 
 from ringrift_cluster.raft.lobby import Lobby, Stranger, origin_of
+from ringrift_cluster.raft.wire import speaks_tls
 
 log = logging.getLogger(__name__)
 
@@ -34,12 +35,16 @@ class Door:
         tls: ssl.SSLContext,
         protocol: Callable[[], asyncio.Protocol],
         refusals: Counter[str],
+        *,
+        clear_too: bool = False,
     ) -> None:
-        """Begins at once. `refusals` counts `tls` (no handshake) and `too_many_handshakes`."""
+        """Begins at once. `refusals` counts `tls` (no handshake) and `too_many_handshakes`. With `clear_too` whoever
+        does not begin with TLS is let through without it."""
         self._listener = listener
         self._tls = tls
         self._protocol = protocol
         self._refusals = refusals
+        self._clear_too = clear_too
         self._lobby = Lobby(HANDSHAKES)
         self._shaking: set[asyncio.Task[None]] = set()
         self._accepting = asyncio.get_running_loop().create_task(self._accept())
@@ -89,9 +94,14 @@ class Door:
 
     async def _shake(self, taken: socket.socket) -> None:
         try:
+            tls: ssl.SSLContext | None = self._tls
+            if self._clear_too:
+                async with asyncio.timeout(HANDSHAKE_S):
+                    tls = tls if await speaks_tls(taken) else None
             await asyncio.get_running_loop().connect_accepted_socket(
-                self._protocol, taken, ssl=self._tls, ssl_handshake_timeout=HANDSHAKE_S
+                self._protocol, taken, ssl=tls, ssl_handshake_timeout=HANDSHAKE_S if tls else None
             )
         except (OSError, TimeoutError) as error:
+            taken.close()
             self._refusals["tls"] += 1
             log.debug("event=http_handshake_failed reason=%r", error)

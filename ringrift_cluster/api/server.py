@@ -21,9 +21,10 @@ BACKLOG = 2048
 class Server(uvicorn.Server):
     """uvicorn without its own signal handlers, since the node decides when to leave, and with our door under TLS."""
 
-    def __init__(self, config: uvicorn.Config, connections: Connections) -> None:
+    def __init__(self, config: uvicorn.Config, connections: Connections, *, clear_too: bool = False) -> None:
         super().__init__(config)
         self._connections = connections
+        self._clear_too = clear_too
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -39,12 +40,17 @@ class Server(uvicorn.Server):
             return kind(config=self.config, server_state=self.server_state, app_state={})  # type: ignore[call-arg]
 
         refusals = self._connections.refusals
-        self.servers = [Door(one, tls, connection, refusals) for one in sockets or ()]  # type: ignore[misc]
+        self.servers = [
+            Door(one, tls, connection, refusals, clear_too=self._clear_too)  # type: ignore[misc]
+            for one in sockets or ()
+        ]
         self.started = True
 
 
-def http_server(services: Services, connections: Connections, tls: ssl.SSLContext | None) -> Server:
-    """A server that is loaded and not started; `should_exit` ends it."""
+def http_server(
+    services: Services, connections: Connections, tls: ssl.SSLContext | None, *, clear_too: bool = False
+) -> Server:
+    """A server that is loaded and not started; `should_exit` ends it. `clear_too`: TLS is offered, not asked for."""
     server = Server(
         uvicorn.Config(
             create_app(services),
@@ -61,6 +67,7 @@ def http_server(services: Services, connections: Connections, tls: ssl.SSLContex
             backlog=BACKLOG,
         ),
         connections,
+        clear_too=clear_too,
     )
     server.config.load()
     server.config.ssl = tls

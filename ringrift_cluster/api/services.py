@@ -22,6 +22,7 @@ from executors.telemetry import Telemetry
 from executors.uploads import Uploads
 from ringrift_cluster.api.locks import Locks
 from ringrift_cluster.api.meter import Meter
+from ringrift_cluster.members import urls_of
 from ringrift_cluster.replica import Replica
 from statemachine.elo import Ranking, Table
 from statemachine.values import Beat
@@ -177,6 +178,4 @@ class Services:
 
     def voter_address(self, node: str) -> str | None:
         """The HTTP address of a voter: as the log says it, else as this node was told."""
-        state = self.replica.live_state()
-        row = next((v for v in state.voters.voters if v.node == node), None) if state is not None else None
-        return (row.url if row is not None else "") or self.voters.get(node)
+        return urls_of(self.replica.live_state()).get(node) or self.voters.get(node)

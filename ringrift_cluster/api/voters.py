@@ -15,6 +15,7 @@ from ringrift_cluster.api.problems import Problem
 from ringrift_cluster.api.services import Learner
 from ringrift_cluster.api.writes import REQUEST_ID, Requested, noted
 from ringrift_cluster.feed import wire
+from ringrift_cluster.members import urls_of
 from ringrift_cluster.raft.changes import VoterState
 from ringrift_cluster.raft.configuration import Configuration
 from ringrift_cluster.raft.engine import RaftReplica
@@ -96,7 +97,7 @@ def _listed(call: Call, states: dict[str, VoterState]) -> VoterList:
     configured = state.voters if state is not None else None
     rows = {v.node: v for v in configured.voters} if configured is not None else {}
     unknown = VoterState("", "unknown", 0, 0, 0)
-    found = []
+    found, urls = [], urls_of(state)
     for node in sorted({*status.voters, *rows, *states}):
         row = rows.get(node, Voter(node, "", call.services.voters.get(node, "")))
         seen = states.get(node, unknown)
@@ -104,7 +105,16 @@ def _listed(call: Call, states: dict[str, VoterState]) -> VoterList:
         lag = max(status.commit - seen.applied, 0) if seen is not unknown else 0
         found.append(
             VoterRow(
-                node, row.raft, row.url, row.log_id, role, seen.state, seen.match, lag, seen.silent_ms, seen.detail
+                node,
+                row.raft,
+                urls.get(node, row.url),
+                row.log_id,
+                role,
+                seen.state,
+                seen.match,
+                lag,
+                seen.silent_ms,
+                seen.detail,
             )
         )
     return VoterList(found, configured.index if configured is not None else 0, status.leader_id)

@@ -54,6 +54,9 @@ def serve(
     tls_cert: Annotated[Path | None, Option(help="This node's certificate (PEM); see `ringrift-node certs`.")] = None,
     tls_key: Annotated[Path | None, Option(help="Its private key (PEM).")] = None,
     tls_ca: Annotated[Path | None, Option(help="The cluster's authority (PEM); alone: a client only.")] = None,
+    tls_transition: Annotated[
+        bool | None, Option("--tls-transition", help="Plain text is taken too, while the cluster moves to TLS.")
+    ] = None,
     insecure: Annotated[
         bool | None, Option("--insecure", help="Allow a bind beyond loopback without TLS or without tokens.")
     ] = None,

@@ -18,6 +18,7 @@ from ringrift_cluster.feed.changes import Changes
 from ringrift_cluster.feed.stored import OwnSnapshot, StoredSnapshot
 from ringrift_cluster.feed.voters import Polled, PositionRefused, ShutOut, Unreachable, Voters
 from ringrift_cluster.feed.wire import FELL_OUT, MAX_BATCH_BYTES, OTHER_CLUSTER, Frame
+from ringrift_cluster.members import urls_of
 from ringrift_cluster.raft.window import Applied, Window
 from ringrift_cluster.replica import Consistency, Proposed, Read, ReplicaStatus
 from statemachine.errors import Halt
@@ -89,7 +90,6 @@ class FeedReplica:
         self._machine: Machine | None = None
         self._cluster = ""
         #: the entry that said who votes
-        self._voters_at = 0
         #: everything up to this raft index is applied (no-ops leave gaps between entries)
         self._applied = 0
         #: the state is of no more use, or can be shown but not continued
@@ -201,11 +201,8 @@ class FeedReplica:
         self._publish()
 
     def _learn_voters(self, machine: Machine) -> None:
-        voters = machine.state.voters
-        if voters.index != self._voters_at:
-            self._voters_at = voters.index
-            own = self.config.node_id
-            self.voters.learn({v.node: v.url for v in voters.voters if v.url and v.node != own})
+        own = self.config.node_id
+        self.voters.learn({node: url for node, url in urls_of(machine.state).items() if node != own})
 
     async def _poll(self) -> None:
         machine = self._machine

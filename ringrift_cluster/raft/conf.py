@@ -89,6 +89,8 @@ class VoterConfig:
     #: the present contexts of mutual TLS between voters, on the side that was dialled and on the one that dials
     server_tls: Callable[[], ssl.SSLContext] | None = None
     client_tls: Callable[[], ssl.SSLContext] | None = None
+    #: links without TLS are made and taken too
+    clear_too: bool = False
     timing: Timing = field(default_factory=Timing)
     limits: Limits = field(default_factory=Limits)
 

@@ -40,6 +40,8 @@ class Security:
     secret: bytes | None = None
     server_tls: Callable[[], ssl.SSLContext] | None = None
     client_tls: Callable[[], ssl.SSLContext] | None = None
+    #: while a cluster moves to TLS: links without it are made and taken too, and are sealed with the secret
+    clear_too: bool = False
 
 
 class Judge(Protocol):
@@ -139,21 +141,23 @@ class Handshake:
         if answer.reason:
             self._counters.refusals["turned_away"] += 1
             raise Refused(answer.detail)
-        return theirs.node_id, self._seals(our_role, their_role, dialer, acceptor)
+        under_tls = writer.get_extra_info("ssl_object") is not None
+        return theirs.node_id, None if under_tls else self._seals(our_role, their_role, dialer, acceptor)
 
     def _seals(self, ours: bytes, theirs: bytes, dialer: bytes, acceptor: bytes) -> tuple[Seal, Seal] | None:
-        """Outbound and inbound; none without a secret to make them from, nor where TLS does the same."""
-        security = self._security
-        if security.secret is None or security.server_tls is not None:
+        """Outbound and inbound; none without a secret to make them from."""
+        secret = self._security.secret
+        if secret is None:
             return None
         text = len(dialer).to_bytes(4, "big") + dialer + acceptor
-        return Seal(security.secret, ours, text), Seal(security.secret, theirs, text)
+        return Seal(secret, ours, text), Seal(secret, theirs, text)
 
     def _check_certificate(self, writer: asyncio.StreamWriter, named: str) -> None:
         """Under TLS the greeting's name must be the one on the certificate, and that a voter's. Raises Refused."""
-        if self._security.server_tls is None:
+        under_tls = writer.get_extra_info("ssl_object")
+        if self._security.server_tls is None or (under_tls is None and self._security.clear_too):
             return
-        shown = certified(writer.get_extra_info("ssl_object"))
+        shown = certified(under_tls)
         if shown != (named, True):
             self._counters.refusals["wrong_certificate"] += 1
             whose = f"{'voter' if shown[1] else 'node'} {shown[0]}" if shown else "no node"

@@ -136,7 +136,7 @@ class ConsensusThread:
             self._transport = Transport(
                 config.node_id,
                 config.bind or config.voters[config.node_id],
-                Security(config.secret, config.server_tls, config.client_tls),
+                Security(config.secret, config.server_tls, config.client_tls, config.clear_too),
                 config.limits.outbound_bytes,
                 self.node.counters,
                 self,

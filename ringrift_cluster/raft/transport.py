@@ -11,6 +11,7 @@ import errno
 import logging
 import random
 import socket
+import ssl
 from collections.abc import Coroutine, Mapping
 from functools import partial
 from typing import Protocol
@@ -20,7 +21,7 @@ from ringrift_cluster.raft.errors import PortTaken
 from ringrift_cluster.raft.handshake import Greetings, Handshake, Judge, Security
 from ringrift_cluster.raft.lobby import Lobby, Stranger, origin_of
 from ringrift_cluster.raft.messages import AppendEntries, Message, Ping, Raft, decode, encode
-from ringrift_cluster.raft.wire import Link, Refused, Wire, split_address
+from ringrift_cluster.raft.wire import Link, Refused, Wire, speaks_tls, split_address
 from statemachine.errors import UNDECODABLE
 
 log = logging.getLogger(__name__)
@@ -29,6 +30,8 @@ HANDSHAKE_S = 5.0
 #: a connection that says nothing for this long is dead (pings go out every second)
 SILENCE_S = 5.0
 RETRY_MIN_S, RETRY_MAX_S = 0.1, 0.5
+#: what a dialler sees of a voter that takes its TLS for a bad greeting (while a cluster moves to TLS)
+NO_TLS = (ssl.SSLError, ConnectionResetError, ConnectionAbortedError)
 #: the voter whose id sorts second dials only when the first one has not for this long
 LET_DIAL_S = 1.0
 BACKLOG = 1024
@@ -217,6 +220,9 @@ class Transport:
         loop = asyncio.get_running_loop()
         tls = self._security.server_tls() if self._security.server_tls else None
         try:
+            if tls is not None and self._security.clear_too:
+                async with asyncio.timeout(HANDSHAKE_S):
+                    tls = tls if await speaks_tls(taken) else None
             transport, wire = await loop.connect_accepted_socket(
                 Wire, taken, ssl=tls, ssl_handshake_timeout=HANDSHAKE_S if tls else None
             )
@@ -228,6 +234,8 @@ class Transport:
 
     async def _dial(self, peer: str) -> None:
         wait_s = RETRY_MIN_S
+        #: this time without TLS: it was told that the other end does not speak it
+        clear = False
         while not self._stopping and peer in self._addresses:
             if peer < self._node_id and peer not in self._links:
                 # It dials us, unless it has not heard of us yet.
@@ -239,15 +247,17 @@ class Transport:
             if address is None:
                 break
             host, port = split_address(address)
-            tls = self._security.client_tls() if self._security.client_tls else None
+            tls = self._security.client_tls() if self._security.client_tls and not clear else None
             try:
                 async with asyncio.timeout(HANDSHAKE_S):
                     loop = asyncio.get_running_loop()
                     transport, wire = await loop.create_connection(Wire, host, port, ssl=tls)
-            except (OSError, TimeoutError):
+            except (OSError, TimeoutError) as error:
                 established = False
+                clear = self._security.clear_too and tls is not None and isinstance(error, NO_TLS)
             else:
                 established = await self._run(wire, transport, peer)
+                clear = False
             wait_s = RETRY_MIN_S if established else min(2 * wait_s, RETRY_MAX_S)
             await asyncio.sleep(wait_s * random.uniform(0.5, 1.0))
         self._dialing.discard(peer)

@@ -145,8 +145,15 @@ def test_a_node_that_is_not_let_in_says_why(answers: tuple[tuple[int, str], ...]
 
 
 def test_under_tls_no_token_leaves_for_an_address_without_it() -> None:
-    one = Badge("n", "root", "own", ("http://10.0.0.1:8770", "https://10.0.0.1:8770"), sealed=True)
+    one = Badge("n", "root", "own", ("http://10.0.0.1:8770",), sealed=True)
     assert shown(one, "https://10.0.0.1:8770/") == "Bearer own"
-    assert shown(one, "http://10.0.0.1:8770/") is None
+    # A voter that has not said yet that it has moved, and a node that has not: both are asked under TLS.
+    for url in ("http://10.0.0.1:8770/", "http://10.0.0.9:8770/artifacts/x"):
+        for headers in ({}, {"authorization": "Bearer caller"}):
+            request = next(one.auth_flow(httpx.Request("GET", url, headers=headers)))
+            assert str(request.url) == url.replace("http:", "https:")
+            assert "authorization" in request.headers
+    # One that has no token yet has nothing to show, and passes none on.
+    bare = Badge("n", None, None, ("http://10.0.0.1:8770",), sealed=True)
     forwarded = httpx.Request("GET", "http://10.0.0.1:8770/", headers={"authorization": "Bearer caller"})
-    assert "authorization" not in next(one.auth_flow(forwarded)).headers
+    assert "authorization" not in next(bare.auth_flow(forwarded)).headers

@@ -136,6 +136,11 @@ CONTRADICTIONS: dict[str, tuple[dict[str, Any], str]] = {
         "not encrypted",
     ),
     "half of TLS": ({"cluster": THREE, "port": 1, "tls_cert": "c"}, "give all three"),
+    "a move to TLS without TLS": ({"cluster": THREE, "node_id": "n1", "tls_transition": True}, "with certificates"),
+    "a move to TLS in the open": (
+        {"cluster": REMOTE, "bind": "10.0.0.9", "auth_token": "t", "tls_transition": True, **TLS},
+        "is not encrypted",
+    ),
     "a voter without a certificate": ({"cluster": THREE, "node_id": "n1", "tls_ca": "ca"}, "a certificate of its own"),
     "a voter that joins": (
         {"cluster": THREE, "node_id": "n1", "join_token": "j"},

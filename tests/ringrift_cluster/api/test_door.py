@@ -27,9 +27,9 @@ def tls(tmp_path: Path) -> Tls:
 
 
 @asynccontextmanager
-async def serving(services: Services, tls: Tls) -> AsyncIterator[tuple[int, Connections]]:
+async def serving(services: Services, tls: Tls, *, clear_too: bool = False) -> AsyncIterator[tuple[int, Connections]]:
     connections = Connections()
-    server = http_server(services, connections, tls.http_server)
+    server = http_server(services, connections, tls.http_server, clear_too=clear_too)
     listener = socket.create_server(("127.0.0.1", 0))
     listener.setblocking(False)
     running = asyncio.create_task(server.serve(sockets=[listener]))
@@ -86,3 +86,18 @@ async def test_the_node_stops_whoever_stands_at_the_door(services: Services, tls
     async with asyncio.timeout(10):
         assert await mute[0].read() == b""
     mute[1].close()
+
+
+async def test_while_a_cluster_moves_to_tls_both_are_served(
+    services: Services, tls: Tls, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(door, "HANDSHAKE_S", 0.2)
+    async with serving(services, tls, clear_too=True) as (port, connections):
+        assert await status_of(port, tls) == 200
+        async with httpx.AsyncClient() as client:
+            assert (await client.get(f"http://127.0.0.1:{port}/health")).status_code == 200
+        mute = await silent(port)
+        async with asyncio.timeout(10):
+            assert await mute[0].read() == b""
+        mute[1].close()
+        assert connections.refusals == {"tls": 1}

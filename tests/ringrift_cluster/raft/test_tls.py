@@ -10,7 +10,7 @@ import pytest
 
 from ringrift_cluster.raft.conf import VoterConfig
 from ringrift_cluster.tls import Tls
-from tests.ringrift_cluster.raft.loopback import Loopback, add, until
+from tests.ringrift_cluster.raft.loopback import SECRET, Loopback, add, until
 from tests.support.pki import Authority
 
 
@@ -121,6 +121,63 @@ def test_the_links_of_a_voter_whose_certificate_is_revoked_end_until_it_has_a_ne
             cluster.tls["c"].refresh()
             await until(lambda: len(links["c"]) == 2, "c to be back under its new certificate")
             await until(lambda: cluster.running["c"].status().ready, "c to have caught up")
+            assert cluster.halted == {}
+
+    asyncio.run(scenario())
+
+
+class Moving(Certified):
+    """Voters that know each other by a secret and come to have certificates, each at its own time."""
+
+    def __init__(self, directory: Path) -> None:
+        super().__init__(directory)
+        self.stage = dict.fromkeys(self.voters, "plain")
+
+    def config(self, name: str, *, secret: bytes | None = SECRET) -> VoterConfig:
+        tls, stage = self.tls[name], self.stage[name]
+        plain = replace(Loopback.config(self, name, secret=secret), clear_too=stage == "both")
+        if stage == "plain":
+            return plain
+        return replace(plain, server_tls=tls.link_server, client_tls=tls.link_client)
+
+    def sealed(self) -> dict[str, set[bool]]:
+        """Whether each voter's links are under TLS."""
+        return {
+            name: {
+                link.writer.get_extra_info("ssl_object") is not None
+                for link in voter._thread._transport._links.values()
+            }
+            for name, voter in self.running.items()
+        }
+
+
+def test_voters_move_to_tls_one_after_the_other_and_commit_all_the_while(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with Moving(tmp_path) as cluster:
+            await cluster.start()
+            count = 0
+            for stage in ("both", "tls"):
+                for name in "cab":
+                    await cluster.others()
+                    await cluster.stop(name)
+                    cluster.stage[name] = stage
+                    assert (await (await cluster.leader()).propose([add(f"w{count}")])).index > 0
+                    count += 1
+                    await cluster.start(name)
+                    await until(lambda name=name: cluster.running[name].status().ready, f"{name} to be back")
+                    if (stage, name) == ("both", "c"):
+                        assert cluster.sealed() == {"a": {False}, "b": {False}, "c": {False}}
+                if stage == "both":
+                    # Links that both ends can have under TLS are.
+                    assert cluster.sealed()["b"] == {True}
+            await cluster.others()
+            assert cluster.sealed() == {"a": {True}, "b": {True}, "c": {True}}
+            refusals = cluster.running["c"].counters.refusals
+            before = refusals["tls"]
+            cluster.stage["a"] = "plain"
+            await cluster.stop("a")
+            await cluster.start("a")
+            await until(lambda: refusals["tls"] > before, "a voter without TLS to be refused from now on")
             assert cluster.halted == {}
 
     asyncio.run(scenario())
