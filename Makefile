@@ -62,7 +62,8 @@ voters: $(STAMP) ## voters of real processes restarted, replaced, removed and mo
 
 fuzz: $(STAMP) ## hostile requests and connections, longer than make test: EXAMPLES=100
 	RINGRIFT_FUZZ_EXAMPLES=$(EXAMPLES) RINGRIFT_TEST_FLOOD=10000 $(BIN)/python -m pytest -q tests/cluster/test_schema.py \
-		tests/ringrift_cluster/raft/test_hostile.py tests/ringrift_cluster/api/test_connections.py
+		tests/ringrift_cluster/raft/test_hostile.py tests/ringrift_cluster/api/test_connections.py \
+		tests/cluster/test_crowd.py
 
 bench: $(STAMP) $(VENV)/.bench ## ours, etcd and PostgreSQL in one sitting, ten minutes (ARGS="etcd propose" for parts)
 	$(BIN)/python -m tests.bench $(ARGS)

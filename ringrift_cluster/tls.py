@@ -15,6 +15,7 @@ import asyncio
 import datetime as dt
 import logging
 import ssl
+from asyncio import sslproto
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +27,11 @@ from ringrift_cluster import revoked
 from ringrift_cluster.certs import CertificateError, Facts, facts, identity, why_useless
 
 log = logging.getLogger("ringrift.tls")
+
+#: asyncio reads so much at once of a connection under TLS and keeps a buffer of it for each, idle ones too. Its own
+#: 256 KiB would be 2 GiB for as many connections as the HTTP port takes; a TLS record has 16 KiB.
+READ_BYTES = 32 * 1024
+sslproto.SSLProtocol.max_size = READ_BYTES
 
 #: how often the files are looked at
 LOOK_S = 2.0

@@ -177,7 +177,7 @@ def served(method: str, path: str) -> bool:
         return method in ("", "GET")
     for group in GROUPS:
         for endpoint in group.endpoints:
-            pattern = re.sub(r"\\\{\w+(:path)?\\\}", lambda m: ".+" if m[1] else "[^/]+", re.escape(endpoint.path))
+            pattern = re.sub(r"\\\{\w+(:any)?\\\}", lambda m: ".+" if m[1] else "[^/]+", re.escape(endpoint.path))
             if (path == endpoint.template or re.fullmatch(pattern, path)) and method in ("", endpoint.method):
                 return True
     return False

@@ -63,7 +63,7 @@ def with_room_for_files(limits: ConnectionLimits) -> ConnectionLimits:
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     if hard == resource.RLIM_INFINITY:
         return limits
-    return replace(limits, connections=max(min(limits.connections, hard - SPARE_FILES), hard // 2))
+    return replace(limits, connections=min(limits.connections, max(hard - SPARE_FILES, hard // 2)))
 
 
 class Connections:

@@ -24,6 +24,7 @@ from urllib.parse import parse_qsl
 
 import msgspec
 from msgspec import Struct
+from starlette.convertors import PathConvertor, register_url_convertor
 from starlette.responses import Response, StreamingResponse
 
 from ringrift_cluster.api import problems
@@ -43,6 +44,15 @@ MSGPACK = b"application/msgpack"
 LOOK_S = 1.0
 
 _encode = msgspec.json.Encoder().encode
+
+
+class _Any(PathConvertor):
+    """The rest of a path, with line breaks in it too: what is wrong with a name is said by whoever knows names."""
+
+    regex = "(?s:.*)"
+
+
+register_url_convertor("any", _Any())
 
 
 class Disconnected(Exception):  # noqa: N818 - nobody is left to be told
@@ -116,7 +126,7 @@ class Endpoint:
     @property
     def template(self) -> str:
         """The path as OpenAPI writes it."""
-        return self.path.replace(":path}", "}")
+        return self.path.replace(":any}", "}")
 
 
 class Routes:

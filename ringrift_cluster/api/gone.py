@@ -15,7 +15,7 @@ _ELO = "ratings are computed from the results in the log, so nothing is synchron
 GONE: dict[str, str] = {
     "/raft/append": _RAFT,
     "/raft/vote": _RAFT,
-    "/raft/lock/{name:path}": _RAFT,
+    "/raft/lock/{name:any}": _RAFT,
     "/gossip": _GOSSIP,
     "/gossip/push": _GOSSIP,
     "/gossip/anti-entropy": _GOSSIP,

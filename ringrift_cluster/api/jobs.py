@@ -80,7 +80,7 @@ class LogQuery(Struct, frozen=True, forbid_unknown_fields=True):
 
 @route(
     "GET",
-    "/jobs/{job_id:path}/log",
+    "/jobs/{job_id:any}/log",
     "A job's log",
     scope=Scope.READ,
     produces={"text/plain": "Lines of the log, oldest first."},
@@ -159,7 +159,7 @@ class JobView(Struct, frozen=True):
 
 @route(
     "GET",
-    "/jobs/{job_id:path}",
+    "/jobs/{job_id:any}",
     "One attempt",
     scope=Scope.READ,
     answer=JobView(examples.JOB, examples.WORK),

@@ -16,7 +16,7 @@ from ringrift_cluster.api.views import Cursor, View
 from statemachine.errors import Code
 
 _REF = "#/components/schemas/{name}"
-_PATH_ARGUMENT = re.compile(r"\{([a-z_]+)(:path)?\}")
+_PATH_ARGUMENT = re.compile(r"\{([a-z_]+)(:any)?\}")
 #: what any route may answer
 _EVERYWHERE = ("request_timeout", "uri_too_long", "headers_too_large", "stale", "halted", "unexpected")
 _GUARDED = ("unauthorized", "token_over", "forbidden", "not_ready")

@@ -59,7 +59,7 @@ class PeerView(Struct, frozen=True):
 
 @route(
     "GET",
-    "/peers/{peer_id:path}",
+    "/peers/{peer_id:any}",
     "One node and its jobs",
     scope=Scope.READ,
     answer=PeerView(examples.PEER, [examples.JOB]),

@@ -65,7 +65,7 @@ async def listing(call: Call, query: Page) -> SettingList:
     return SettingList([*defaults, *map(view_of, rows)])
 
 
-@route("GET", "/settings/{name:path}", "One setting", scope=Scope.READ, answer=EXAMPLE, errors=(Code.NOT_FOUND,))
+@route("GET", "/settings/{name:any}", "One setting", scope=Scope.READ, answer=EXAMPLE, errors=(Code.NOT_FOUND,))
 async def show(call: Call, name: str, query: View) -> SettingView:
     row = await look(call, lambda state: state.settings.get(name), query)
     found = view_of(row) if row else default_of(name)
@@ -85,7 +85,7 @@ class Change(Requested, frozen=True, kw_only=True):
 
 @route(
     "PUT",
-    "/settings/{name:path}",
+    "/settings/{name:any}",
     "Change a setting",
     scope=Scope.ADMIN,
     example=Change(value=Raw(b'{"enabled":false}'), expected_version=1, by="cli"),

@@ -367,7 +367,7 @@ class WorkView(Struct, frozen=True):
 
 @route(
     "GET",
-    "/work/{work_id:path}",
+    "/work/{work_id:any}",
     "One item, and why it is where it is",
     scope=Scope.READ,
     answer=WorkView(

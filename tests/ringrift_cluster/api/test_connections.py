@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import resource
 import socket
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, replace
@@ -14,7 +15,7 @@ import uvicorn
 
 from ringrift_cluster.api import connections as module
 from ringrift_cluster.api.app import create_app
-from ringrift_cluster.api.connections import ConnectionLimits, Connections
+from ringrift_cluster.api.connections import ConnectionLimits, Connections, with_room_for_files
 from ringrift_cluster.api.services import ApiLimits, Services
 from statemachine.commands import AddWork
 from tests.ringrift_cluster.api.test_wire import Server
@@ -320,3 +321,15 @@ class TestTogether:
             await asyncio.gather(*answers, return_exceptions=True)
             await until(lambda: services.gathered_bytes == 0, "the bodies to be let go")
             assert replica.machine.index == before
+
+
+@pytest.mark.parametrize(
+    ("files", "connections"),
+    [(resource.RLIM_INFINITY, 8192), (1 << 20, 8192), (20_000, 8192), (4096, 3584), (600, 300)],
+)
+def test_connections_stay_within_their_cap_and_within_the_open_files(
+    files: int, connections: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(resource, "getrlimit", lambda which: (256, files))
+    monkeypatch.setattr(resource, "setrlimit", lambda which, limits: None)
+    assert with_room_for_files(ConnectionLimits()).connections == connections

@@ -177,3 +177,12 @@ async def test_the_table_can_be_read_where_the_types_point(client: httpx.AsyncCl
     one = (await client.get("/problems/stale_fence")).json()
     assert one["status"] == 409
     assert (await client.get("/problems/none")).status_code == 404
+
+
+async def test_a_name_with_a_line_break_is_a_wrong_name_and_not_an_unknown_path(client: httpx.AsyncClient) -> None:
+    refused = await client.put("/settings/%0Ax", json={"value": {}})
+    assert (refused.status_code, refused.json()["code"]) == (400, "invalid")
+    for path in ("/settings/a%0Ab", "/work/%0A", "/peers/a%0A", "/jobs/%0Ab", "/jobs/%0A/log"):
+        answer = await client.get(path)
+        assert (answer.status_code, answer.json()["code"]) == (404, "not_found")
+        assert "is served" not in answer.json()["detail"]
