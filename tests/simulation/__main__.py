@@ -7,8 +7,9 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
 
@@ -17,6 +18,8 @@ from tests.simulation.story import shrink
 from tests.simulation.switches import BY_MESSAGES, SWITCHES
 
 STORY_LINES = 60
+#: seeds after which a long run says how far it is
+TELL_EVERY = 100
 
 
 def main() -> int:
@@ -46,11 +49,18 @@ def main() -> int:
     seeds = range(args.first_seed, args.first_seed + args.seeds) if args.seed is None else [args.seed]
     run = partial(simulate, options=options, trace=args.trace)
     started = time.perf_counter()
-    if args.jobs == 1 or len(seeds) == 1:
-        outcomes = [tell(outcome, options, args.whole or args.trace) for outcome in map(run, seeds)]
-    else:
-        with ProcessPoolExecutor(args.jobs) as pool:
-            outcomes = [tell(outcome, options, args.whole) for outcome in pool.map(run, seeds)]
+    outcomes: list[Outcome] = []
+    with ExitStack() as stack:
+        if args.jobs == 1 or len(seeds) == 1:
+            ended: Iterable[Outcome] = map(run, seeds)
+        else:
+            ended = stack.enter_context(ProcessPoolExecutor(args.jobs)).map(run, seeds)
+        for outcome in ended:
+            outcomes.append(tell(outcome, options, args.whole or args.trace))
+            if len(outcomes) % TELL_EVERY == 0:
+                print(
+                    f"{len(outcomes)} of {len(seeds)} seeds, {sum(bool(o.broken) for o in outcomes)} broken", flush=True
+                )
     return summary(outcomes, time.perf_counter() - started)
 
 

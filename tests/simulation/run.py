@@ -30,6 +30,8 @@ from tests.simulation.world import BEGAN_AT, Broken, World
 VIRTUAL_S = 20.0
 QUIET_S = 6.0
 _MEMORY = Path("/dev/shm")
+#: the cycles of so many runs stay in memory together
+CLEAN_EVERY = 9
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,6 +109,8 @@ def simulate(seed: int, options: Options = Options(), *, trace: bool = False) ->
         seed, broken, world.story, world.now - BEGAN_AT, time.process_time() - started, _counts(cluster), world.now
     )
     gc.enable()
+    if seed % CLEAN_EVERY == 0:
+        gc.collect()
     return outcome
 
 
