@@ -186,6 +186,7 @@ class Agent:
         """Let go of threads and files, once what they were doing is done."""
         if self._lent:
             self.bench.blobs.pool = None  # the store may outlive its agent
+        self.heartbeat.close()
         self.bench.starts.shutdown()
         self.bench.disk.shutdown()
         self.gpus.close()

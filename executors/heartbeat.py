@@ -9,6 +9,8 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
 
 from executors.attempts import Attempt
 from executors.bench import Bench
@@ -19,6 +21,7 @@ from statemachine.errors import Code, Done
 from statemachine.values import Beat, JobProgress, PeerFacts
 
 log = logging.getLogger(__name__)
+T = TypeVar("T")
 
 #: beats carry at most this many jobs' progress (a bound of the command)
 PROGRESS_PER_BEAT = 256
@@ -53,6 +56,15 @@ class Heartbeat:
         self._renewable = renewable
         self._facts_sent: PeerFacts | None = None
         self._sooner = asyncio.Event()
+        #: leases must not wait until somebody else's large files are hashed
+        self._thread = ThreadPoolExecutor(1, "agent-beat")
+
+    def close(self) -> None:
+        """Let go of the thread, once what it was doing is done."""
+        self._thread.shutdown()
+
+    async def _read(self, call: Callable[[], T]) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._thread, call)
 
     def tell(self, facts: PeerFacts) -> None:
         """Let the cluster know the facts if they are new."""
@@ -93,7 +105,7 @@ class Heartbeat:
             every_s = bench.timing.heartbeat_ms / 1000
             next_s = woken_s + (retry_s or min(every_s, self._options.progress_every_s))
             await self._sleep_until(next_s)
-            told = await bench.on_disk(self._progress)
+            told = await self._read(self._progress)
             woken_s = bench.clock.boot_s()
             news = bool(told) or self.facts != self._facts_sent
             if not news and not retry_s and woken_s - bench.heard_s < every_s * DUE:
@@ -129,7 +141,7 @@ class Heartbeat:
         else:
             bench.heard_s = sent_s
             self._facts_sent = facts
-        await bench.on_disk(self._renew_leases)
+        await self._read(self._renew_leases)
         return True
 
     def _progress(self) -> list[Attempt]:

@@ -46,8 +46,8 @@ class Caller:
 
 
 #: what one node may ask of another with a proof. Whoever was shown one has the file or the log itself, or is the node
-#: that is asked to begin a log, so nothing is gained by showing it again.
-PROVABLE = frozenset({"GET /artifacts/{digest}", "GET /jobs/{job_id}/log", "POST /raft/learn"})
+#: that is asked to begin a log, so nothing is gained by showing it again. A probe tells nobody more than a try would.
+PROVABLE = frozenset({"GET /artifacts/{digest}", "GET /jobs/{job_id}/log", "GET /probes/{peer_id}", "POST /raft/learn"})
 PROOF = "Proof"
 
 #: the caller where no token is asked for

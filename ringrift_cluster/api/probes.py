@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import httpx
 from msgspec import Struct
 
 from ringrift_cluster.api.endpoint import Call, Reply, Routes, reply
+from ringrift_cluster.api.problems import Problem
 from ringrift_cluster.api.services import AgentStatus, LoopStatus, Services
 from ringrift_cluster.replica import ReplicaStatus
+from statemachine.errors import Code
+from statemachine.values import Scope
+
+PROBE_TIMEOUT_S = 2.0
 
 route = Routes("probes", "Liveness and readiness.")
 
@@ -56,6 +62,39 @@ async def health(call: Call) -> Reply | Health:
     """200 or 503. Never depends on a quorum, so a supervisor does not restart nodes for want of a leader."""
     found = liveness(call.services)
     return reply(found, status=200 if found.healthy else 503)
+
+
+class Probed(Struct, frozen=True):
+    """Whether a peer answers this node at the address that the cluster has of it."""
+
+    peer: str
+    answers: bool
+
+
+async def answers(http: httpx.AsyncClient, peer: str, address: str) -> bool:
+    """Whether the peer itself answers there; many nodes call themselves 127.0.0.1."""
+    try:
+        answer = await http.get(f"{address}/health", timeout=PROBE_TIMEOUT_S)
+        return answer.is_success and answer.json().get("node_id") == peer
+    except (httpx.HTTPError, httpx.InvalidURL, ValueError, AttributeError):
+        return False
+
+
+@route(
+    "GET",
+    "/probes/{peer_id:path}",
+    "Does another node answer this one?",
+    scope=Scope.NODE,
+    answer=Probed("gpu-1", True),
+    errors=(Code.NOT_FOUND,),
+)
+async def probe(call: Call, peer_id: str) -> Probed:
+    """The leader asks so before it takes a silent node for dead. Only a node's own address is dialled."""
+    seen = await call.services.replica.read(lambda state: state.peers.get(peer_id))
+    if seen.value is None or not seen.value.address:
+        raise Problem(Code.NOT_FOUND, f"no address of a peer {peer_id!r} is known here")
+    http = call.services.http
+    return Probed(peer_id, http is not None and await answers(http, peer_id, seen.value.address))
 
 
 class Readiness(Struct, frozen=True):

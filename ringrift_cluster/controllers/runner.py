@@ -11,11 +11,14 @@ import logging
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from functools import partial
+from urllib.parse import quote
 
 import httpx
 
+from ringrift_cluster.api.probes import answers
 from ringrift_cluster.controllers import liveness
 from ringrift_cluster.controllers.hung import stop_hung
+from ringrift_cluster.controllers.liveness import Suspect
 from ringrift_cluster.controllers.placement import place
 from ringrift_cluster.controllers.population import populate
 from ringrift_cluster.controllers.promotion import judge, rate
@@ -51,9 +54,8 @@ IDLE_S = 0.25
 BREATH_S = 0.05
 #: a policy decides on the thread that keeps the consensus; it may take this share of its time: 1 / (1 + REST)
 REST = 29
-PROBE_TIMEOUT_S = 2.0
-#: suspects probed in one round
-PROBES = 64
+#: a peer that is asked to probe another one has this long, its own probe included
+INDIRECT_TIMEOUT_S = 5.0
 
 #: refusals that mean "somebody was quicker" or "the view was a little old"
 RACES = frozenset({Code.CONFLICT, Code.ILLEGAL_TRANSITION, Code.INELIGIBLE, Code.STALE_INCARNATION, Code.EVIDENCE})
@@ -155,11 +157,11 @@ class Controllers:
             if not self._leads():
                 continue
             try:
-                seen = await self._replica.read(liveness.suspects)
-                probes = seen.value[:PROBES]
-                answers = await asyncio.gather(*(self._answers(peer, address) for peer, _, address in probes))
-                answered = [(peer, inc) for (peer, inc, _), yes in zip(probes, answers, strict=True) if yes]
-                commands = liveness.vouch(answered, self._replica.status().node_id)
+                own = self._replica.status().node_id
+                seen = await self._replica.read(partial(liveness.suspects, leader=own))
+                heard = await asyncio.gather(*(self._heard_by(suspect, own) for suspect in seen.value))
+                pairs = zip(seen.value, heard, strict=True)
+                commands = liveness.vouch({(s.peer, s.incarnation): by for s, by in pairs if by})
                 # A suspect takes up to two seconds to answer; by then another node may lead, and probes itself.
                 if commands and self._leads():
                     await self._propose("liveness", commands)
@@ -170,10 +172,17 @@ class Controllers:
             report.rounds += 1
             report.last_run_s = self._wall_s()
 
-    async def _answers(self, peer: str, address: str) -> bool:
-        """Whether the suspect itself answers there; many nodes call themselves 127.0.0.1."""
+    async def _heard_by(self, suspect: Suspect, own: str) -> str:
+        """The node that the suspect answers, this one before others; empty when it answers nobody."""
+        if await answers(self._http, suspect.peer, suspect.address):
+            return own
+        heard = await asyncio.gather(*(self._is_told(address, suspect.peer) for _, address in suspect.helpers))
+        return next((name for (name, _), yes in zip(suspect.helpers, heard, strict=True) if yes), "")
+
+    async def _is_told(self, helper: str, peer: str) -> bool:
+        """Whether another node says that the peer answers it."""
         try:
-            answer = await self._http.get(f"{address}/health", timeout=PROBE_TIMEOUT_S)
-            return answer.is_success and answer.json().get("node_id") == peer
-        except (httpx.HTTPError, ValueError, AttributeError):
+            answer = await self._http.get(f"{helper}/probes/{quote(peer, safe='')}", timeout=INDIRECT_TIMEOUT_S)
+            return answer.is_success and answer.json().get("answers") is True
+        except (httpx.HTTPError, httpx.InvalidURL, ValueError, AttributeError):
             return False

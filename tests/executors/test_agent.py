@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import asyncio
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -7,6 +9,7 @@ from typing import Any
 import pytest
 
 from executors import admission, shim
+from executors.attempts import Attempt
 from executors.heartbeat import AgentRefused
 from executors.host import DiskFloor
 from executors.options import Options
@@ -16,7 +19,8 @@ from statemachine.commands import (
     PlaceWork,
     ReleaseJob,
 )
-from statemachine.rows import WorkStatus
+from statemachine.rows import Actual, WorkStatus
+from statemachine.settings import Template
 from statemachine.state import State
 from statemachine.values import Needs
 from tests.executors.agents import GAMES, WAIT, node, program, run
@@ -206,5 +210,72 @@ def test_a_gpu_is_not_used_again_before_its_memory_has_come_back(tmp_path: Path)
             assert one.agent.status().started == 1
             gpus.used = 100 << 20
             await eventually(lambda: one.cluster.work("b").status is WorkStatus.COMPLETED)
+
+    run(go)
+
+
+def test_leases_are_renewed_though_every_disk_thread_is_busy(tmp_path: Path) -> None:
+    async def go() -> None:
+        enough = threading.Event()
+        async with node(tmp_path) as one:
+            one.cluster.setting("template/t", program(WAIT))
+            one.cluster.add("w", "t")
+            job = one.cluster.place("w", "n1")
+            await one.says(job.job, "up")
+            busy = [asyncio.create_task(one.agent.bench.on_disk(enough.wait)) for _ in range(16)]
+            try:
+                lease = one.folder(job.job) / "lease"
+                beats, before = len(one.cluster.beats), float(lease.read_text())
+                await eventually(lambda: len(one.cluster.beats) > beats + 3 and float(lease.read_text()) > before)
+            finally:
+                enough.set()
+            await asyncio.gather(*busy)
+
+    run(go)
+
+
+def test_an_attempt_that_the_agent_fails_on_is_reported_and_ends_no_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    judge = Attempt._judge
+
+    def fails(attempt: Attempt, template: Template) -> Any:
+        if attempt.job.work == "bad":
+            raise RuntimeError("a fault of ours")
+        return judge(attempt, template)
+
+    monkeypatch.setattr(Attempt, "_judge", fails)
+
+    async def go() -> None:
+        async with node(tmp_path) as one:
+            one.cluster.setting("template/t", program(GAMES))
+            for work in ("bad", "good"):
+                one.cluster.add(work, "t")
+            job = one.cluster.place("bad", "n1")
+            one.cluster.place("good", "n1")
+            await eventually(lambda: one.cluster.work("good").status is WorkStatus.COMPLETED)
+            await eventually(lambda: one.cluster.state.jobs[job.job].actual is Actual.FAILED)
+            row = one.cluster.state.jobs[job.job]
+            assert (row.error_class, "a fault of ours" in row.error) == ("infrastructure", True)
+
+    run(go)
+
+
+def test_many_attempts_leave_no_task_no_entry_and_no_row_of_theirs_behind(tmp_path: Path) -> None:
+    async def go() -> None:
+        async with node(tmp_path) as one:
+            one.cluster.setting("template/t", program(GAMES))
+            await eventually(lambda: one.agent.status().heard_age_s < 1)
+            before = {task.get_name() for task in asyncio.all_tasks()}
+            for number in range(24):
+                one.cluster.add(f"w{number}", "t")
+            for number in range(24):
+                await eventually(lambda: len(one.cluster.state.index.live_jobs_of("n1")) < 6)
+                one.cluster.place(f"w{number}", "n1")
+            await eventually(lambda: one.agent.status().completed == 24 and not one.agent.attempts)
+            left = {task.get_name() for task in asyncio.all_tasks() if "attempt" in task.get_name()}
+            assert left == set()
+            assert len(asyncio.all_tasks()) <= len(before) + 1
+            assert one.agent.bench.ledger.entries() == []
 
     run(go)

@@ -65,3 +65,9 @@ def test_all_types_of_commands_settings_and_results_are_known() -> None:
         number: int
 
     assert {AddWork, Template, ResultFile, Local} <= set(interpreter.know_types())
+
+
+def test_a_node_process_holds_no_library_of_the_workloads() -> None:
+    code = "import sys, ringrift_cluster.process; print({'torch', 'numpy', 'scipy'} & set(sys.modules))"
+    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=True)
+    assert said.stdout == "set()\n"

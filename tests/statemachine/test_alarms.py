@@ -9,7 +9,6 @@ from statemachine.alarms import Alarm, alarms
 from statemachine.commands import DrainPeer, PauseCluster
 from statemachine.queries import ASKED, explain
 from tests.support.law import (
-    CONFIG,
     Cluster,
     bound,
     claimable,
@@ -66,8 +65,8 @@ def test_the_first_of_each_config_is_looked_at() -> None:
     cluster.do(claimable("late"))
     (alarm,) = alarms(cluster.after(LATE_MS // 2).state)
     assert (alarm.count, alarm.waited_ms) == (2, LATE_MS)
-    cluster = given(claimable("late", config="hex8_3p")).after(5_000)
-    cluster.do(claimable("old", config=CONFIG))
+    cluster = given(claimable("again"), claimed("c1", "worker"), claimable("old", config="hex8_3p")).after(5_000)
+    cluster.do(failed("again", "stopped"))
     assert late(cluster)[0].waited_ms == LATE_MS + 5_000
 
 

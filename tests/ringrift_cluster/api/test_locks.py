@@ -140,6 +140,7 @@ async def test_a_nodes_proof_opens_the_one_path_it_is_for(door: httpx.AsyncClien
     assert await ask(f"/artifacts/{'cd' * 32}", good) == (401, "unauthorized")
     for wrong in ("Proof", "Proof gpu-1", good[:-1], good.replace("gpu-1", "gpu-2"), proof("gpu-1", sha("x"), file)):
         assert await ask(file, wrong) == (401, "unauthorized"), wrong
+    assert await ask("/probes/nobody", proof("gpu-1", secret, "/probes/nobody")) == (404, "")
     for closed in ("/status", "/state/dump", f"{file}/info"):
         assert await ask(closed, proof("gpu-1", secret, closed)) == (401, "unauthorized"), closed
     replica.run(RevokeToken("node:gpu-1", "gone"))
