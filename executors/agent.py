@@ -32,8 +32,9 @@ from executors.bench import Bench
 from executors.blobs import Blobs
 from executors.drivers.driver import Driver
 from executors.drivers.local import Local
-from executors.gpus import Gpus
+from executors.gpus import Gpus, Scanner
 from executors.heartbeat import AgentRefused, Heartbeat
+from executors.holdings import Holdings
 from executors.ledger import Ledger, LedgerError
 from executors.logs import Logs
 from executors.options import Options
@@ -94,19 +95,21 @@ class Agent:
         cluster_id: str = "",
         blobs: Blobs | None = None,
         http: httpx.AsyncClient | None = None,
-        gpus: Gpus | None = None,
+        gpus: Scanner | None = None,
         boot_id: str = "",
         driver: Driver | None = None,
+        keeper: str = "",
         options: Options | None = None,
     ) -> None:
         """`blobs` is shared with whoever serves GET /artifacts/DIGEST; `http` carries the node's credentials.
-        Attempts live on this machine unless a `driver` says where else.
+        Attempts live on this machine unless a `driver` says where else; `keeper` is the peer whose store `blobs` is,
+        when that is another.
 
         Raises LedgerError and OSError.
         """
         self.peer = peer
         self.options = options or Options()
-        self.gpus = gpus or Gpus()
+        self.gpus: Scanner = gpus or Gpus()
         self.logs = Logs(data_dir)
         self._cluster = cluster
         self._clock = clock or host.HostClock()
@@ -158,7 +161,10 @@ class Agent:
         self.notice = ""
         self._admission = Admission(self.bench, self.options)
         self.upkeep = Upkeep(self.bench, self.gpus, self.options, peer, self._held_gpus)
-        self.storage = Storage(self.bench, self.options, peer)
+        self.storage: Storage | Holdings = Storage(self.bench, self.options, peer)
+        if keeper:
+            self.storage = Holdings(self.bench, peer, keeper)
+            self.bench.made = self.storage.made
 
     # --- the life of the agent --------------------------------------------------------------------
 
@@ -168,6 +174,10 @@ class Agent:
         try:
             self.heartbeat.facts = await self.bench.on_disk(self.upkeep.first_facts)
             self.heartbeat.incarnation = self.bench.ledger.next_incarnation(self._clock.wall_ms())
+            entries = await self.bench.on_disk(self.bench.ledger.entries)
+            boot_id = self.bench.boot_id
+            held = [Path(e.folder) for e in entries if not e.reported and e.process.boot_id == boot_id]
+            await self.bench.driver.claim(self.heartbeat.incarnation, held)
             await self._adopt()
             self._adopted.set()
             await _first(self._live(), self._halt.wait())

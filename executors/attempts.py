@@ -207,9 +207,11 @@ class Attempt:
         if isinstance(result, Rejected):
             log.warning("report_refused job=%s code=%s detail=%r", self.job.job, result.code, result.detail)
         published = _published(command, result)
+        outputs = [output.digest for output in command.outputs] if isinstance(command, CompleteJob) else []
         self.error_class = command.error_class if isinstance(command, FailJob) else "" if published else "unknown"
         if published:
             self.bench.completed += 1
+            self.bench.made(outputs)
         elif isinstance(command, FailJob) and command.error_class != "stopped":
             self.bench.failed += 1
         self.bench.note(self.bench.ledger.reported, self.key)
@@ -332,6 +334,7 @@ class Attempt:
         digest, size_bytes = packed
         if isinstance(await self.report(SaveCheckpoint(*self.key, digest, size_bytes)), Done):
             await bench.on_disk(partial(self.checkpoint.saved, digest))
+            bench.made([digest])
             bench.saved()
 
     def _at_hand(self) -> dict[str, Path]:

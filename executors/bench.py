@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import Executor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -44,6 +44,8 @@ class Bench:
     saved: Callable[[], None] = lambda: None
     #: cores of programs; empty: any
     cpus: tuple[int, ...] = ()
+    #: told of the files that the log has just been told this peer holds
+    made: Callable[[Iterable[str]], None] = lambda digests: None
     timing: Timing = field(default_factory=Timing)
     #: when the last acknowledged sign of life was sent; every lease is counted from it
     heard_s: float = 0.0

@@ -10,17 +10,14 @@ result: something must have been left, and every rule that counts must have coun
 
 from __future__ import annotations
 
-import os
 import re
-import signal
-import subprocess
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
 
-from executors import counting, logs, outcome, processes, shim
+from executors import counting, keepers, logs, outcome, processes
 from executors.counting import Uncountable
 from executors.folder import Folder
 from executors.outcome import MAX_RESULT_BYTES, Failure, ResultFile, ResultOutput, Success
@@ -188,13 +185,11 @@ def _last_match(folder: Path, pattern: re.Pattern[str]) -> dict[str, str]:
 
 
 def ask(folder: Path, argv: tuple[str, ...]) -> bytes:
-    """What the template's result command prints; blocks. Its other words are in result-command.log.
-
-    Raises NothingLeft.
-    """
-    order = shim.read_record(str(folder / "order.json")) or {}
-    argv = tuple(order.get("result") or argv)
-    return _run(argv, order.get("env") or {}, str(order.get("cwd") or folder), folder / "result-command.log")
+    """What the template's result command prints; blocks. Raises NothingLeft."""
+    try:
+        return keepers.ask(folder, argv, RESULT_S, MAX_RESULT_BYTES)
+    except keepers.Unanswered as error:
+        raise NothingLeft(str(error)) from error
 
 
 def _told(program: str, said: bytes) -> ResultFile:
@@ -204,30 +199,3 @@ def _told(program: str, said: bytes) -> ResultFile:
         except (msgspec.MsgspecError, UnicodeDecodeError) as error:
             problem = str(error)
     raise NothingLeft(f"its result command {program} printed no result: {problem}")
-
-
-def _run(argv: tuple[str, ...], env: Mapping[str, str], cwd: str, log: Path) -> bytes:
-    with log.open("wb") as words:
-        try:
-            process = subprocess.Popen(
-                argv,
-                cwd=cwd,
-                env=env,
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.PIPE,
-                stderr=words,
-                start_new_session=True,
-            )
-        except OSError as error:
-            raise NothingLeft(f"its result command {argv[0]} could not be started: {error}") from error
-        try:
-            said, _ = process.communicate(timeout=RESULT_S)
-        except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.communicate()
-            raise NothingLeft(f"its result command {argv[0]} said nothing within {RESULT_S:g} s") from None
-    if process.returncode != 0:
-        raise NothingLeft(f"its result command {argv[0]} exited with {process.returncode}; see {log.name}")
-    if len(said) > MAX_RESULT_BYTES:
-        raise NothingLeft(f"its result command {argv[0]} printed {len(said)} bytes, {MAX_RESULT_BYTES} are read")
-    return said

@@ -73,6 +73,10 @@ class Folder:
         self._read_to = 0
 
     @property
+    def work(self) -> str:
+        return self._work
+
+    @property
     def out(self) -> Path:
         return self.path / "out"
 

@@ -18,7 +18,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import pynvml
 from msgspec.structs import replace
@@ -58,6 +58,16 @@ class Scan:
     cuda: str = ""
     #: critical events since the last look: (uuid of the device, number)
     xids: tuple[tuple[str, int], ...] = ()
+
+
+class Scanner(Protocol):
+    """Who looks at the devices of a machine."""
+
+    def scan(self) -> Scan:
+        """All devices. Blocks."""
+        ...
+
+    def close(self) -> None: ...
 
 
 class Gpus:

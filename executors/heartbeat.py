@@ -105,13 +105,14 @@ class Heartbeat:
             every_s = bench.timing.heartbeat_ms / 1000
             next_s = woken_s + (retry_s or min(every_s, self._options.progress_every_s))
             await self._sleep_until(next_s)
+            if not bench.driver.reached():
+                woken_s, retry_s = bench.clock.boot_s(), 1.0
+                continue  # the peer is that machine, and nobody knows whether it lives
             told = await self._read(self._progress)
             woken_s = bench.clock.boot_s()
             news = bool(told) or self.facts != self._facts_sent
             if not news and not retry_s and woken_s - bench.heard_s < every_s * DUE:
                 continue
-            if not bench.driver.reached():
-                continue  # the peer is that machine, and nobody knows whether it lives
             retry_s = 0.0 if await self._beat(told, woken_s) else min(every_s / 4, 2.0)
 
     async def _sleep_until(self, at_s: float) -> None:

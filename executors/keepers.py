@@ -13,6 +13,7 @@ import os
 import platform
 import shutil
 import signal
+import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -207,3 +208,41 @@ def end_leftovers(job_dir: Path, boot_id: str) -> bool:
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
     return shim.end_group(group, str(job_dir))
+
+
+class Unanswered(Exception):  # noqa: N818
+    """Why a result command told nothing."""
+
+
+def ask(job_dir: Path, argv: Sequence[str], within_s: float, most: int) -> bytes:
+    """What an ended attempt's result command prints; blocks. Its other words are in result-command.log.
+
+    The command and its surroundings are those of the attempt's order; `argv` where that names none. Raises Unanswered.
+    """
+    order = shim.read_record(str(job_dir / "order.json")) or {}
+    argv = order.get("result") or argv
+    log = job_dir / "result-command.log"
+    with log.open("wb") as words:
+        try:
+            process = subprocess.Popen(
+                argv,
+                cwd=str(order.get("cwd") or job_dir),
+                env=order.get("env") or {},
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=words,
+                start_new_session=True,
+            )
+        except OSError as error:
+            raise Unanswered(f"its result command {argv[0]} could not be started: {error}") from error
+        try:
+            said, _ = process.communicate(timeout=within_s)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.communicate()
+            raise Unanswered(f"its result command {argv[0]} said nothing within {within_s:g} s") from None
+    if process.returncode != 0:
+        raise Unanswered(f"its result command {argv[0]} exited with {process.returncode}; see {log.name}")
+    if len(said) > most:
+        raise Unanswered(f"its result command {argv[0]} printed {len(said)} bytes, {most} are read")
+    return said

@@ -26,17 +26,19 @@ class NoLogs(Exception):  # noqa: N818
 
 
 class Logs:
-    """The logs below `<data>/jobs`. The calls read at most MAX_TAIL_BYTES each."""
+    """The logs below `<data>/jobs`, and those of hosts without an agent. The calls read at most MAX_TAIL_BYTES each."""
 
     def __init__(self, data_dir: Path) -> None:
         self._jobs = data_dir / "jobs"
+        #: the folders of hosts that this node speaks for
+        self._hosts = data_dir / "hosts"
 
     def folder(self, job: str) -> Path:
         """The folder of a job, of its highest fence. Raises NoLogs."""
         prefix = file_name(job) + "-"
         found: list[tuple[int, Path]] = []
-        if self._jobs.is_dir():
-            for entry in self._jobs.iterdir():
+        for jobs in (self._jobs, *self._hosts.glob("*/jobs")):
+            for entry in jobs.iterdir() if jobs.is_dir() else ():
                 fence = entry.name.removeprefix(prefix)
                 if entry.name.startswith(prefix) and fence.isdecimal():
                     found.append((int(fence), entry))

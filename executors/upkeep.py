@@ -16,7 +16,7 @@ from msgspec.structs import replace
 from executors import host, telemetry
 from executors.bench import Bench
 from executors.folder import sweep_checkpoints
-from executors.gpus import Gpus, Reading, Scan
+from executors.gpus import Reading, Scan, Scanner
 from executors.logs import Logs
 from executors.options import Options
 from executors.ports import ClusterError
@@ -35,7 +35,7 @@ TIDY_EVERY_S = 60.0
 
 class Upkeep:
     def __init__(
-        self, bench: Bench, gpus: Gpus, options: Options, peer: str, holding: Callable[[], frozenset[str]]
+        self, bench: Bench, gpus: Scanner, options: Options, peer: str, holding: Callable[[], frozenset[str]]
     ) -> None:
         """`holding` says which GPUs attempts of this node have."""
         self.suspects = Suspects()

@@ -27,6 +27,7 @@ import httpx
 from executors import host
 from executors.agent import Agent
 from executors.blobs import Blobs
+from executors.gateway import Gateway
 from executors.heartbeat import AgentRefused
 from executors.ledger import LedgerError
 from executors.logs import Logs
@@ -281,6 +282,18 @@ class Node:
         record = heartbeats.record if heartbeats else replica.record  # type: ignore[union-attr]
         blobs = Blobs(config.data_dir / "artifacts")
 
+        options = Options(
+            cpu_slots=config.cpu_slots,
+            reserve_cpus=_reserved(config.reserve_cpus, isinstance(replica, RaftReplica)),
+            notice=Notice(config.notice_file, config.notice_command, config.notice_url),
+            notice_every_s=config.notice_every_s,
+            disk_floor=host.DiskFloor(config.disk_floor_percent, int(config.disk_floor_gib * host.GIB)),
+            labels=config.labels,
+            release=__version__,
+            feature_level=SUPPORTED_FEATURE_LEVEL,
+            progress_every_s=config.progress_every_s,
+        )
+
         def hired(cluster_id: str) -> Agent:
             return Agent(
                 ReplicaPort(replica, record),
@@ -291,20 +304,21 @@ class Node:
                 cluster_id=cluster_id,
                 blobs=blobs,
                 http=http,
-                options=Options(
-                    cpu_slots=config.cpu_slots,
-                    reserve_cpus=_reserved(config.reserve_cpus, isinstance(replica, RaftReplica)),
-                    notice=Notice(config.notice_file, config.notice_command, config.notice_url),
-                    notice_every_s=config.notice_every_s,
-                    disk_floor=host.DiskFloor(config.disk_floor_percent, int(config.disk_floor_gib * host.GIB)),
-                    labels=config.labels,
-                    release=__version__,
-                    feature_level=SUPPORTED_FEATURE_LEVEL,
-                    progress_every_s=config.progress_every_s,
-                ),
+                options=options,
             )
 
         executor = Executor(replica, hired)
+        gateway = Gateway(
+            ReplicaPort(replica, record),
+            node=config.node_id,
+            address=config.url,
+            data_dir=config.data_dir,
+            blobs=blobs,
+            http=http,
+            options=options,
+            keys=config.ssh,
+            cluster_id=lambda: executor.cluster_id,
+        )
         controllers = Controllers(replica, http=http) if isinstance(replica, RaftReplica) else None
         feed = FeedRouter(replica)
         pulse = Pulse(replica)
@@ -328,6 +342,7 @@ class Node:
                 **counters(replica, executor, controllers, pulse.stall_max_s),
                 **connections.numbers(),
                 **tls_numbers(),
+                **gateway.numbers(),
             },
             closing=self._leaving.is_set,
             token=token,
@@ -364,8 +379,11 @@ class Node:
                 tasks.append(group.create_task(self._supervised("badge", lambda: self._badge.keep(replica))))
             serving = group.create_task(server.serve(sockets=[self._listener]), name="http")
             tasks.append(group.create_task(self._supervised("agent", lambda: self._obey(executor)), name="agent"))
+            tasks.append(group.create_task(self._supervised("hosts", gateway.run), name="hosts"))
             await self._leaving.wait()
             log.info("event=node_leaving reason=%s stop_jobs=%s", self._order.reason, self._order.stop_jobs)
+            if self._order.stop_jobs:
+                await gateway.stop()
             await self._depart(replica, executor)
             for task in tasks:
                 task.cancel()

@@ -21,6 +21,7 @@ from typing import Any
 
 from pydantic import SecretStr
 
+from executors.gateway import Keys
 from ringrift_cluster.members import (
     DEFAULT_PORT,
     NODE_ID,
@@ -97,6 +98,8 @@ class NodeConfig:
     stop_grace_s: float
     #: how often running jobs tell their progress
     progress_every_s: float
+    #: how this node reaches the hosts without an agent that it speaks for
+    ssh: Keys
     fresh_within_s: float
     snapshot_every_entries: int
     fail_on_subscription_failure: bool
@@ -238,6 +241,12 @@ def resolve(
         exit_with_parent=settings.exit_with_parent,
         progress_every_s=settings.progress_every_s,
         stop_grace_s=settings.stop_grace_s,
+        ssh=Keys(
+            settings.ssh_key_file.expanduser() if settings.ssh_key_file else None,
+            settings.ssh_known_hosts_file.expanduser() if settings.ssh_known_hosts_file else None,
+            settings.ssh_jobs,
+            settings.ssh_transfers,
+        ),
         fresh_within_s=settings.fresh_within_s,
         snapshot_every_entries=settings.snapshot_every_entries,
         fail_on_subscription_failure=settings.fail_on_subscription_failure,
@@ -442,6 +451,7 @@ def node_config(flags: Mapping[str, Any], config: Path | None = None) -> NodeCon
             settings.cluster_secret_file,
             settings.join_token_file,
             settings.tls_key,
+            settings.ssh_key_file,
             data_dir / OWN_TOKEN_FILE,
         ),
     )

@@ -69,6 +69,8 @@ def peer_obstacle(peer: Peer, work_type: str, needs: Needs, held: Iterable[Job],
         return Obstacle("held", f"{peer.peer} is held back for a while: {peer.held_reason}")
     if facts.not_ready:
         return Obstacle("not_ready", f"{peer.peer} takes no work: {facts.not_ready}")
+    if needs.peers and peer.peer not in needs.peers:
+        return Obstacle("not_chosen", f"{peer.peer} is none of the nodes it may run on: {', '.join(needs.peers)}")
     missing = [label for label in needs.labels if label not in facts.labels]
     if missing:
         return Obstacle("label", f"{peer.peer} has no label {', '.join(missing)}")

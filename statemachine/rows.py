@@ -41,6 +41,10 @@ class Word(StrEnum):
     __hash__ = str.__hash__
 
 
+#: the role of a peer that is a host without an agent
+SSH = "ssh"
+
+
 class PeerStatus(Word):
     #: heard within the suspect time
     ALIVE = "alive"

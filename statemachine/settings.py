@@ -9,6 +9,7 @@ into the Struct below when it is written, so a bad value is refused at the door 
     artifacts          how files are spread over the nodes
     config/KEY         one game config: what its selfplay, training and evaluation look like
     template/NAME      how the executor starts a program for a work item
+    host/NAME          a machine without an agent, and the node whose agent runs its jobs over SSH
     controller/NAME    whether a controller runs
 """
 
@@ -249,6 +250,30 @@ class Template(Struct, frozen=True, forbid_unknown_fields=True):
     nice: Annotated[int, Meta(ge=0, le=19)] = 0
 
 
+class Host(Struct, frozen=True, forbid_unknown_fields=True):
+    """A machine that has only an SSH server. It is a peer of the setting's name; its gateway's agent speaks for it."""
+
+    #: the node that reaches it
+    gateway: Id
+    address: Annotated[str, Meta(min_length=1, max_length=256)]
+    user: Annotated[str, Meta(min_length=1, max_length=64)]
+    port: Annotated[int, Meta(ge=1, le=65_535)] = 22
+    #: its public key, as in "ssh-ed25519 AAAA..."; empty: the gateway's known-hosts file has it
+    host_key: Text = ""
+    #: the private key's file on the gateway; empty is the gateway's own setting
+    key_file: Short = ""
+    #: CPU slots offered; None is one for each core that it has
+    slots: Annotated[int, Meta(ge=0, le=1024)] | None = None
+    #: beside `ssh`, which every such peer has
+    labels: Annotated[tuple[Short, ...], Meta(max_length=31)] = ()
+    #: its Python, 3.8 or newer
+    python: Annotated[str, Meta(min_length=1, max_length=256)] = "python3"
+    #: where jobs and inputs lie on it; a folder of this cluster is made there
+    root: Annotated[str, Meta(min_length=1, max_length=256)] = "~/.ringrift"
+    #: false: it says goodbye, its jobs are stopped with their grace
+    enabled: bool = True
+
+
 class Controller(Struct, frozen=True, forbid_unknown_fields=True):
     enabled: bool = True
 
@@ -260,16 +285,17 @@ GROUPS: dict[str, type[Struct]] = {
     "artifacts": Artifacts,
     "config": GameConfig,
     "template": Template,
+    "host": Host,
     "controller": Controller,
 }
 #: groups whose settings are named group/key
-KEYED = frozenset({"config", "template", "controller"})
+KEYED = frozenset({"config", "template", "host", "controller"})
 MAX_KEY = 32
 #: brackets within brackets in a value
 MAX_DEPTH = 64
 _BRACKETS = re.compile(r"[][{}]")
 
-Decoded = Timing | Limits | Retention | Artifacts | GameConfig | Template | Controller
+Decoded = Timing | Limits | Retention | Artifacts | GameConfig | Template | Host | Controller
 
 
 def decode(name: str, value: str) -> Struct:

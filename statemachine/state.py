@@ -104,6 +104,17 @@ class State:
     def template(self, name: str) -> st.Template | None:
         return cast("st.Template | None", self._keyed.get(f"template/{name}"))
 
+    def host(self, name: str) -> st.Host | None:
+        return cast("st.Host | None", self._keyed.get(f"host/{name}"))
+
+    def hosts_of(self, gateway: str) -> dict[str, st.Host]:
+        """The hosts that a node's agent speaks for, by name."""
+        return {
+            name.removeprefix("host/"): value
+            for name, value in sorted(self._keyed.items())
+            if isinstance(value, st.Host) and value.gateway == gateway
+        }
+
     def needs_of(self, spec: AddWork) -> Needs:
         """What an attempt of an item takes: by its own word, else by its template's."""
         template = self.template(spec.template)

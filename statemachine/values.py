@@ -124,6 +124,8 @@ class Needs(Value, frozen=True):
     ram_bytes: Natural = 0
     disk_bytes: Natural = 0
     labels: Annotated[tuple[Short, ...], Meta(max_length=8)] = ()
+    #: one of these peers; empty: any
+    peers: Annotated[tuple[Id, ...], Meta(max_length=64)] = ()
 
 
 class Input(Value, frozen=True):

@@ -1,5 +1,6 @@
 """What the agent asks of the machine on which its attempts live.
 
+    claim                                                                              once for an agent
     furnish -> start -> (renew, stop, kill, put_down)* -> gone -> gather -> clear      one attempt
     find -> has_ended                                                                  after a restart of the node
 
@@ -10,7 +11,7 @@ the folder need know where the program is.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Protocol
 
@@ -40,6 +41,10 @@ class Driver(Protocol):
 
     def disks(self) -> tuple[host.Disk, ...]:
         """The disks that an attempt fills, the machine's own first. Blocks."""
+        ...
+
+    async def claim(self, incarnation: int, held: Collection[Path]) -> None:
+        """Be the one agent that starts anything there, and end what it does not hold. Called once, before the rest."""
         ...
 
     def seat(self, folder: Folder) -> Seat:

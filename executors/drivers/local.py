@@ -6,7 +6,7 @@ import asyncio
 import os
 import shutil
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from concurrent.futures import Executor
 from functools import partial
 from pathlib import Path
@@ -41,6 +41,9 @@ class Local:
     def disks(self) -> tuple[host.Disk, ...]:
         usage = shutil.disk_usage(self._data_dir)
         return (host.Disk(usage.free, usage.total),)
+
+    async def claim(self, incarnation: int, held: Collection[Path]) -> None:
+        """Nobody else starts anything in this data directory."""
 
     def seat(self, folder: Folder) -> Seat:
         return Seat(folder.path, sys.executable, os.environ)

@@ -208,7 +208,7 @@ class Locks:
             raise self._forbidden(f"token {caller.name!r} cannot be spent as {effect.join!r}")
         if caller.peer:
             for peer in self._speaks_for(effect):
-                if peer != caller.peer:
+                if peer != caller.peer and not self._keeps(caller.peer, peer):
                     raise self._forbidden(f"token {caller.name!r} speaks for {caller.peer!r}, not for {peer!r}")
         if needed is Scope.ADMIN and not isinstance(command, c.Signed):
             return c.Signed(caller.name, command)
@@ -248,6 +248,12 @@ class Locks:
             ):
                 return self._runners((job,))
         return ()
+
+    def _keeps(self, gateway: str, host: str) -> bool:
+        """Whether a node speaks for a host that has no agent of its own."""
+        state = self._state()
+        setting = state.host(host) if state is not None else None
+        return setting is not None and setting.gateway == gateway
 
     def _runners(self, jobs: Iterable[str]) -> list[str]:
         """Whose jobs these are. One that is not known here is left to the law, which asks for its fence."""

@@ -68,6 +68,10 @@ def serve(
     fresh_within_s: Annotated[float | None, Option(help="Oldest view that a follower's fresh reads show.")] = None,
     snapshot_every_entries: Annotated[int | None, Option(help="Entries between two snapshots of this node.")] = None,
     progress_every_s: Annotated[float | None, Option(help="How often jobs' progress is reported.")] = None,
+    ssh_key_file: Annotated[Path | None, Option(help="Private key for hosts without an agent.")] = None,
+    ssh_known_hosts_file: Annotated[Path | None, Option(help="Public keys of hosts whose setting pins none.")] = None,
+    ssh_jobs: Annotated[int | None, Option(help="Jobs on all hosts without an agent together; 0: no bound.")] = None,
+    ssh_transfers: Annotated[int | None, Option(help="Files sent to and fetched from them at a time.")] = None,
     exit_with_parent: Annotated[
         int | None, Option(metavar="PID", help="Leave when this process, which started the node, is gone; 0: stay.")
     ] = None,

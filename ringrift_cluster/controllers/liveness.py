@@ -13,7 +13,7 @@ from hashlib import blake2b
 from heapq import nsmallest
 
 from statemachine.commands import Command, VouchForPeer
-from statemachine.rows import PeerStatus
+from statemachine.rows import SSH, PeerStatus
 from statemachine.state import State
 
 #: suspects probed in one round, and peers that are asked about one that does not answer the leader
@@ -31,19 +31,23 @@ class Suspect:
 
 
 def suspects(state: State, leader: str) -> list[Suspect]:
-    """Suspects whose time is half over, and that have an address to probe."""
+    """Suspects whose time is half over, and that have an address to probe.
+
+    A host without an agent has none: at its gateway's address only the gateway answers.
+    """
     half = state.timing.dead_after_ms // 2
     late = [
         p
         for p in state.peers.values()
         if p.status is PeerStatus.SUSPECT
         and p.address
+        and p.role != SSH
         and state.now_ms - max(p.heard_at_ms, p.vouched_at_ms) >= min(half, state.timing.suspect_after_ms)
     ][:PROBES]
     if not late:
         return []
-    able = [(p.peer, p.address) for p in state.peers.values() if p.status is PeerStatus.ALIVE and p.address]
-    able = [one for one in able if one[0] != leader]
+    alive = [p for p in state.peers.values() if p.status is PeerStatus.ALIVE and p.role != SSH]
+    able = [(p.peer, p.address) for p in alive if p.address and p.peer != leader]
 
     def draw(suspect: str) -> tuple[tuple[str, str], ...]:
         def rank(one: tuple[str, str]) -> bytes:

@@ -161,6 +161,7 @@ def test_two_operators_do_not_overwrite_each_other_unseen():
         ("timing", '{"lease_ms": {"training": 900000}, "grace_ms": 295000}', "longer than grace_ms"),
         ("controller/placement", '{"enabled": 1}', "enabled"),
         ("template/run", '{"argv": []}', "argv"),
+        ("host/x", '{"gateway": "a", "address": "h"}', "user"),
         (f"config/{'x' * 33}", "{}", "items are named after it"),
     ],
 )
@@ -190,6 +191,13 @@ def test_keyed_settings_are_found_by_their_key():
     assert (state.config("a"), state.config("z")) == (state.configs()["a"], None)
     assert (state.controller("judge").enabled, state.controller("place").enabled) == (False, True)
     assert state.template("run") is None
+
+
+def test_hosts_are_found_by_the_node_that_speaks_for_them():
+    near, far = (st.Host(gateway=name, address="10.0.0.1", user="u") for name in ("a", "b"))
+    state = given(setting("host/y", near), setting("host/x", near), setting("host/z", far), game_config("a")).state
+    assert list(state.hosts_of("a")) == ["x", "y"]
+    assert (state.host("z"), state.host("w")) == (far, None)
 
 
 def test_a_changed_timeout_applies_to_peers_that_are_silent_already():

@@ -61,6 +61,7 @@ def test_nothing_is_placed_while_the_cluster_is_paused():
     [
         (node("a", slots=1), Needs(cpu_slots=2), "0 of 1 CPU slots"),
         (node("a"), Needs(labels=("fast-disk",)), "fast-disk"),
+        (node("a"), Needs(peers=("b", "c")), "none of the nodes it may run on: b, c"),
         (node("a"), Needs(gpus=1), "0 free GPUs"),
         (node("a", gpus=1), Needs(gpus=1, vram_bytes=48 * 2**30), "0 free GPUs"),
         (node("a"), Needs(ram_bytes=65 * 2**30), "bytes of RAM"),
@@ -70,6 +71,11 @@ def test_nothing_is_placed_while_the_cluster_is_paused():
 def test_a_peer_that_cannot_run_it_is_refused_with_the_reason(peer, needs, word):
     cluster = given(peer, item("w1", needs=needs))
     cluster.refuses(bound("w1", "a"), Code.INELIGIBLE, "'w1'", "'a'", word)
+
+
+def test_an_item_that_names_its_nodes_runs_on_any_of_them():
+    cluster = given(node("a"), node("b"), item("w1", needs=Needs(peers=("b", "c"))))
+    cluster.do(bound("w1", "b"))
 
 
 def test_a_full_peer_takes_no_more_until_a_job_ends():

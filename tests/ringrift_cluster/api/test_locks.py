@@ -20,8 +20,10 @@ from ringrift_cluster.api.locks import NEEDS, Caller, Locks, proof
 from ringrift_cluster.api.problems import Problem
 from ringrift_cluster.api.services import Services
 from ringrift_cluster.replica import NoLeader, Proposed
+from statemachine import settings
 from statemachine.commands import (
     AddWork,
+    ChangeSetting,
     ClaimWork,
     Command,
     CompleteJob,
@@ -331,6 +333,14 @@ async def test_a_node_sends_what_its_agent_sends(door: httpx.AsyncClient, replic
     assert (other.status_code, other.json()["code"]) == (403, "forbidden")
     claim = await door.post("/work/claim", json={"node_id": "gpu-2"}, headers=bearer("node"))
     assert (claim.status_code, claim.json()["code"]) == (403, "forbidden")
+
+
+async def test_a_node_speaks_for_the_hosts_whose_gateway_it_is(door: httpx.AsyncClient, replica: MemoryReplica) -> None:
+    join = JoinPeer("h1", 1, "boot", "ssh", "http://gpu-1:1", PeerFacts())
+    for gateway, status in (("gpu-2", 403), ("gpu-1", 200)):
+        host = settings.Host(gateway=gateway, address="10.0.0.9", user="u")
+        replica.run(ChangeSetting("host/h1", settings.encode(host)))
+        assert (await proposed(door, "node", join)).status_code == status
 
 
 async def test_a_file_is_registered_for_the_node_that_took_it_whoever_brought_it(

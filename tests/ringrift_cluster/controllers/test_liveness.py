@@ -103,3 +103,13 @@ def test_other_peers_are_asked_each_time_and_neither_the_leader_nor_the_suspect(
 
 def test_the_vouching_names_the_node_that_heard_it() -> None:
     assert liveness.vouch({("f", 1): "b"}) == [VouchForPeer("f", 1, "b")]
+
+
+def test_a_host_without_an_agent_is_not_probed_where_only_its_gateway_answers() -> None:
+    replica = suspected("b")
+    replica.run(JoinPeer("h1", 1, "boot-h1", "ssh", "http://b", PeerFacts()))
+    (suspect,) = liveness.suspects(replica.machine.state, leader="n0")
+    assert suspect.helpers == (("b", "http://b"),)
+    while replica.machine.state.peers["h1"].status is not PeerStatus.DEAD:
+        replica.tick(2_000)
+        assert "h1" not in {one.peer for one in liveness.suspects(replica.machine.state, leader="n0")}

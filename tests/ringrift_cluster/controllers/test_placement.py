@@ -163,6 +163,18 @@ def test_a_suspect_that_answers_a_probe_is_vouched_for_and_does_not_die(fleet: F
     assert fleet.state.peers["a"].status == "alive"
 
 
+def test_an_item_goes_to_another_of_its_nodes_after_one_has_failed_it(fleet: Fleet) -> None:
+    for name in ("a", "b", "c"):
+        join(fleet, name, cpu_slots=4)
+    add(fleet, "w", needs=Needs(peers=("b", "c")))
+    assert placements(fleet) == [("w", "b")]
+    fleet.apply(*place(fleet.state), FailJob("w.1", fleet.state.cluster.fence + 1, "user", "broken"))
+    while fleet.state.work["w"].ready_at_ms > fleet.state.now_ms:
+        fleet.apply(step_ms=2_000)
+    fleet.apply(*(RecordHeartbeats((Beat(name, 1),)) for name in ("a", "b", "c")))
+    assert placements(fleet) == [("w", "c")]
+
+
 def test_a_thousand_items_that_nobody_can_run_hide_nothing_behind_them(fleet: Fleet) -> None:
     for n in range(600):
         add(fleet, f"blocked{n}", priority=90, needs=Needs(labels=("moon",)))

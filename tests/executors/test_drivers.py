@@ -1,0 +1,168 @@
+"""What a driver of hosts takes from them, and what it lets alone."""
+
+from __future__ import annotations
+
+import ast
+import io
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from executors import shim
+from executors.drivers import outpost
+from executors.drivers.bringing import checked, named_outputs, surely
+from executors.drivers.link import programs
+from executors.drivers.outpost import Outpost, Superseded, WrongDigest, frame, read_frame
+from executors.drivers.remote_gpus import scan_of
+
+SMI = """\
+GPU-aa, NVIDIA GeForce RTX 4090, 24564, 1024, 37, 61, 550.54.15
+GPU-bb, NVIDIA GH200 480GB, 97871, 0, [N/A], 40, 550.54.15
+No devices were found, or other words
+"""
+
+
+def test_what_nvidia_smi_prints_is_gpus_with_their_readings() -> None:
+    scan = scan_of(SMI)
+    assert [(gpu.uuid, gpu.name, gpu.memory_bytes >> 20) for gpu in scan.gpus] == [
+        ("GPU-aa", "NVIDIA GeForce RTX 4090", 24564),
+        ("GPU-bb", "NVIDIA GH200 480GB", 97871),
+    ]
+    assert scan.readings
+    assert (scan.readings["GPU-aa"].used_bytes >> 20, scan.readings["GPU-aa"].utilization_percent) == (1024, 37)
+    assert (scan.driver, scan.absent) == ("550.54.15", "")
+    assert scan_of("").absent == "nvidia-smi shows no device"
+
+
+@pytest.mark.parametrize("path", ["/etc/passwd", "../up", "out/../../x", "spec.json", "", "lib/x", "out/a\0b", "out"])
+def test_a_file_that_a_host_wants_to_put_elsewhere_is_refused(path: str) -> None:
+    with pytest.raises(OSError, match="not below out/"):
+        checked(path)
+
+
+@pytest.mark.parametrize("path", ["out/games.npz", "out/a/b", "tree/x", "home/.cache/y"])
+def test_a_file_of_an_attempt_is_taken(path: str) -> None:
+    assert checked(path) == path
+
+
+def test_outputs_that_a_result_names_are_patterns_that_fit_them_alone() -> None:
+    outputs = [{"path": path, "kind": "games"} for path in ("a[1].bin", "deep/b*", "../c")]
+    result = msgspec.json.encode({"counts": {}, "outputs": outputs})
+    assert named_outputs(result) == ["out/a[[]1].bin", "out/deep/b[*]"]
+    assert named_outputs(b"no json") == []
+
+
+def test_a_file_that_was_broken_off_is_resumed_before_the_pieces_that_were_under_way() -> None:
+    piece = 256 * 1024
+    assert [surely(size) for size in (0, piece, 8 * piece, 9 * piece + 5, 20 * piece)] == [0, 0, 0, piece, 12 * piece]
+
+
+def test_what_is_sent_to_hosts_is_python_3_8_and_needs_the_standard_library_alone() -> None:
+    for name, text in programs().items():
+        tree = ast.parse(text, name, feature_version=(3, 8))
+        for node in ast.walk(tree):
+            names = [a.name for a in node.names] if isinstance(node, ast.Import) else []
+            names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+            roots = {found.split(".")[0] for found in names}
+            # psutil stands in for /proc on machines that are no Linux, which hosts without an agent are.
+            assert roots <= sys.stdlib_module_names | {"executors", "psutil"}, name
+
+
+@pytest.fixture
+def post(tmp_path: Path) -> Outpost:
+    return Outpost(str(tmp_path / "root"), io.BytesIO())
+
+
+def test_frames_that_are_too_large_or_cut_off_end_the_conversation() -> None:
+    assert read_frame(io.BytesIO(frame({"id": 1}, b"body"))) == ({"id": 1}, b"body")
+    for bad in (b"", b"\0\0", b"\xff" * 8, frame({"id": 1}, b"body")[:-1], frame({"id": 1})[:-1]):
+        assert read_frame(io.BytesIO(bad)) is None
+
+
+def test_bytes_that_are_not_those_of_their_name_are_thrown_away(post: Outpost, tmp_path: Path) -> None:
+    post.do_put(b"something else", "a" * 64, 0)
+    with pytest.raises(WrongDigest):
+        post.do_seal(b"", "a" * 64, 14)
+    assert post.do_have(b"", "a" * 64) == {"whole": False, "partial": 0}
+    for bad in ("../x", "A" * 64, ""):
+        with pytest.raises(ValueError, match="no sha256"):
+            post.do_have(b"", bad)
+
+
+def test_names_of_attempts_stay_below_the_root(post: Outpost) -> None:
+    for bad in ("..", "a/b", ""):
+        with pytest.raises(ValueError, match="no folder"):
+            post.do_drop(b"", bad)
+
+
+def test_an_older_agent_cannot_claim_the_host_back(post: Outpost) -> None:
+    post.do_claim(b"", 5, [])
+    post.do_claim(b"", 5, None)
+    with pytest.raises(Superseded, match="incarnation 5"):
+        post.do_claim(b"", 4, [])
+
+
+def order(argv: list[str], folder: Path) -> dict[str, object]:
+    env = {"RINGRIFT_JOB_DIR": str(folder), "PATH": os.environ["PATH"]}
+    return {"argv": argv, "env": env, "cwd": "/", "nice": 0, "grace_s": 1, "margin_s": 1, "max_log_bytes": 999}
+
+
+def test_a_start_that_is_asked_for_again_starts_nothing_more(post: Outpost, tmp_path: Path) -> None:
+    post.do_claim(b"", 1, [])
+    post.do_furnish(b"", "w-1", [], "", "w", {"spec.json": "{}"}, {})
+    folder = tmp_path / "root/jobs/w-1"
+    asked = order([sys.executable, "-c", "import time; time.sleep(60)"], folder)
+    made = [post.do_start(b"", "w-1", asked, shim.boot_s() + 60) for _ in range(2)]
+    assert made[0] == made[1]
+    assert post.do_find(b"", "w-1", 0, 0) == {**made[0], "ended": False}
+    post.do_drop(b"", "w-1")
+    assert not folder.exists()
+    assert post.do_find(b"", "w-1", **made[0]) == {"pid": 0, "ticks": 0, "ended": False}
+
+
+def test_inputs_that_no_attempt_uses_go_first_those_used_longest_ago(post: Outpost, tmp_path: Path) -> None:
+    files = tmp_path / "root/files"
+    digests = [letter * 64 for letter in "abc"]
+    for number, digest in enumerate(digests):
+        (files / digest).write_bytes(b"x" * 10)
+        os.utime(files / digest, (number, number))
+    post.do_furnish(b"", "w-1", [], "", "w", {}, {"model": digests[0]})
+    assert post.do_tidy(b"", 20, 1e9) == {"files_bytes": 20}
+    assert sorted(path.name[0] for path in files.iterdir()) == ["a", "c"]
+
+
+def test_an_outpost_that_nobody_asks_anything_ends_by_itself(tmp_path: Path) -> None:
+    code = (
+        "import sys; from executors.drivers import outpost; outpost.IDLE_S = 1; "
+        f"outpost.main({str(tmp_path)!r}, sys.stdin.buffer, sys.stdout.buffer)"
+    )
+    with subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdout
+        assert process.stdout.readline() == outpost.HELLO
+        assert process.wait(20) == -signal.SIGALRM
+
+
+def test_a_file_that_was_begun_anew_is_brought_from_its_start(post: Outpost, tmp_path: Path) -> None:
+    folder = tmp_path / "root/jobs/w-1"
+    folder.mkdir()
+    (folder / "stdout.log").write_text("short")
+    asked = {"pid": 0, "ticks": 0, "lease": 0, "signal": "", "files": {"stdout.log": 100, "stderr.log": 0}}
+    answer, body = post.do_look(b"", {"w-1": asked})
+    assert (answer["jobs"]["w-1"]["files"]["stdout.log"], body) == ((0, 5, 5), b"short")
+
+
+def test_what_goes_wrong_is_an_answer_and_no_end(tmp_path: Path) -> None:
+    out = io.BytesIO()
+    post = Outpost(str(tmp_path), out)
+    for op in ("nonsense", "get", "hash"):
+        post._answer({"id": 7, "op": op, "name": "w", "path": "no", "offset": 0, "most": 1}, b"")
+    out.seek(0)
+    for _ in range(3):
+        answer = read_frame(out)
+        assert answer
+        assert (answer[0]["id"], answer[0]["error"]) == (7, "OSError")
