@@ -154,9 +154,9 @@ def test_a_suspect_that_answers_a_probe_is_vouched_for_and_does_not_die(fleet: F
     seen = False
     for _ in range(40):
         fleet.apply(step_ms=2_000)
-        found = suspects(fleet.state)
+        found = suspects(fleet.state, "leader")
         seen = seen or bool(found)
-        fleet.apply(*vouch([(peer, incarnation) for peer, incarnation, _ in found], by="leader"))
+        fleet.apply(*vouch({(one.peer, one.incarnation): "leader" for one in found}))
     assert seen
     assert fleet.state.peers["a"].status == "suspect"
     fleet.apply(RecordHeartbeats((Beat("a", 1),)))
