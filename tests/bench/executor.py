@@ -1,16 +1,23 @@
 """Figures of the executor on this machine: python -m tests.bench.executor [--starts N] [--jobs N]
 
-start      from the committed placement to the running keeper, and to its program's start
-pass       one reconcile pass over many jobs that need nothing
-adoption   from a new agent's first step to its having taken over every running job
-idle       CPU and memory of a process that holds an agent with nothing to do
+start        from the committed placement to the running keeper, and to its program's start
+interpreter  what an empty Python program takes at the same time, and a keeper that finds nothing to keep: a start
+             contains the second once
+pass         one reconcile pass over many jobs that need nothing
+adoption     from a new agent's first step to its having taken over every running job
+follower     CPU and memory of a real follower process, with nothing to do and with 64 jobs
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
+import json
+import os
+import signal
 import statistics
+import subprocess
+import sys
 import tempfile
 import time
 from pathlib import Path
@@ -24,10 +31,12 @@ from executors.host import DiskFloor, boot_id
 from executors.options import Options
 from executors.reconcile import Held, Phase, Room, plan
 from executors.views import view_of, wanted
-from statemachine.commands import JoinPeer
+from statemachine import settings
+from statemachine.commands import AddWork, ChangeSetting, JoinPeer
 from statemachine.settings import Template, Timing
 from statemachine.values import PeerFacts
 from tests.executors.memory import MemoryCluster, eventually
+from tests.support.cluster import TestCluster
 
 SLEEP = Template(argv=("/bin/sleep", "600"))
 QUIET = Timing(grace_ms=2_000)
@@ -42,6 +51,12 @@ def quantiles(values: list[float]) -> str:
     ordered = sorted(values)
     at = lambda q: ordered[min(int(q * len(ordered)), len(ordered) - 1)] * 1000  # noqa: E731
     return f"p50 {at(0.5):.1f} ms  p99 {at(0.99):.1f} ms  max {ordered[-1] * 1000:.1f} ms  n {len(ordered)}"
+
+
+def program_s(*words: str) -> float:
+    began = shim.boot_s()
+    subprocess.run([sys.executable, "-I", "-S", *words], stderr=subprocess.DEVNULL, check=False)
+    return shim.boot_s() - began
 
 
 async def measure(starts: int, jobs: int, data: Path) -> None:
@@ -61,7 +76,7 @@ async def measure(starts: int, jobs: int, data: Path) -> None:
     life = asyncio.create_task(one.run())
     await eventually(lambda: one.status().joined)
 
-    to_keeper, to_program = [], []
+    to_keeper, to_program, empty, idle = [], [], [], []
     for number in range(starts):
         cluster.add(f"s{number}", "sleep")
         placed = shim.boot_s()
@@ -70,6 +85,10 @@ async def measure(starts: int, jobs: int, data: Path) -> None:
         await eventually((folder / "pids.json").exists)
         to_keeper.append(begun[folder.name] - placed)
         to_program.append((folder / "pids.json").stat().st_mtime - (time.time() - shim.boot_s() + placed))
+        empty.append(program_s("-c", "pass"))
+        idle.append(program_s(shim.__file__, "/nonexistent"))
+    print(f"interpreter     {quantiles(empty)}")
+    print(f"idle keeper     {quantiles(idle)}")
     print(f"start, keeper   {quantiles(to_keeper)}")
     print(f"start, program  {quantiles(to_program)}")
 
@@ -90,13 +109,16 @@ async def measure(starts: int, jobs: int, data: Path) -> None:
     await eventually(lambda: two.status().joined)
 
     keepers = [psutil.Process(a.process.pid) for a in two.attempts.values() if a.process]
+    guards = [guard for keeper in keepers for guard in keeper.children() if guard.cmdline() == keeper.cmdline()]
     before = sum(sum(k.cpu_times()[:2]) for k in keepers)
     own = psutil.Process()
     mine = sum(own.cpu_times()[:2])
     await asyncio.sleep(10)
     rss = statistics.mean(k.memory_full_info().uss for k in keepers) / 2**20
     spent = sum(sum(k.cpu_times()[:2]) for k in keepers) - before
+    beside = statistics.mean(g.memory_full_info().uss for g in guards) / 2**20
     print(f"keepers         {len(keepers)} use {spent * 10:.1f} % of a core together, {rss:.1f} MiB each of their own")
+    print(f"guards          {len(guards)}, {beside:.1f} MiB each of their own")
     print(f"agent           {(sum(own.cpu_times()[:2]) - mine) * 10:.2f} % of a core with {jobs} jobs")
     await two.stop(stop_jobs=True)
     await life
@@ -119,18 +141,39 @@ def measure_plan(count: int) -> None:
     print(f"pass, {count} jobs  {quantiles(took)}")
 
 
-async def idle(data: Path) -> None:
-    cluster = MemoryCluster()
-    one = agent(cluster, data)
-    life = asyncio.create_task(one.run())
-    await eventually(lambda: one.status().joined)
-    own = psutil.Process()
-    before = sum(own.cpu_times()[:2])
-    await asyncio.sleep(10)
-    spent = (sum(own.cpu_times()[:2]) - before) / 10
-    print(f"idle agent      {spent * 100:.2f} % of a core, {own.memory_info().rss / 2**20:.0f} MiB RSS")
-    await one.stop()
-    await life
+def follower(folder: Path, jobs: int) -> None:
+    """A voter and a follower as `serve` starts them; what the follower takes."""
+    cluster = TestCluster(folder, voters=1, followers=1, cpu_slots=jobs)
+    try:
+        cluster.start()
+        one = cluster.nodes["f1"]
+        process = psutil.Process(one.process.pid if one.process else 0)
+        time.sleep(5)
+        used("follower, idle", process)
+        argv = ("/bin/sleep", "600")
+        one.propose(
+            ChangeSetting("template/sleep", settings.encode(Template(argv=argv))),
+            *(AddWork(f"w{number}", "task", template="sleep") for number in range(jobs)),
+        )
+        deadline = time.monotonic() + 120
+        while len(list((folder / "f1" / "jobs").glob("*/pids.json"))) < jobs and time.monotonic() < deadline:
+            time.sleep(0.2)
+        time.sleep(10)
+        used(f"follower, {jobs} jobs", process)
+    finally:
+        for record in (folder / "f1" / "jobs").glob("*/pids.json"):
+            os.kill(json.loads(record.read_text())["pid"], signal.SIGKILL)
+        cluster.stop()
+
+
+def used(name: str, process: psutil.Process, span_s: float = 20.0) -> None:
+    before = sum(process.cpu_times()[:2])
+    time.sleep(span_s)
+    spent = (sum(process.cpu_times()[:2]) - before) / span_s
+    memory = process.memory_full_info()
+    print(
+        f"{name:15} {spent * 100:.2f} % of a core, {memory.rss / 2**20:.0f} MiB RSS, {memory.uss / 2**20:.0f} its own"
+    )
 
 
 def main() -> None:
@@ -139,9 +182,9 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=100)
     chosen = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        asyncio.run(idle(Path(folder) / "idle"))
         measure_plan(200)
         asyncio.run(measure(chosen.starts, chosen.jobs, Path(folder) / "busy"))
+        follower(Path(folder) / "follower", 64)
 
 
 if __name__ == "__main__":
