@@ -107,13 +107,17 @@ class State:
     def host(self, name: str) -> st.Host | None:
         return cast("st.Host | None", self._keyed.get(f"host/{name}"))
 
-    def hosts_of(self, gateway: str) -> dict[str, st.Host]:
-        """The hosts that a node's agent speaks for, by name."""
+    def hosts(self) -> dict[str, st.Host]:
+        """Machines without an agent, by name."""
         return {
             name.removeprefix("host/"): value
             for name, value in sorted(self._keyed.items())
-            if isinstance(value, st.Host) and value.gateway == gateway
+            if isinstance(value, st.Host)
         }
+
+    def hosts_of(self, gateway: str) -> dict[str, st.Host]:
+        """Those that a node's agent speaks for."""
+        return {name: host for name, host in self.hosts().items() if host.gateway == gateway}
 
     def needs_of(self, spec: AddWork) -> Needs:
         """What an attempt of an item takes: by its own word, else by its template's."""

@@ -275,7 +275,7 @@ class Outpost:
                 if (folder / "exit.json").exists():
                     return {"pid": os.getpid(), "ticks": 0}
             made = keepers.start(folder, order, lease, self._boot_id)
-        threading.Thread(target=os.waitpid, args=(made.pid, 0), daemon=True).start()
+        threading.Thread(target=_see_off, args=(made.pid,), daemon=True).start()
         return {"pid": made.pid, "ticks": made.ticks}
 
     def do_find(self, body: bytes, name: str, pid: int, ticks: int) -> dict[str, Any]:
@@ -358,6 +358,12 @@ class Outpost:
 
     def do_ask(self, body: bytes, name: str, argv: list[str], limit_s: float) -> tuple[dict[str, Any], bytes]:
         return {}, keepers.ask(self._folder(name), argv, limit_s, MAX_BODY_BYTES)
+
+
+def _see_off(pid: int) -> None:
+    """Wait for a keeper of ours, or it would stay a zombie while the connection lasts."""
+    with contextlib.suppress(ChildProcessError):
+        os.waitpid(pid, 0)
 
 
 def _boot_id() -> str:

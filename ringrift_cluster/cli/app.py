@@ -13,6 +13,7 @@ from ringrift_cluster.cli import (
     learning,
     raft,
     serve,
+    ssh_tournament,
     state,
     tokens,
     voters,
@@ -54,6 +55,7 @@ app.add_typer(workload.app, name="workload")
 app.add_typer(learning.models_app, name="models")
 app.add_typer(learning.matches_app, name="matches")
 app.add_typer(learning.gauntlet_app, name="gauntlet")
+app.add_typer(ssh_tournament.app, name="ssh-tournament")
 app.add_typer(cluster.settings_app, name="settings")
 app.add_typer(tokens.app, name="token")
 app.add_typer(certs.app, name="certs")

@@ -19,6 +19,12 @@ from ringrift_cluster.api.peers import PeerFilter, PeerList, PeerView
 from ringrift_cluster.api.raft import Leader
 from ringrift_cluster.api.reports import Start
 from ringrift_cluster.api.settings import Change, SettingList, SettingView
+from ringrift_cluster.api.ssh_tournaments import (
+    SshTournament,
+    SshTournamentQuery,
+    SshTournamentRun,
+    SshTournamentStarted,
+)
 from ringrift_cluster.api.status import Status
 from ringrift_cluster.api.tokens import Made, NewToken, Revocation, TokenList, fresh_secret, hash_of
 from ringrift_cluster.api.views import Page, View
@@ -134,6 +140,10 @@ def gauntlet_results(session: Session, query: GauntletFilter = GauntletFilter())
     return session.get("/gauntlet/results", GauntletList, query)
 
 
+def ssh_tournament_status(session: Session, run_id: str) -> Flow[SshTournament]:
+    return session.get("/ssh_tournament/status", SshTournament, SshTournamentQuery(run_id=run_id))
+
+
 def settings(session: Session) -> Flow[SettingList]:
     return session.get("/settings", SettingList)
 
@@ -244,6 +254,11 @@ def gauntlet_run(session: Session, run: GauntletRun) -> Flow[Outcome]:
     """Test a candidate; without an id the gauntlet gets one here."""
     named = run if run.gauntlet_id else msgspec.structs.replace(run, gauntlet_id=f"gauntlet-{session.new_id()}")
     return session.change("POST", "/gauntlet/run", Outcome, named)
+
+
+def ssh_tournament_run(session: Session, run: SshTournamentRun) -> Flow[SshTournamentStarted]:
+    """Play a tournament on hosts; the same run again adds nothing."""
+    return session.change("POST", "/ssh_tournament/run", SshTournamentStarted, run)
 
 
 def change_setting(

@@ -34,6 +34,8 @@ EXPECTED = {
     "PUT /artifacts/{digest}": 422,
     "PUT /settings/{name}": 400,
     "POST /propose": 400,
+    "POST /ssh_tournament/run": 404,
+    "GET /ssh_tournament/status": 400,
     "POST /work/start": 404,
     "POST /work/complete": 404,
     "POST /work/fail": 404,

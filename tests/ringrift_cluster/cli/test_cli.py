@@ -130,6 +130,8 @@ CALLS: dict[tuple[str, ...], list[str]] = {
     ("work", "cancel"): ["w1"],
     ("work", "retry"): ["w1"],
     ("gauntlet", "results"): [],
+    ("ssh-tournament", "run"): ["r1", "--board", "hex8", "--tiers", "D1,D2", "-p", "mode=fast", "--dry-run"],
+    ("ssh-tournament", "status"): ["r0"],
     ("settings", "get"): [],
     ("settings", "set"): ["retention", '{"work_ms": 60000}'],
     ("settings", "seed"): ["demo"],
@@ -149,6 +151,10 @@ def test_each_command_prints_text_for_people_and_json_for_programs(
     if path == ("matches", "void"):
         tally = (Tally(seats_a=1, seats_b=1, wins_a=3, wins_b=0, draws=0),)
         voter.run(RecordMatch("m1", "hex8_2p", MatchResult(a="heuristic", b="random", tally=tally)))
+    if path[0] == "ssh-tournament":
+        cli("settings", "set", "template/tournament", '{"argv": ["play"]}')
+        cli("settings", "set", "host/h1", '{"gateway": "a", "address": "10.0.0.9", "user": "u"}')
+        cli("ssh-tournament", "run", "r0", "--board", "hex8", "--tiers", "D1,D2", "--hosts", "h1")
     if path == ("token", "revoke"):
         cli("token", "create", "t1")
     text = cli(*path, *CALLS[path])
