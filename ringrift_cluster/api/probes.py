@@ -82,7 +82,7 @@ async def answers(http: httpx.AsyncClient, peer: str, address: str) -> bool:
 
 @route(
     "GET",
-    "/probes/{peer_id:path}",
+    "/probes/{peer_id:any}",
     "Does another node answer this one?",
     scope=Scope.NODE,
     answer=Probed("gpu-1", True),
