@@ -43,7 +43,7 @@ from executors.pace import Pace
 from executors.ports import Clock, Cluster, ClusterError
 from executors.reconcile import Action, Kind, Phase, plan
 from executors.storage import Storage
-from executors.transfers import Transfers
+from executors.transfers import Transfers, Vault
 from executors.upkeep import Upkeep
 from executors.views import view_of, wanted
 from statemachine.commands import Command, ReleaseJob
@@ -99,11 +99,12 @@ class Agent:
         boot_id: str = "",
         driver: Driver | None = None,
         keeper: str = "",
+        vault: Vault | None = None,
         options: Options | None = None,
     ) -> None:
         """`blobs` is shared with whoever serves GET /artifacts/DIGEST; `http` carries the node's credentials.
         Attempts live on this machine unless a `driver` says where else; `keeper` is the peer whose store `blobs` is,
-        when that is another.
+        when that is another. `vault` is an object store that the node has access to.
 
         Raises LedgerError and OSError.
         """
@@ -138,6 +139,7 @@ class Agent:
                 self._http,
                 peer,
                 Pace(self.options.transfer_bytes_per_s),
+                vault=vault,
                 patience=self.options.patience,
             ),
             saved=lambda: self._saved(),

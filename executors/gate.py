@@ -11,6 +11,7 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+from executors.pace import Pace
 from statemachine.settings import Artifacts
 
 #: a holder's share of the copies of a file is for this time
@@ -34,6 +35,8 @@ class Gate:
     """Belongs to one event loop."""
 
     def __init__(self, clock_s: Callable[[], float] = time.monotonic) -> None:
+        #: bounds what all transfers send together
+        self.pace = Pace()
         self._clock_s = clock_s
         self._sending: Counter[str] = Counter()
         #: by digest: (when, bytes) of transfers that ended

@@ -1,4 +1,4 @@
-"""A bound on the bytes a second that the transfers of one node take together."""
+"""A bound on the bytes a second that the transfers of one node take together, in one direction."""
 
 from __future__ import annotations
 

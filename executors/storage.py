@@ -3,8 +3,9 @@
 tell    what arrived here and who sent wrong bytes, as soon as it happens
 list    compare the directory with the rows: what is missing is withdrawn, what nobody names is deleted
 evict   over the quota: release in the log first, delete after; the log never lets the last copy go
-copy    on a storage node: fetch what the plan gives to it
+copy    on a storage node: fetch what the plan gives to it; on a node with access to an object store: put it there
 send    on a holder: what a storage node was to fetch and could not (nobody reaches this node) is sent to it
+audit   on one node with access to an object store, now and then: what is in it against the rows
 scrub   read every file again, slowly; a bad copy is taken out at once, withdrawn and fetched again
 """
 
@@ -14,10 +15,12 @@ import asyncio
 import hashlib
 import logging
 import random
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+
+from msgspec import Struct
 
 from executors.bench import Bench
 from executors.blobs import BlobError, Stored
@@ -45,6 +48,10 @@ SCRUB_BYTES = 4 * 1024 * 1024
 KEPT_S = 300.0
 #: evict until this share of the quota is used
 EVICT_TO = 0.95
+#: an object that no row names is deleted at this age
+STORED_S = 86_400.0
+#: files that are fetched from the object store for others at a time
+RESTORED = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,23 +62,35 @@ class FileRows:
     held: frozenset[str]
 
 
-@dataclass(frozen=True, slots=True)
-class StorageStatus:
+class Fetching(Struct, frozen=True):
+    """A file that is on its way here."""
+
+    digest: str
+    size_bytes: int
+    received_bytes: int
+
+
+class StorageStatus(Struct, frozen=True):
     """What a node says about its files; reading it costs nothing."""
 
-    files: int
-    used_bytes: int
-    quota_bytes: int
+    files: int = 0
+    used_bytes: int = 0
+    quota_bytes: int = 0
     #: wall time of the last look at the directory, in ms; 0 when it has never looked
-    listed_at_ms: int
-    copied: int
-    sent: int
-    evicted: int
-    scrubbed: int
-    quarantined: int
+    listed_at_ms: int = 0
+    copied: int = 0
+    sent: int = 0
+    #: files that this node put into its object store
+    stored: int = 0
+    evicted: int = 0
+    scrubbed: int = 0
+    quarantined: int = 0
+    fetched_files: int = 0
+    fetched_bytes: int = 0
+    fetching: tuple[Fetching, ...] = ()
     #: copies that this node was to make at its last look and has not
-    waiting: int
-    last_error: str
+    waiting: int = 0
+    last_error: str = ""
 
 
 def file_rows(state: State, peer: str) -> FileRows:
@@ -113,8 +132,14 @@ class Storage:
         self._kept_s: dict[str, float] = {}
         #: files whose holders say are bad, to be read before the others
         self._doubted: set[str] = set()
-        self._copied = self._sent = self._evicted = self._scrubbed = self._quarantined = self._waiting = 0
+        self._copied = self._sent = self._stored = self._evicted = self._scrubbed = self._quarantined = 0
+        self._waiting = 0
         self._last_error = ""
+        #: something failed in the present look
+        self._failed = False
+        self._audited_s = float("-inf")
+        #: files that are fetched from the object store for others
+        self._restoring: dict[str, asyncio.Task[None]] = {}
 
     def status(self) -> StorageStatus:
         return StorageStatus(
@@ -124,9 +149,13 @@ class Storage:
             listed_at_ms=self._listed_at_ms,
             copied=self._copied,
             sent=self._sent,
+            stored=self._stored,
             evicted=self._evicted,
             scrubbed=self._scrubbed,
             quarantined=self._quarantined,
+            fetched_files=self._transfers.fetched_files,
+            fetched_bytes=self._transfers.fetched_bytes,
+            fetching=tuple(Fetching(d, *sizes) for d, sizes in sorted(self._transfers.under_way.items())),
             waiting=self._waiting,
             last_error=self._last_error,
         )
@@ -153,9 +182,14 @@ class Storage:
             try:
                 await step()
             except (ClusterError, BlobError, OSError) as error:
-                self._last_error = str(error) or type(error).__name__
+                self._fail(str(error) or type(error).__name__)
                 log.warning("storage_waits step=%s error=%s", step.__name__.strip("_"), self._last_error)
                 await asyncio.sleep(self._options.storage_every_s)
+
+    def _fail(self, sentence: str) -> None:
+        """Show what went wrong until a whole look finds nothing wrong."""
+        self._last_error = sentence
+        self._failed = True
 
     # --- tell -------------------------------------------------------------------------------------
 
@@ -168,12 +202,16 @@ class Storage:
         wrong = sorted(transfers.wrong)[:HOLDERS_PER_BATCH]
         commands: list[Command] = [AddHolder(digest, self._peer) for digest in arrived]
         commands += [DoubtHolder(digest, holder, self._peer) for digest, holder in wrong]
+        absent = sorted(transfers.absent)[:HOLDERS_PER_BATCH]
+        if transfers.vault is not None:
+            commands += [DropHolder(digest, transfers.vault.name) for digest in absent]
         try:
             await self._bench.cluster.propose(commands)
+            transfers.absent.difference_update(absent)
             transfers.arrived.difference_update(arrived)
             transfers.wrong.difference_update(wrong)
         finally:
-            if transfers.arrived or transfers.wrong:
+            if transfers.arrived or transfers.wrong or transfers.absent:
                 transfers.news.set()
 
     # --- list, evict, copy, send ------------------------------------------------------------------
@@ -197,7 +235,13 @@ class Storage:
         await self._evict()
         if asked or self._skip or now - self._planned_s >= rules.collect_ms / 1000:
             self._planned_s = now
+            self._failed = False
             await self._plan(at_once=asked)
+            if now - self._audited_s >= rules.store_audit_ms / 1000:
+                self._audited_s = now
+                await self._audit()
+            if not self._failed:
+                self._last_error = ""
         try:
             async with asyncio.timeout(self._options.storage_every_s):
                 await self._look.wait()
@@ -250,7 +294,7 @@ class Storage:
                 excess -= file.size_bytes
         await self._release(chosen)
         if not chosen:
-            self._last_error = f"the store is over its quota of {blobs.quota_bytes} bytes and nothing in it may go"
+            self._fail(f"the store is over its quota of {blobs.quota_bytes} bytes and nothing in it may go")
 
     async def _release(self, chosen: list[Stored]) -> None:
         """Withdraw the holdings in the log, and delete what it let go."""
@@ -284,42 +328,126 @@ class Storage:
         """Look at the next rows of the plan; fetch what is this node's to have, send what waits too long for it."""
         plan, _ = await self._bench.cluster.read(lambda state: copies.plan_copies(state, self._skip))
         self._skip = plan.next
-        mine = [copy for copy in plan.copies if copy.target == self._peer][: self._rules.files_per_job]
-        if self._transfers.vault is not None:
-            mine += await self._restorable(plan.lost)
+        mine = [copy for copy in plan.copies if self._peer in (copy.target, copy.via)][: self._rules.files_per_job]
         self._waiting = len(mine)
         for copy in mine:
-            await self._copy(copy)
-        holds = [c for c in plan.copies if any(name == self._peer for name, _ in c.sources) and c.target != self._peer]
+            if await (self._store(copy) if copy.via else self._copy(copy)):
+                self._waiting -= 1
+        holds = [
+            c
+            for c in plan.copies
+            if c.address and c.target != self._peer and any(name == self._peer for name, _ in c.sources)
+        ]
         for copy in self._overdue(holds, at_once=at_once)[: self._rules.files_per_job]:
             await self._send(copy)
 
-    async def _restorable(self, lost: Iterable[str]) -> list[Copy]:
-        """What nobody holds any more and the object store may have, on a storage node."""
-
-        def ask(state: State) -> list[Copy]:
-            if self._peer not in copies.storage_nodes(state):
-                return []
-            rows = [state.artifacts[d] for d in lost if d in state.artifacts]
-            return [Copy(r.digest, r.size_bytes, r.kind, self._peer, "", ()) for r in rows]
-
-        return (await self._bench.cluster.read(ask))[0][: self._rules.files_per_job]
-
-    async def _copy(self, copy: Copy) -> None:
-        blobs = self._bench.blobs
-        if blobs.quota_bytes and blobs.taken_bytes + copy.size_bytes > blobs.quota_bytes:
-            await self._evict(copy.size_bytes)
-            if blobs.taken_bytes + copy.size_bytes > blobs.quota_bytes:
-                self._last_error = f"no room for the file {copy.digest} of {copy.size_bytes} bytes within the quota"
-                return
+    async def _copy(self, copy: Copy) -> bool:
+        """Fetch a file; whether it is here."""
+        if self._bench.blobs.path(copy.digest) is not None:
+            return True
+        if not await self._make_room(copy.digest, copy.size_bytes):
+            return False
         try:
-            await self._transfers.round(copy.digest, copy.size_bytes, copy.sources)
+            await self._transfers.round(copy.digest, copy.size_bytes, copy.sources, copy.gates)
         except BlobError as error:
-            self._last_error = str(error)
+            self._fail(str(error))
             log.info("copy_waits digest=%s error=%s", copy.digest, error)
-        else:
-            self._copied += 1
-            self._waiting -= 1
+            return False
+        self._copied += 1
+        return True
+
+    async def _make_room(self, digest: str, size_bytes: int) -> bool:
+        blobs = self._bench.blobs
+        if not blobs.quota_bytes or blobs.taken_bytes + size_bytes <= blobs.quota_bytes:
+            return True
+        await self._evict(size_bytes)
+        if blobs.taken_bytes + size_bytes <= blobs.quota_bytes:
+            return True
+        self._fail(f"no room for the file {digest} of {size_bytes} bytes within the quota")
+        return False
+
+    # --- object store -----------------------------------------------------------------------------
+
+    async def _store(self, copy: Copy) -> bool:
+        """Put a file into the object store, read once more on the way; whether it is there."""
+        vault, book = self._transfers.vault, self._transfers.book
+        if vault is None or vault.name != copy.target or book.wait_s(vault.name) or not await self._copy(copy):
+            return False
+        path = self._bench.blobs.place(copy.digest)
+        with self._bench.blobs.pinned([copy.digest]):
+            try:
+                if await self._digest(path) != copy.digest:
+                    await self._condemn(copy.digest)
+                    return False
+                await self._transfers.pace.take(copy.size_bytes)
+                await vault.put(copy.digest, path)
+            except FileNotFoundError:
+                return False  # evicted meanwhile
+            except BlobError as error:
+                book.failed(vault.name)
+                self._fail(str(error))
+                log.warning("store_waits digest=%s store=%s error=%s", copy.digest, vault.name, error)
+                return False
+        book.answered(vault.name)
+        await self._bench.cluster.propose([AddHolder(copy.digest, vault.name)])
+        self._stored += 1
+        return True
+
+    def restore(self, digest: str) -> bool:
+        """Begin to get a file from the object store for somebody who asks for it; false when that cannot be."""
+        if self._transfers.vault is None:
+            return False
+        if digest not in self._restoring and len(self._restoring) < RESTORED:
+            task = asyncio.create_task(self._restore(digest), name=f"restore of {digest}")
+            self._restoring[digest] = task
+            task.add_done_callback(lambda _: self._restoring.pop(digest, None))
+        return True
+
+    async def _restore(self, digest: str) -> None:
+        try:
+            item = await self._resolved(digest)
+            if await self._make_room(digest, item.size_bytes):
+                await self._transfers.round(digest, item.size_bytes, item.holders, item.gates)
+        except (ClusterError, BlobError, OSError) as error:
+            self._fail(str(error) or type(error).__name__)
+            log.warning("restore_failed digest=%s error=%s", digest, error)
+
+    async def _audit(self) -> None:
+        """Bring the object store and the rows together, on the first node of those that have access to it."""
+        vault = self._transfers.vault
+        if vault is None:
+            return
+        store = vault.name
+
+        def ask(state: State) -> tuple[bool, frozenset[str], frozenset[str]]:
+            near = [p for p in queries.keepers_of(state, store) if not p.draining]
+            held = frozenset(d for d, row in state.artifacts.items() if store in row.holders)
+            return bool(near) and near[0].peer == self._peer, frozenset(state.artifacts), held
+
+        # The rows are read before the store: what a row says is there was put before it was said.
+        (elected, known, held), _ = await self._bench.cluster.read(ask)
+        if not elected:
+            return
+        there: set[str] = set()
+        old: list[str] = []
+        try:
+            async for digest, age_s in vault.listed():
+                there.add(digest)
+                if digest not in known and age_s >= STORED_S:
+                    old.append(digest)
+            for digest in old:
+                await vault.delete(digest)
+        except BlobError as error:
+            self._fail(str(error))
+            log.warning("audit_waits store=%s error=%s", store, error)
+            return
+        missing = sorted(held - there)
+        for at in range(0, len(missing), HOLDERS_PER_BATCH):
+            batch = missing[at : at + HOLDERS_PER_BATCH]
+            await self._bench.cluster.propose([DropHolder(digest, store) for digest in batch])
+        log.info("store_listed store=%s files=%d deleted=%d missing=%d", store, len(there), len(old), len(missing))
+
+    # --- send -------------------------------------------------------------------------------------
 
     def _overdue(self, missing: list[Copy], *, at_once: bool) -> list[Copy]:
         """Copies that should have been fetched by now, the oldest first."""
@@ -341,7 +469,7 @@ class Storage:
             with self._bench.blobs.pinned([copy.digest]):
                 await self._sender.send(path, copy)
         except NotSent as error:
-            self._last_error = str(error)
+            self._fail(str(error))
             log.info("send_waits digest=%s target=%s error=%s", copy.digest, copy.target, error)
         else:
             self._sent += 1

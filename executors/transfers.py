@@ -5,6 +5,7 @@ round      every holder once: those that answered lately first, for each node in
 busy       a holder that sends enough already says when to come back; nothing counts as failed then
 resume     what arrived is kept, and the next holder is asked for the rest
 verify     the bytes are hashed as they are written; a file gets its name only when they fit
+store      what no node delivers comes from an object store, directly or through a node that has access to it
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import os
 import random
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -63,11 +64,24 @@ class _BusyError(BlobError):
 
 
 class Vault(Protocol):
-    """A place outside of the cluster that may have a file, such as a bucket."""
+    """A place outside of the cluster that holds files, such as a bucket. All calls raise BlobError and OSError."""
 
-    async def get(self, digest: str, target: Path) -> bool:
-        """Write the file to `target`; false when it is not there. Raises BlobError and OSError."""
+    #: as a holder, and as the label of the nodes that have access to it
+    name: str
+
+    async def get(self, digest: str, target: Path, size_bytes: int) -> bool:
+        """Write the file to `target`, at most so many bytes (0: any); false when it is not there."""
         ...
+
+    async def put(self, digest: str, source: Path) -> None:
+        """Store a verified file, whole or not at all."""
+        ...
+
+    def listed(self) -> AsyncIterator[tuple[str, float]]:
+        """(digest, age in seconds) of everything in it."""
+        ...
+
+    async def delete(self, digest: str) -> None: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,12 +114,16 @@ class Transfers:
     arrived: set[str] = field(default_factory=set)
     #: holders caught with wrong bytes and not reported yet: (digest, holder)
     wrong: set[tuple[str, str]] = field(default_factory=set)
+    #: files that the object store should have and has not, not reported yet
+    absent: set[str] = field(default_factory=set)
     #: until when those are not asked again
     _caught_until_s: dict[tuple[str, str], float] = field(default_factory=dict)
-    #: set when there is something in `arrived` or `wrong`
+    #: set when there is something in `arrived`, `wrong` or `absent`
     news: asyncio.Event = field(default_factory=asyncio.Event)
     fetched_bytes: int = 0
     fetched_files: int = 0
+    #: by digest: how large a file is that is on its way, and how much of it is here
+    under_way: dict[str, tuple[int, int]] = field(default_factory=dict)
     #: by digest: who sent what is in the unfinished file
     _senders: dict[str, set[str]] = field(default_factory=dict)
     _fetching: dict[str, asyncio.Lock] = field(default_factory=dict)
@@ -121,7 +139,7 @@ class Transfers:
         attempt = 0
         while True:
             try:
-                return await self.round(item.digest, item.size_bytes, item.holders)
+                return await self.round(item.digest, item.size_bytes, item.holders, item.gates)
             except HoldersGone as error:
                 waited = self.clock_s() - began
                 if error.retry_after_s:
@@ -136,8 +154,11 @@ class Transfers:
             await asyncio.sleep(pause)
             item = await again()
 
-    async def round(self, digest: str, size_bytes: int, holders: Sequence[Holder]) -> Path:
-        """The file, from here or from the first of `holders` (name, address) that delivers it whole.
+    async def round(
+        self, digest: str, size_bytes: int, holders: Sequence[Holder], gates: Sequence[Holder] = ()
+    ) -> Path:
+        """The file, from here or from the first of `holders` (name, address) that delivers it whole; else from the
+        object store, where this node has access to it, or through one of the `gates`, which have.
 
         What arrived before a holder was lost is kept and the next one is asked for the rest. A holder
         whose bytes do not fit the digest is not asked again. Raises HoldersGone and OSError.
@@ -149,7 +170,11 @@ class Transfers:
                 found = await self.run(partial(self.blobs.use, digest))
                 if found is None:
                     async with self._slots:
-                        found = await self._from_any(digest, size_bytes, holders)
+                        self.under_way[digest] = (size_bytes, 0)
+                        try:
+                            found = await self._from_any(digest, size_bytes, holders, gates)
+                        finally:
+                            del self.under_way[digest]
                     self.arrived.add(digest)
                     self.news.set()
                 return found
@@ -158,12 +183,27 @@ class Transfers:
             if not self._waiting[digest]:
                 del self._fetching[digest], self._waiting[digest]
 
-    async def _from_any(self, digest: str, size_bytes: int, holders: Sequence[Holder]) -> Path:
+    async def _from_any(self, digest: str, size_bytes: int, holders: Sequence[Holder], gates: Sequence[Holder]) -> Path:
         said: list[str] = []
+        try:
+            return await self._from_holders(digest, size_bytes, self._order(digest, holders), said)
+        except HoldersGone as error:
+            # Nobody asks the store for what a busy node will send.
+            if error.retry_after_s or not gates:
+                raise
+            unreachable = error.unreachable
+        if self.vault is not None and any(name == self.peer for name, _ in gates):
+            if path := await self._from_vault(self.vault, digest, size_bytes, said):
+                return path
+        elif others := self._order(digest, gates):
+            return await self._from_holders(digest, size_bytes, others, said)
+        raise HoldersGone(_given_up(digest, said), unreachable=unreachable)
+
+    async def _from_holders(self, digest: str, size_bytes: int, holders: Sequence[Holder], said: list[str]) -> Path:
         busy: list[float] = []
         unreachable: list[str] = []
         answered: list[Holder] = []
-        for name, address in self._order(digest, holders):
+        for name, address in holders:
             if self._caught_until_s.get((digest, name), 0.0) > self.clock_s():
                 said.append(f"{name} delivered other bytes a while ago and is not asked")
                 continue
@@ -191,13 +231,7 @@ class Transfers:
                 pass
             except (httpx.HTTPError, BlobError) as error:
                 said.append(f"{answered[0][0]}: {str(error) or type(error).__name__}")
-        if self.vault is not None and not busy and (path := await self._from_vault(digest, said)):
-            return path
-        raise HoldersGone(
-            f"the file {digest} could not be fetched: " + ("; ".join(said) or "no live node holds it"),
-            min(busy, default=0.0),
-            bool(unreachable),
-        )
+        raise HoldersGone(_given_up(digest, said), min(busy, default=0.0), bool(unreachable))
 
     def _order(self, digest: str, holders: Sequence[Holder]) -> list[Holder]:
         def rank(holder: Holder) -> bytes:
@@ -213,7 +247,7 @@ class Transfers:
         for _ in range(2):
             alone = not senders - {name}
             try:
-                actual = await self._download(unfinished, url, size_bytes, name, senders, spread=spread)
+                actual = await self._download(unfinished, url, digest, size_bytes, name, senders, spread=spread)
             except TooLarge:
                 await self._forget(digest, unfinished)
                 self._caught(digest, name)
@@ -247,7 +281,7 @@ class Transfers:
         return self.http.stream("GET", url, headers=headers | ({SPREAD: "1"} if spread else {}))
 
     async def _download(
-        self, unfinished: Path, url: str, size_bytes: int, name: str, senders: set[str], *, spread: bool
+        self, unfinished: Path, url: str, digest: str, size_bytes: int, name: str, senders: set[str], *, spread: bool
     ) -> str:
         """Get what is missing; the digest of the whole. Raises BlobError, _BusyError, httpx.HTTPError and OSError."""
         have = unfinished.stat().st_size if unfinished.exists() else 0
@@ -271,7 +305,7 @@ class Transfers:
             senders.add(name)
             sink = await self.run(partial(_Sink, unfinished, have))
             try:
-                await self._receive(response, sink, size_bytes)
+                await self._receive(response, sink, digest, size_bytes)
             finally:
                 # What came before a holder was lost is kept for the next one.
                 await self.run(sink.close)
@@ -280,7 +314,7 @@ class Transfers:
             raise BlobError(f"it stopped after {sink.size_bytes} of {size_bytes} bytes")
         return sink.digest()
 
-    async def _receive(self, response: httpx.Response, sink: _Sink, size_bytes: int) -> None:
+    async def _receive(self, response: httpx.Response, sink: _Sink, digest: str, size_bytes: int) -> None:
         """Write and hash on another thread what arrived, while the next bytes arrive."""
         buffer = bytearray()
         writing: asyncio.Future[None] | None = None
@@ -293,6 +327,7 @@ class Transfers:
                 buffer += chunk
                 if len(buffer) >= WRITE_BYTES:
                     await self.pace.take(len(buffer))
+                    self.under_way[digest] = (size_bytes, arrived)
                     if writing is not None:
                         await writing
                     writing = asyncio.ensure_future(self.run(partial(sink.write, buffer)))
@@ -303,17 +338,25 @@ class Transfers:
             if buffer:
                 await self.run(partial(sink.write, buffer))
 
-    async def _from_vault(self, digest: str, said: list[str]) -> Path | None:
-        assert self.vault is not None
+    async def _from_vault(self, vault: Vault, digest: str, size_bytes: int, said: list[str]) -> Path | None:
         beside = self.blobs.partial / f"vault-{digest}-{time.monotonic_ns()}"
         try:
-            if not await self.vault.get(digest, beside):
+            if not await vault.get(digest, beside, size_bytes):
+                said.append(f"{vault.name} does not have it")
+                self.absent.add(digest)
+                self.news.set()
                 return None
             actual = await self.run(partial(_digest_of, beside))
             if actual == digest:
+                self.fetched_files += 1
+                self.fetched_bytes += beside.stat().st_size
                 await self.run(partial(self._accept, beside, digest))
                 return self.blobs.place(digest)
-            said.append(f"the object store has other bytes (digest {actual[:12]}...)")
+            said.append(f"{vault.name} has other bytes (digest {actual[:12]}...)")
+            self._caught(digest, vault.name)
+        except TooLarge as error:
+            said.append(str(error))
+            self._caught(digest, vault.name)
         except BlobError as error:
             said.append(str(error))
         finally:
@@ -328,6 +371,10 @@ class Transfers:
     async def run(self, call: Callable[[], T]) -> T:
         """Do something that blocks on the disk."""
         return await asyncio.get_running_loop().run_in_executor(self.blobs.pool, call)
+
+
+def _given_up(digest: str, said: Sequence[str]) -> str:
+    return f"the file {digest} could not be fetched: " + ("; ".join(said) or "no live node holds it")
 
 
 class _Sink:

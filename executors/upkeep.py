@@ -78,6 +78,7 @@ class Upkeep:
             ram_bytes=facts.ram_bytes,
             disk_bytes=facts.disk_bytes,
             labels=options.labels,
+            store_bytes=self._bench.blobs.quota_bytes,
             feature_level=options.feature_level,
         )
         self._metal = facts.metal

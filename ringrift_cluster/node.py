@@ -21,6 +21,7 @@ import socket
 import sys
 import time
 from collections.abc import AsyncIterator, Callable, Mapping
+from dataclasses import replace
 
 import httpx
 
@@ -32,6 +33,7 @@ from executors.heartbeat import AgentRefused
 from executors.ledger import LedgerError
 from executors.logs import Logs
 from executors.notice import Notice
+from executors.objectstore import Misplaced, ObjectStore, checked
 from executors.options import Options
 from ringrift_cluster import __version__, badge, interpreter
 from ringrift_cluster.agreement import Agreement
@@ -141,6 +143,11 @@ class Node:
             kept = None if token else badge.stored(config.data_dir)
         except (OSError, UnicodeDecodeError) as error:
             raise SetupError(f"this node's own token cannot be read: {error}") from error
+        try:
+            if config.object_store is not None:
+                checked(config.object_store)
+        except Misplaced as error:
+            raise SetupError(str(error)) from error
         self._tls = _tls(config)
         if self._tls is not None and self._tls.http_server is not None:
             loop.add_signal_handler(signal.SIGHUP, self._tls.refresh)
@@ -280,7 +287,8 @@ class Node:
         config = self.config
         heartbeats = HeartbeatCollector(replica) if isinstance(replica, RaftReplica) else None
         record = heartbeats.record if heartbeats else replica.record  # type: ignore[union-attr]
-        blobs = Blobs(config.data_dir / "artifacts")
+        blobs = Blobs(config.data_dir / "artifacts", quota_bytes=config.store_bytes)
+        bucket = config.object_store
 
         options = Options(
             cpu_slots=config.cpu_slots,
@@ -289,6 +297,7 @@ class Node:
             notice_every_s=config.notice_every_s,
             disk_floor=host.DiskFloor(config.disk_floor_percent, int(config.disk_floor_gib * host.GIB)),
             labels=config.labels,
+            transfer_bytes_per_s=config.transfer_bytes_per_s,
             release=__version__,
             feature_level=SUPPORTED_FEATURE_LEVEL,
             progress_every_s=config.progress_every_s,
@@ -304,7 +313,8 @@ class Node:
                 cluster_id=cluster_id,
                 blobs=blobs,
                 http=http,
-                options=options,
+                vault=ObjectStore(bucket, cluster_id) if bucket is not None else None,
+                options=replace(options, labels=(*options.labels, bucket.name)) if bucket is not None else options,
             )
 
         executor = Executor(replica, hired)
@@ -331,6 +341,8 @@ class Node:
             logs=Logs(config.data_dir),
             agent=executor.status,
             gpus=executor.gpus,
+            storage=executor.storage,
+            restore=executor.restore,
             shutdown=self._leave,
             learn=lambda: self._learn(replica),
             voters={m.id: m.url for m in config.voters},
@@ -351,6 +363,7 @@ class Node:
             complaints=self._complaints,
             version=__version__,
         )
+        services.gate.pace.bytes_per_s = config.transfer_bytes_per_s
         tls = self._tls.http_server if self._tls is not None else None
         server = http_server(services, connections, tls, clear_too=config.tls_transition)
         log.info(

@@ -22,6 +22,7 @@ from typing import Any
 from pydantic import SecretStr
 
 from executors.gateway import Keys
+from executors.objectstore import Bucket, parse
 from ringrift_cluster.members import (
     DEFAULT_PORT,
     NODE_ID,
@@ -79,6 +80,11 @@ class NodeConfig:
     disk_floor_percent: float
     disk_floor_gib: float
     labels: tuple[str, ...]
+    #: the quota of its store of files, 0: none; and the bytes a second that its transfers take in each direction
+    store_bytes: int
+    transfer_bytes_per_s: int
+    #: the bucket that it has access to
+    object_store: Bucket | None
     auth_token: SecretStr | None
     #: what a follower without the auth token buys its own token with
     join_token: SecretStr | None
@@ -228,6 +234,9 @@ def resolve(
         disk_floor_percent=settings.disk_floor_percent,
         disk_floor_gib=settings.disk_floor_gib,
         labels=settings.labels,
+        store_bytes=int(settings.store_bytes),
+        transfer_bytes_per_s=int(settings.transfer_bytes_per_s),
+        object_store=_bucket(settings),
         auth_token=token,
         join_token=join_with,
         cluster_secret=secret,
@@ -272,6 +281,18 @@ def _url(text: str) -> str:
     if text and not re.match(r"https?://[^/\s]", text):
         raise SettingsError(f"notice_url {text!r} is not usable; it begins with http:// and a host.")
     return text
+
+
+def _bucket(settings: Settings) -> Bucket | None:
+    """Raises SettingsError."""
+    if settings.object_store is None:
+        for name in ("endpoint", "region", "credentials_file"):
+            if getattr(settings, f"object_store_{name}") is not None:
+                raise SettingsError(f"object_store_{name} is of use with --object-store s3://BUCKET only; give both.")
+        return None
+    bucket, prefix = parse(settings.object_store)
+    endpoint, region = settings.object_store_endpoint or "", settings.object_store_region or ""
+    return Bucket(bucket, prefix, endpoint, region, settings.object_store_credentials_file)
 
 
 def _advertised(settings: Settings) -> tuple[str | None, int | None]:
@@ -452,6 +473,7 @@ def node_config(flags: Mapping[str, Any], config: Path | None = None) -> NodeCon
             settings.join_token_file,
             settings.tls_key,
             settings.ssh_key_file,
+            settings.object_store_credentials_file,
             data_dir / OWN_TOKEN_FILE,
         ),
     )

@@ -10,7 +10,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import AliasChoices, Field, SecretStr, ValidationError, field_validator
+from pydantic import AliasChoices, ByteSize, Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import (
     BaseSettings,
     InitSettingsSource,
@@ -19,7 +19,9 @@ from pydantic_settings import (
     SettingsConfigDict,
 )
 
+from executors import objectstore
 from ringrift_cluster.members import NODE_ID, SettingsError
+from statemachine.rows import STORE
 
 #: how the file's content reaches the sources
 _FILE = "_file"
@@ -72,6 +74,12 @@ class Settings(BaseSettings):
     disk_floor_percent: float = _setting("disk_floor_percent", 10.0, ge=0.0, le=90.0)
     disk_floor_gib: float = _setting("disk_floor_gib", 20.0, ge=0.0, le=1_000_000.0)
     labels: Annotated[tuple[str, ...], NoDecode] = _setting("labels", ())
+    store_bytes: ByteSize = _setting("store_bytes", ByteSize(0), ge=0, le=2**60)
+    transfer_bytes_per_s: ByteSize = _setting("transfer_bytes_per_s", ByteSize(0), ge=0, le=2**40)
+    object_store: str | None = _setting("object_store", None, "RINGRIFT_S3_BUCKET", max_length=100)
+    object_store_endpoint: str | None = _setting("object_store_endpoint", None, pattern=r"^https?://[^\s?#@]+$")
+    object_store_region: str | None = _setting("object_store_region", None, pattern=r"^[a-z0-9-]{1,64}$")
+    object_store_credentials_file: Path | None = _setting("object_store_credentials_file", None)
     auth_token: SecretStr | None = _setting("auth_token", None, "RINGRIFT_CLUSTER_AUTH_TOKEN")
     auth_token_file: Path | None = _setting("auth_token_file", None, "RINGRIFT_CLUSTER_AUTH_TOKEN_FILE")
     join_token: SecretStr | None = _setting("join_token", None)
@@ -100,6 +108,21 @@ class Settings(BaseSettings):
     @classmethod
     def _split(cls, value: object) -> object:
         return tuple(p for p in re.split(r"[,\s]+", value) if p) if isinstance(value, str) else value
+
+    @field_validator("labels")
+    @classmethod
+    def _labels(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for label in value:
+            if label.startswith(STORE):
+                raise ValueError(f"{label!r} is for nodes with an object store; give --object-store")
+        return value
+
+    @field_validator("object_store")
+    @classmethod
+    def _object_store(cls, value: str | None) -> str | None:
+        if value is not None:
+            objectstore.parse(value)
+        return value
 
     @field_validator("log_level")
     @classmethod

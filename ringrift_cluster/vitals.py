@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from executors.agent import Agent
 from executors.heartbeat import AgentRefused
 from executors.ledger import LedgerError
+from executors.storage import StorageStatus
 from executors.telemetry import Telemetry
 from ringrift_cluster.api.services import AgentStatus
 from ringrift_cluster.controllers.runner import Controllers
@@ -79,6 +80,14 @@ class Executor:
         """This machine's GPUs in full, as of the agent's last look."""
         return self.agent.upkeep.telemetry if self.agent is not None else ()
 
+    def storage(self) -> StorageStatus | None:
+        """What the agent does about this node's files."""
+        return self.agent.storage.status() if self.agent is not None else None
+
+    def restore(self, digest: str) -> bool:
+        """Begin to get a file from the object store; false when this node has none."""
+        return self.agent is not None and self.agent.storage.restore(digest)
+
     def status(self) -> AgentStatus:
         if self.agent is None:
             reason = "its agent is being started again" if self.cluster_id else "the node does not know its cluster yet"
@@ -104,6 +113,17 @@ def counters(
         "agent_failed_total": own.failed if own else 0,
         "http_loop_stall_max_seconds": stall_max_s,
         "process_cpu_seconds_total": usage.ru_utime + usage.ru_stime,
+    }
+    files = executor.storage() or StorageStatus()
+    numbers |= {
+        "files_stored": files.files,
+        "files_stored_bytes": files.used_bytes,
+        "files_quota_bytes": files.quota_bytes,
+        "files_waiting": files.waiting,
+        "files_fetched_total": files.fetched_files,
+        "files_fetched_bytes_total": files.fetched_bytes,
+        "files_evicted_total": files.evicted,
+        "files_quarantined_total": files.quarantined,
     }
     if controllers is not None:
         numbers["controller_commands_total"] = controllers.commands

@@ -1,4 +1,5 @@
-"""What should worry an operator: kinds of work that wait while nothing of them runs, and items that failed for good."""
+"""What should worry an operator: kinds of work that wait while nothing of them runs, items that failed for good,
+and champions that are lost."""
 
 from __future__ import annotations
 
@@ -6,6 +7,7 @@ from collections import Counter
 
 from msgspec import Struct
 
+from statemachine import queries
 from statemachine.eligibility import item_obstacle
 from statemachine.queries import ASKED, Reason, explain
 from statemachine.rows import Work, WorkStatus
@@ -16,11 +18,11 @@ EXPLAINED = 3
 
 
 class Alarm(Struct, frozen=True):
-    """`kind` is `stalled` (with the type of work) or `dead_letters`."""
+    """`kind` is `stalled` (with the type of work), `dead_letters` or `unserved_champion`."""
 
     kind: str
     work_type: str
-    #: items that wait, or that failed
+    #: items that wait, or that failed; champions
     count: int
     #: how long the one that has waited longest could have run
     waited_ms: int
@@ -36,7 +38,21 @@ def alarms(state: State) -> tuple[Alarm, ...]:
     if failed:
         text = f"{failed} items failed for good; `ringrift-node work list --status failed` says why"
         found.append(Alarm("dead_letters", "", failed, 0, text))
+    unserved = [(config, digest) for config, digest in state.index.champions.items() if queries.unserved(state, digest)]
+    if unserved:
+        found.append(_missed(state, *min(unserved), len(unserved)))
     return tuple(found)
+
+
+def _missed(state: State, config: str, digest: str, count: int) -> Alarm:
+    """Champions whose file nobody can deliver: their selfplay and gauntlets stand still."""
+    holders = state.artifacts[digest].holders
+    where = f"its holders ({', '.join(holders)}) are not there" if holders else "it has no holder"
+    text = (
+        f"{count} champions are files that no live node can deliver, first {digest[:12]} of {config}: {where}; bring "
+        f"one back, or go back to a former champion: ringrift-node models rollback {config} MODEL"
+    )
+    return Alarm("unserved_champion", "", count, 0, text)
 
 
 def _stalled(state: State) -> list[Alarm]:

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 from bisect import bisect_right
-from itertools import islice
 
 from msgspec import Struct
 
-from statemachine.queries import unserved
 from statemachine.rows import STORE, Artifact
 from statemachine.state import State
 
@@ -89,21 +87,3 @@ def file_of(row: Artifact, holder: str) -> File:
         created_at_ms=row.created_at_ms,
         doubted=holder in row.doubted,
     )
-
-
-class Unserved(Struct, frozen=True):
-    """A champion that no node which is there can deliver."""
-
-    config: str
-    model: str
-    holders: tuple[str, ...]
-
-
-def endangered(state: State, most: int = 20) -> list[Unserved]:
-    """Champions whose file nobody can deliver now: their selfplay and their gauntlets stand still."""
-    found = (
-        Unserved(config, digest, state.artifacts[digest].holders)
-        for config, digest in sorted(state.index.champions.items())
-        if unserved(state, digest)
-    )
-    return list(islice(found, most))

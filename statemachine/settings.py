@@ -122,6 +122,8 @@ class Artifacts(Struct, frozen=True, forbid_unknown_fields=True):
     uploads_per_holder: Annotated[int, Meta(ge=1, le=10_000)] = 16
     #: every stored file is read and compared with its digest once in this time
     scrub_ms: Span = 7 * 86_400_000
+    #: what is in an object store is compared with the rows once in this time
+    store_audit_ms: Span = 86_400_000
 
     def wanted(self, kind: str) -> int:
         """How many storage nodes should hold a file of this kind."""

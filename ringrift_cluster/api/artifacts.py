@@ -115,13 +115,17 @@ async def fetch(call: Call, digest: str) -> FileResponse:
     """`HEAD` tells size and presence. The entity tag is the digest, so a part always fits the rest.
 
     A node that sends enough answers 503 with `Retry-After`. Who sends the header `Ringrift-Spread: 1` is refused
-    as well while others hold the file and this node has sent its share of the copies.
+    as well while others hold the file and this node has sent its share of the copies. A node with access to an object
+    store that has the file gets it from there, and answers 503 until it has it.
     """
     services = call.services
     path = await asyncio.to_thread(services.blobs.use, checked(digest))
     if path is None:
-        row = await look(call, lambda state: queries.holders_of(state, state.artifacts.get(digest)))
-        known = ", ".join(address for _, address in row) or "no live node holds it"
+        item = await look(call, lambda state: queries.resolve(state, "", digest))
+        here = services.replica.status().node_id
+        if any(name == here for name, _ in item.gates) and services.restore(digest):
+            raise Problem("saturated", f"{digest} is fetched from the object store; come back in a moment")
+        known = ", ".join(address for _, address in item.holders or item.gates) or "no live node holds it"
         raise Problem(Code.NOT_FOUND, f"this node does not hold {digest}; ask: {known}")
     size = path.stat().st_size
     if not admit_range(call.scope["headers"], size):
@@ -159,6 +163,7 @@ class Sent(FileResponse):
         with self._gate.transfer(self._digest) as one:
 
             async def counted(message: Message) -> None:
+                await self._gate.pace.take(len(message.get("body", b"")))
                 await send(message)
                 one.sent_bytes += len(message.get("body", b""))
 

@@ -54,7 +54,6 @@ GONE: dict[str, str] = {
     "/work/claim_batch": "POST /work/claim takes `max_items`",
     "/gauntlet/claim": 'games of a gauntlet are ordinary items; POST /work/claim with work_types ["evaluation"]',
     "/gauntlet/execute": "games of a gauntlet are ordinary items; POST /gauntlet/run queues them",
-    "/admin/sync/trigger": "a node fetches what its jobs need, when they need it; see GET /artifacts",
     "/start_job": "nodes run the jobs that the log assigns them; queue an item with POST /work/add",
     "/stop_job": "ask for it in the log: POST /work/stop, or POST /work/cancel for the whole item",
     "/job/kill": "ask for it in the log: POST /work/stop, or POST /work/cancel for the whole item",

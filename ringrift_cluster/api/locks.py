@@ -23,7 +23,7 @@ from msgspec import Struct, structs
 
 from ringrift_cluster.api.problems import Problem
 from statemachine import commands as c
-from statemachine.rows import Token
+from statemachine.rows import STORE, Token
 from statemachine.state import State
 from statemachine.tokens import GRANTS, ROOT, name_of
 from statemachine.values import Scope
@@ -207,7 +207,7 @@ class Locks:
         if isinstance(effect, c.RedeemToken) and caller.scope is Scope.JOIN and effect.join != caller.name:
             raise self._forbidden(f"token {caller.name!r} cannot be spent as {effect.join!r}")
         if caller.peer:
-            for peer in self._speaks_for(effect):
+            for peer in self._speaks_for(effect, caller.peer):
                 if peer != caller.peer and not self._keeps(caller.peer, peer):
                     raise self._forbidden(f"token {caller.name!r} speaks for {caller.peer!r}, not for {peer!r}")
         if needed is Scope.ADMIN and not isinstance(command, c.Signed):
@@ -218,13 +218,16 @@ class Locks:
         self.refused["forbidden"] += 1
         return Problem("forbidden", sentence)
 
-    def _speaks_for(self, effect: Struct) -> Iterable[str]:
-        """The nodes that a command speaks for: those it names, or those whose jobs it names."""
+    def _speaks_for(self, effect: Struct, speaker: str) -> Iterable[str]:
+        """The nodes that a command speaks for: those it names, or those whose jobs it names. What an object store
+        holds is said by the nodes that have access to it."""
         match effect:
             case c.RecordHeartbeats(beats=beats):
                 return [beat.peer for beat in beats]
             case c.VouchForPeer(by=peer):
                 return [peer]
+            case c.AddHolder(peer=store) | c.DropHolder(peer=store) if store.startswith(STORE):
+                return () if self._has_access(speaker, store) else (store,)
             case (
                 c.JoinPeer(peer=peer)
                 | c.LeavePeer(peer=peer)
@@ -254,6 +257,10 @@ class Locks:
         state = self._state()
         setting = state.host(host) if state is not None else None
         return setting is not None and setting.gateway == gateway
+
+    def _has_access(self, peer: str, store: str) -> bool:
+        state = self._state()
+        return state is not None and peer in state.index.gates.get(store, ())
 
     def _runners(self, jobs: Iterable[str]) -> list[str]:
         """Whose jobs these are. One that is not known here is left to the law, which asks for its fence."""

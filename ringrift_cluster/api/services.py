@@ -18,6 +18,7 @@ from msgspec import Struct
 from executors.blobs import Blobs
 from executors.gate import Gate
 from executors.logs import Logs
+from executors.storage import StorageStatus
 from executors.telemetry import Telemetry
 from executors.uploads import Uploads
 from ringrift_cluster.api.locks import Locks
@@ -126,6 +127,10 @@ class Services:
     loops: Callable[[], Mapping[str, LoopStatus]] = dict
     #: this node's GPUs in full, as of the last look
     gpus: Callable[[], Sequence[Telemetry]] = tuple
+    #: what this node does about its files; None before its agent has begun
+    storage: Callable[[], StorageStatus | None] = lambda: None
+    #: begins to get a file from an object store; false when this node has no access to the one that has it
+    restore: Callable[[str], bool] = lambda digest: False
     #: further numbers for /metrics: name without prefix, ending in _total when it only grows
     counters: Callable[[], Mapping[str, float]] = dict
     #: true once the process is leaving, so that streams end

@@ -55,7 +55,9 @@ class JobsHealth(Struct, frozen=True):
 class SyncHealth(Struct, frozen=True):
     healthy: bool
     artifacts: int
+    #: wall time in seconds of this node's last look at its files
     last_sync: float
+    last_error: str = ""
 
 
 class SchedulerHealth(Struct, frozen=True):
@@ -137,7 +139,6 @@ class Status(Struct, frozen=True):
     alarms: tuple[Alarm, ...]
 
 
-SYNC_LOOPS = ("sync_planner", "replication", "artifacts")
 SCHEDULER_LOOPS = ("selfplay_scheduler", "population", "queue_populator")
 
 
@@ -163,7 +164,7 @@ def compose(services: Services, view: Overview, stalled: Why | None, worries: tu
     now = services.replica.status()
     loops = dict(services.loops())
     agent = services.agent()
-    sync_healthy, last_sync = _loop_health(loops, SYNC_LOOPS)
+    storage = services.storage()
     scheduler_healthy, _ = _loop_health(loops, SCHEDULER_LOOPS)
     return Status(
         node_id=now.node_id,
@@ -183,7 +184,12 @@ def compose(services: Services, view: Overview, stalled: Why | None, worries: tu
         work_queue=Queue(sum(view.work_by_status.values()), view.work_by_status, view.work_by_type),
         managers=Managers(
             JobsHealth(agent.healthy, agent.jobs_active, agent.last_pass_at_ms / 1000, agent.not_ready),
-            SyncHealth(sync_healthy, view.artifacts, last_sync),
+            SyncHealth(
+                storage is None or not storage.last_error,
+                view.artifacts,
+                storage.listed_at_ms / 1000 if storage else 0.0,
+                storage.last_error if storage else "",
+            ),
             SchedulerHealth(scheduler_healthy, len(view.totals)),
         ),
         loops=loops,

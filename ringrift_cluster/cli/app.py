@@ -5,6 +5,7 @@ from __future__ import annotations
 import typer
 
 from ringrift_cluster.cli import (
+    artifacts,
     backup,
     certs,
     cluster,
@@ -63,6 +64,7 @@ app.add_typer(state.app, name="state")
 app.add_typer(raft.app, name="raft")
 app.add_typer(voters.app, name="voters")
 app.add_typer(gpus.app, name="gpus")
+app.add_typer(artifacts.app, name="artifacts")
 
 
 def run() -> None:

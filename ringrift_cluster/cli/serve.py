@@ -46,6 +46,20 @@ def serve(
     disk_floor_percent: Annotated[float | None, Option(help="Free share of the disk under which it is low.")] = None,
     disk_floor_gib: Annotated[float | None, Option(help="Free GiB under which it is low; both must be so.")] = None,
     labels: Annotated[str | None, Option(help="Words that work items can ask for, separated by commas.")] = None,
+    store_bytes: Annotated[
+        str | None, Option(help="Quota of the store of files, such as 500GB; else 0, which is none.")
+    ] = None,
+    transfer_bytes_per_s: Annotated[
+        str | None, Option(help="What transfers of files take a second in each direction, such as 12MB; else no bound.")
+    ] = None,
+    object_store: Annotated[
+        str | None, Option(help="A bucket that holds files too: s3://BUCKET/PREFIX (needs ringrift-cluster[s3]).")
+    ] = None,
+    object_store_endpoint: Annotated[str | None, Option(help="Its address, when it is not Amazon's.")] = None,
+    object_store_region: Annotated[str | None, Option(help="Its region; else AWS_REGION, or us-east-1.")] = None,
+    object_store_credentials_file: Annotated[
+        Path | None, Option(help="File with its credentials, like ~/.aws/credentials; else AWS_... variables.")
+    ] = None,
     auth_token_file: Annotated[Path | None, Option(help="File with the token that is good for everything.")] = None,
     join_token_file: Annotated[
         Path | None, Option(help="File with the join token that a follower buys its own token with, once.")

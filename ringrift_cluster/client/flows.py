@@ -9,6 +9,7 @@ import msgspec
 from msgspec import Raw, Struct
 
 from ringrift_cluster.api.admin import Drain, Pause, Removal, Shutdown, ShuttingDown, Transfer, Transferred, Undrain
+from ringrift_cluster.api.artifacts import ArtifactFilter, ArtifactList
 from ringrift_cluster.api.elo import RankingQuery, RankingTable, Voiding
 from ringrift_cluster.api.gauntlets import GauntletFilter, GauntletList, GauntletRun
 from ringrift_cluster.api.gpus import DrainedGpu, GpuList, OfNode, UndrainedGpu
@@ -26,8 +27,9 @@ from ringrift_cluster.api.ssh_tournaments import (
     SshTournamentStarted,
 )
 from ringrift_cluster.api.status import Status
+from ringrift_cluster.api.sync import ManifestList, ManifestPage, NodeFiles, PlanPage, Sync, SyncStatus
 from ringrift_cluster.api.tokens import Made, NewToken, Revocation, TokenList, fresh_secret, hash_of
-from ringrift_cluster.api.views import Page, View
+from ringrift_cluster.api.views import Cursor, Page, View
 from ringrift_cluster.api.voters import VoterChange, VoterList, VotersChanged
 from ringrift_cluster.api.work import (
     Added,
@@ -274,6 +276,34 @@ def drain(session: Session, node_id: str, *, reason: str = "", deadline_s: float
     """Take a node out of placement; with a deadline its jobs are stopped then."""
     body = Drain(node_id=node_id, reason=reason, deadline_seconds=deadline_s)
     return session.change("POST", "/admin/drain", Outcome, body)
+
+
+def artifacts(
+    session: Session, *, kind: str = "", config: str = "", node_id: str = "", limit: int = 100, after: str = ""
+) -> Flow[ArtifactList]:
+    """Known files, newest first."""
+    query = ArtifactFilter(kind=kind, config=config, peer=node_id, limit=limit, after=after)
+    return session.get("/artifacts", ArtifactList, query)
+
+
+def manifest(session: Session, *, limit: int = 100, after: str = "") -> Flow[ManifestList]:
+    """What each node holds."""
+    return session.get("/manifest", ManifestList, ManifestPage(limit=limit, after=after))
+
+
+def node_files(session: Session, node_id: str, *, limit: int = 100, after: str = "") -> Flow[NodeFiles]:
+    """The files that one node holds."""
+    return session.get(f"/manifest/{node_id}", NodeFiles, Cursor(limit=limit, after=after))
+
+
+def sync_status(session: Session, *, after: int = 0) -> Flow[SyncStatus]:
+    """Which copies are missing where."""
+    return session.get("/sync/status", SyncStatus, PlanPage(after=after))
+
+
+def sync(session: Session, *, reason: str = "") -> Flow[Outcome]:
+    """Have every node look at its files now."""
+    return session.change("POST", "/admin/sync/trigger", Outcome, Sync(reason))
 
 
 def gpus(session: Session, node_id: str = "") -> Flow[GpuList]:

@@ -49,7 +49,7 @@ def test_fifty_nodes_get_one_file_and_nobody_sends_it_more_than_three_times(tmp_
         assert max(copies.values()) <= 3.01
         assert sum(copies.values()) == pytest.approx(50, abs=0.01)
 
-    run(tmp_path, go)
+    run(tmp_path, go, 150)
 
 
 def test_a_busy_holder_is_waited_for_and_no_failure_is_counted(tmp_path: Path) -> None:

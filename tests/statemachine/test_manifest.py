@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from statemachine import queries
+from statemachine.alarms import alarms
 from statemachine.commands import (
     AddHolder,
     DoubtHolder,
@@ -13,7 +14,7 @@ from statemachine.commands import (
     RegisterArtifact,
 )
 from statemachine.errors import Code
-from statemachine.manifest import File, Manifest, Share, endangered, file_of, manifests
+from statemachine.manifest import File, Manifest, Share, file_of, manifests
 from statemachine.rows import STORE
 from statemachine.values import Evidence, Input, PeerFacts
 from tests.support.law import CONFIG, claimed, completed, digest_of, games_file, given, item, node, template, trained
@@ -66,18 +67,22 @@ def test_a_champion_that_no_live_node_can_deliver_is_named_and_items_that_read_i
     cluster.do(*(DropHolder(M, holder) for holder in cluster.state.artifacts[M].holders))
     cluster.do(AddHolder(M, "a"))
     cluster.do(item("w1", inputs=(Input("model", M), Input("notes", digest_of("of nobody")))))
-    assert endangered(cluster.state) == []
+    assert alarms(cluster.state) == ()
     assert queries.why(cluster.state, "w1").sentence.startswith("2 peers can take it")
     cluster.after(200_000, beating=("b",))
-    (lost,) = endangered(cluster.state)
-    assert (lost.config, lost.model, lost.holders) == (CONFIG, M, ("a",))
+    (lost,) = alarms(cluster.state)
+    assert (lost.kind, lost.count) == ("unserved_champion", 1)
+    for word in (M[:12], CONFIG, "holders (a)", "models rollback"):
+        assert word in lost.sentence
     why = queries.why(cluster.state, "w1")
     assert why.reasons[0].code == "input_unserved"
     assert M[:12] in why.sentence
+    cluster.do(DropHolder(M, "a"))
+    assert "it has no holder" in alarms(cluster.state)[0].sentence
     cluster.do(AddHolder(M, S3))
-    assert endangered(cluster.state), "nobody who is there has access to the store"
+    assert alarms(cluster.state), "nobody who is there has access to the store"
     cluster.do(node("c", labels=(S3,)))
-    assert endangered(cluster.state) == []
+    assert alarms(cluster.state) == ()
     assert queries.resolve(cluster.state, "model", M).gates == (("c", "http://c:8770"),)
 
 

@@ -21,7 +21,7 @@ from executors.host import HostClock
 from executors.logs import Logs
 from executors.options import Options
 from executors.storage import Storage
-from executors.transfers import Patience, Transfers
+from executors.transfers import Patience, Transfers, Vault
 from ringrift_cluster.api.app import create_app
 from ringrift_cluster.api.services import AgentStatus, Services
 from statemachine.commands import ChangeSetting, JoinPeer, RegisterArtifact
@@ -53,16 +53,27 @@ class Site:
         self.nodes: dict[str, Node] = {}
 
     def node(
-        self, name: str, *labels: str, quota_bytes: int = 0, reachable: bool = True, options: Options = EAGER
+        self,
+        name: str,
+        *labels: str,
+        quota_bytes: int = 0,
+        reachable: bool = True,
+        options: Options = EAGER,
+        vault: Vault | None = None,
     ) -> Node:
-        """A node joins; one that is not reachable dials out only."""
+        """A node joins; one that is not reachable dials out only, one with a `vault` has access to an object store."""
         address = f"{self.url}/{name}" if reachable else "http://127.0.0.1:1"
-        self.cluster.must(JoinPeer(name, 1, f"boot-{name}", "follower", address, PeerFacts(labels=labels)))
-        made = self.nodes[name] = Node(self, name, quota_bytes, options)
+        facts = PeerFacts(labels=(*labels, *([vault.name] if vault else [])), store_bytes=quota_bytes)
+        self.cluster.must(JoinPeer(name, 1, f"boot-{name}", "follower", address, facts))
+        made = self.nodes[name] = Node(self, name, quota_bytes, options, vault)
         return made
 
     def row(self, digest: str) -> Artifact:
         return self.cluster.state.artifacts[digest]
+
+    def gates(self, digest: str) -> tuple[tuple[str, str], ...]:
+        """The nodes that can get a file from an object store."""
+        return resolve(self.cluster.state, "", digest).gates
 
     def rules(self, text: str) -> None:
         self.cluster.must(ChangeSetting("artifacts", text))
@@ -73,12 +84,17 @@ class Site:
 
 
 class Node:
-    def __init__(self, site: Site, name: str, quota_bytes: int, options: Options) -> None:
+    def __init__(self, site: Site, name: str, quota_bytes: int, options: Options, vault: Vault | None) -> None:
         self.site = site
         self.name = name
         self.blobs = Blobs(site.root / name, site.pool, quota_bytes)
         self.transfers = Transfers(
-            self.blobs, site.http, name, patience=options.patience, rng=random.Random(f"transfers of {name}")
+            self.blobs,
+            site.http,
+            name,
+            vault=vault,
+            patience=options.patience,
+            rng=random.Random(f"transfers of {name}"),
         )
         self.bench = Bench(
             cluster=site.cluster,
@@ -104,6 +120,8 @@ class Node:
             logs=Logs(site.root / name),
             agent=lambda: AgentStatus(healthy=True),
             shutdown=lambda order: None,
+            storage=self.storage.status,
+            restore=self.storage.restore,
         )
         self.app = create_app(self.services)
 

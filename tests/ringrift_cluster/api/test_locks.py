@@ -22,6 +22,7 @@ from ringrift_cluster.api.services import Services
 from ringrift_cluster.replica import NoLeader, Proposed
 from statemachine import settings
 from statemachine.commands import (
+    AddHolder,
     AddWork,
     ChangeSetting,
     ClaimWork,
@@ -30,6 +31,7 @@ from statemachine.commands import (
     CreateToken,
     DrainGpu,
     DrainPeer,
+    DropHolder,
     Effect,
     FailJob,
     JoinPeer,
@@ -341,6 +343,20 @@ async def test_a_node_speaks_for_the_hosts_whose_gateway_it_is(door: httpx.Async
         host = settings.Host(gateway=gateway, address="10.0.0.9", user="u")
         replica.run(ChangeSetting("host/h1", settings.encode(host)))
         assert (await proposed(door, "node", join)).status_code == status
+
+
+async def test_what_an_object_store_holds_is_said_by_nodes_with_access_alone(
+    door: httpx.AsyncClient, replica: MemoryReplica
+) -> None:
+    digest, peer = "ab" * 32, replica.machine.state.peers["gpu-1"]
+    replica.run(RegisterArtifact(digest, 3, "file", peer="gpu-1"))
+    says = (AddHolder(digest, "store:bucket"), DropHolder(digest, "store:bucket"))
+    for command in says:
+        assert (await proposed(door, "node", command)).status_code == 403
+    facts = PeerFacts(labels=("store:bucket",))
+    replica.run(JoinPeer("gpu-1", peer.incarnation + 1, "boot", "follower", "http://10.0.0.4:8770", facts))
+    for command in says:
+        assert (await proposed(door, "node", command)).status_code == 200
 
 
 async def test_a_file_is_registered_for_the_node_that_took_it_whoever_brought_it(

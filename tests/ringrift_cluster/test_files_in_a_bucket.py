@@ -1,0 +1,144 @@
+"""A bucket as one more holder: nodes with access put files there and get them from there for all."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Awaitable, Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from executors import objectstore, storage
+from executors.objectstore import Bucket, ObjectStore
+from statemachine.commands import AddHolder, ForgetArtifact, ReleaseHolder
+from tests.executors.memory import eventually
+from tests.support import s3
+from tests.support.stores import Node, Site, looked_after, site
+
+RULES = '{"collect_ms": 50, "manifest_age_ms": 100, "push_after_ms": 3600000, "store_audit_ms": 50}'
+
+
+@pytest.fixture(scope="module")
+def url() -> Iterator[str]:
+    with s3.server("ours") as address:
+        yield address
+
+
+@pytest.fixture
+def run(url: str, tmp_path: Path, request: pytest.FixtureRequest) -> Callable[..., None]:
+    def run(test: Callable[[Site, Callable[[], ObjectStore]], Awaitable[None]]) -> None:
+        place = Bucket("ours", request.node.name[:60], url, credentials=s3.credentials(tmp_path))
+
+        async def go() -> None:
+            async with site(tmp_path) as made:
+                made.rules(RULES)
+                await asyncio.wait_for(test(made, lambda: ObjectStore(place, "c1")), 40)
+
+        asyncio.run(go())
+
+    return run
+
+
+def gone(node: Node) -> None:
+    """The node's files are lost, and the rows know."""
+    for digest in node.blobs.digests():
+        node.blobs.place(digest).unlink()
+        node.site.cluster.must(ReleaseHolder(digest, node.name))
+
+
+def test_a_file_is_put_into_the_bucket_and_comes_back_from_there_when_no_node_has_it(run: Callable[..., None]) -> None:
+    async def go(made: Site, bucket: Callable[[], ObjectStore]) -> None:
+        gate, worker = made.node("gate", vault=bucket()), made.node("worker")
+        data = os.urandom(200_000)
+        digest = worker.make(data, "model")
+        async with looked_after(gate):
+            await eventually(lambda: gate.transfers.vault.name in made.row(digest).holders)
+        for node in (gate, worker):
+            gone(node)
+        assert made.row(digest).holders == (gate.transfers.vault.name,)
+        # A node with access gets it itself; one without asks the one that has, which is a holder then.
+        near = made.node("near", vault=bucket())
+        assert (await near.fetch(digest)).read_bytes() == data
+        assert near.services.gate.sent_bytes == gate.services.gate.sent_bytes == 0
+        near.blobs.place(digest).unlink()
+        far = made.node("far")
+        assert (await far.fetch(digest)).read_bytes() == data
+        assert gate.services.gate.sent_bytes + near.services.gate.sent_bytes == len(data)
+
+    run(go)
+
+
+def test_other_bytes_in_the_bucket_are_found_doubted_and_put_right(run: Callable[..., None]) -> None:
+    async def go(made: Site, bucket: Callable[[], ObjectStore]) -> None:
+        store = bucket()
+        gate, keeper = made.node("gate", vault=store), made.node("keeper", reachable=False)
+        digest = keeper.make(b"the right ones", "model")
+        wrong = keeper.blobs.root / "wrong"
+        wrong.write_bytes(b"the wrong ones")
+        await store.put(digest, wrong)
+        made.cluster.must(AddHolder(digest, store.name))
+        with pytest.raises(objectstore.BlobError, match="has other bytes"):
+            await gate.transfers.round(digest, 14, (), made.gates(digest))
+        async with looked_after(gate):
+            await eventually(lambda: store.name in made.row(digest).doubted)
+            gate.make(b"the right ones", "model")
+            await eventually(lambda: made.row(digest).doubted == ())
+        gone(gate)
+        assert (await gate.fetch(digest)).read_bytes() == b"the right ones"
+
+    run(go)
+
+
+def test_the_bucket_is_compared_with_the_rows(run: Callable[..., None], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(storage, "STORED_S", -60.0)
+
+    async def go(made: Site, bucket: Callable[[], ObjectStore]) -> None:
+        store = bucket()
+        gate = made.node("gate", vault=store)
+        forgotten, missing, kept = (gate.make(bytes([n]) * 100) for n in range(3))
+        async with looked_after(gate):
+            await eventually(lambda: gate.storage.status().stored == 3)
+        made.cluster.must(ForgetArtifact(forgotten))
+        await store.delete(missing)
+        # Only the audit looks now: the copy that is missing is not put there again.
+        made.rules('{"copies": {"default": 0}, "collect_ms": 50, "store_audit_ms": 50}')
+        async with looked_after(gate):
+            await eventually(lambda: made.row(missing).holders == ("gate",))
+            await eventually(lambda: store.name in made.row(kept).holders)
+        assert [digest async for digest, _ in store.listed()] == [kept]
+
+    run(go)
+
+
+def test_a_file_that_the_bucket_should_have_and_has_not_is_said_so(run: Callable[..., None]) -> None:
+    async def go(made: Site, bucket: Callable[[], ObjectStore]) -> None:
+        store = bucket()
+        gate = made.node("gate", vault=store)
+        digest = gate.make(b"x", "model")
+        made.rules('{"copies": {"default": 0, "model": 0}, "store_audit_ms": 3600000}')
+        made.cluster.must(AddHolder(digest, store.name))
+        gone(gate)
+        with pytest.raises(objectstore.BlobError, match="does not have it"):
+            await gate.transfers.round(digest, 1, (), made.gates(digest))
+        async with looked_after(gate):
+            await eventually(lambda: made.row(digest).holders == ())
+
+    run(go)
+
+
+def test_a_bucket_that_cannot_be_used_is_told_and_left_alone_for_a_while(
+    run: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(objectstore, "RETRY", {"max_retries": 0})
+
+    async def go(made: Site, bucket: Callable[[], ObjectStore]) -> None:
+        nowhere = ObjectStore(Bucket("nowhere", "", made.url, credentials=s3.credentials(made.root)), "c1")
+        gate = made.node("gate", vault=nowhere)
+        digest = gate.make(b"x", "model")
+        async with looked_after(gate):
+            await eventually(lambda: "store:nowhere" in gate.storage.status().last_error)
+            await eventually(lambda: gate.transfers.book.wait_s("store:nowhere") > 0)
+        assert made.row(digest).holders == ("gate",)
+
+    run(go)
