@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from executors.agent import Agent
 from executors.heartbeat import AgentRefused
 from executors.ledger import LedgerError
-from executors.storage import StorageStatus
+from executors.storage import Storage, StorageStatus
 from executors.telemetry import Telemetry
 from ringrift_cluster.api.services import AgentStatus
 from ringrift_cluster.controllers.runner import Controllers
@@ -82,11 +82,18 @@ class Executor:
 
     def storage(self) -> StorageStatus | None:
         """What the agent does about this node's files."""
-        return self.agent.storage.status() if self.agent is not None else None
+        storage = self._storage()
+        return storage.status() if storage is not None else None
 
     def restore(self, digest: str) -> bool:
         """Begin to get a file from the object store; false when this node has none."""
-        return self.agent is not None and self.agent.storage.restore(digest)
+        storage = self._storage()
+        return storage is not None and storage.restore(digest)
+
+    def _storage(self) -> Storage | None:
+        """Of the node's own agent: its store is its own."""
+        found = self.agent.storage if self.agent is not None else None
+        return found if isinstance(found, Storage) else None
 
     def status(self) -> AgentStatus:
         if self.agent is None:

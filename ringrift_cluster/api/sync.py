@@ -74,7 +74,8 @@ _FILES = NodeFiles(_MANIFEST, [manifest.file_of(examples.ARTIFACT, "gpu-1")], ""
 
 async def files_of(call: Call, name: str, query: Cursor) -> NodeFiles:
     def ask(state: State) -> NodeFiles:
-        if name not in state.peers and name not in state.index.held:
+        own = call.services.replica.status().node_id
+        if name != own and name not in state.peers and name not in state.index.held:
             raise Problem(Code.NOT_FOUND, f"no node {name!r} is known, and nobody of that name holds a file")
         rows, after = scan(state.artifacts, query, lambda row: name in row.holders)
         return NodeFiles(manifest.manifest_of(state, name), [manifest.file_of(row, name) for row in rows], after)
@@ -89,15 +90,15 @@ async def own_files(call: Call, query: Cursor) -> NodeFiles:
 
 @route(
     "GET",
-    "/manifest/{node_id:path}",
+    "/manifest/{peer_id:any}",
     "The files that one node holds",
     scope=Scope.READ,
     answer=_FILES,
     errors=(Code.NOT_FOUND, Code.EXPIRED),
 )
-async def node_files(call: Call, node_id: str, query: Cursor) -> NodeFiles:
+async def node_files(call: Call, peer_id: str, query: Cursor) -> NodeFiles:
     """Also those of an object store, by its name `store:...`."""
-    return await files_of(call, node_id, query)
+    return await files_of(call, peer_id, query)
 
 
 class PlanPage(View, frozen=True, kw_only=True):

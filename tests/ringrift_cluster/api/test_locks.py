@@ -349,7 +349,7 @@ async def test_what_an_object_store_holds_is_said_by_nodes_with_access_alone(
     door: httpx.AsyncClient, replica: MemoryReplica
 ) -> None:
     digest, peer = "ab" * 32, replica.machine.state.peers["gpu-1"]
-    replica.run(RegisterArtifact(digest, 3, "file", peer="gpu-1"))
+    replica.run(RegisterArtifact(digest, 3, "file", "", "gpu-1"))
     says = (AddHolder(digest, "store:bucket"), DropHolder(digest, "store:bucket"))
     for command in says:
         assert (await proposed(door, "node", command)).status_code == 403
