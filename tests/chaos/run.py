@@ -1,6 +1,6 @@
 """Three voters, followers with agents, many short jobs, and somebody who kills what he finds.
 
-faults   an agent (its node process), a keeper, a program, a voter; each comes back by its own means
+faults   an agent (its node process) is killed or frozen, a keeper, a program or a voter is killed
 verdict  every item is counted once, no two processes of one item at one time, nothing of ours runs,
          ledgers and state agree, all nodes show one digest
 """
@@ -67,6 +67,8 @@ class Chaos:
         self._works = [f"w{number}" for number in range(jobs)]
         #: nodes that are down: when they are started again
         self._down: dict[str, float] = {}
+        #: nodes that are frozen: when they go on
+        self._frozen: dict[str, float] = {}
 
     def run(self, within_s: float) -> list[str]:
         """Start, kill until all items have ended, look; returns what is wrong."""
@@ -76,6 +78,8 @@ class Chaos:
         for name in list(self._down):
             self.cluster.nodes[name].start()
         self._down.clear()
+        for name in list(self._frozen):
+            self._thaw(name)
         return self._verdict()
 
     def _submit(self) -> None:
@@ -117,6 +121,7 @@ class Chaos:
                 (self._kill_keeper, 3),
                 (self._kill_program, 3),
                 (self._kill_voter, 1),
+                (self._freeze_agent, 1),
             ]
             (fault,) = self._rng.choices([f for f, _ in faults], [weight for _, weight in faults])
             fault()
@@ -140,6 +145,29 @@ class Chaos:
                 del self._down[name]
                 self.cluster.nodes[name].start()
                 self.story.tell("started", name)
+        for name, at_s in list(self._frozen.items()):
+            if time.monotonic() >= at_s:
+                self._thaw(name)
+
+    def _thaw(self, name: str) -> None:
+        del self._frozen[name]
+        process = self.cluster.nodes[name].process
+        assert process is not None
+        process.send_signal(signal.SIGCONT)
+        self.story.tell("thawed", name)
+
+    def _agents_up(self) -> list[NodeProcess]:
+        return [n for n in self.cluster.living() if n.role == "follower" and n.name not in self._frozen]
+
+    def _freeze_agent(self) -> None:
+        up = self._agents_up()
+        if len(up) > 1:
+            # Thawed after its leases are over, it must not go on with what others have now.
+            node, away_s = self._rng.choice(up), self._rng.choice((1.0, 5.0, 20.0))
+            assert node.process is not None
+            node.process.send_signal(signal.SIGSTOP)
+            self._frozen[node.name] = time.monotonic() + away_s
+            self.story.tell("agent frozen", f"{node.name}, for {away_s:.1f} s")
 
     def _kill_node(self, kind: str, node: NodeProcess, away_s: float) -> None:
         node.kill()
@@ -147,7 +175,7 @@ class Chaos:
         self.story.tell(kind, f"{node.name}, for {away_s:.1f} s")
 
     def _kill_agent(self) -> None:
-        up = [n for n in self.cluster.living() if n.role == "follower"]
+        up = self._agents_up()
         if len(up) > 1:
             # Some stay away for longer than a lease: their keepers end the jobs, and others get the items.
             away_s = self._rng.choice((0.0, 0.5, 2.0, 5.0, 15.0))
