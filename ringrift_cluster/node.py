@@ -292,6 +292,8 @@ class Node:
 
         options = Options(
             cpu_slots=config.cpu_slots,
+            max_processes=config.max_processes,
+            starts_per_s=config.starts_per_s,
             reserve_cpus=_reserved(config.reserve_cpus, isinstance(replica, RaftReplica)),
             notice=Notice(config.notice_file, config.notice_command, config.notice_url),
             notice_every_s=config.notice_every_s,

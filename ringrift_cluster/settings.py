@@ -69,6 +69,9 @@ class NodeConfig:
     log_level: str
     #: None: as many as the machine has cores
     cpu_slots: int | None
+    #: jobs at the same time, whatever they need; 0: twice the slots and GPUs, at least 32
+    max_processes: int
+    starts_per_s: float
     #: cores that jobs may not use; None: one on a voter that has some to spare
     reserve_cpus: int | None
     #: how the provider says that it takes the machine away
@@ -226,6 +229,8 @@ def resolve(
         data_dir=settings.data_dir.expanduser(),
         log_level=settings.log_level,
         cpu_slots=settings.cpu_slots,
+        max_processes=settings.max_processes,
+        starts_per_s=settings.starts_per_s,
         reserve_cpus=settings.reserve_cpus,
         notice_file=settings.notice_file.expanduser() if settings.notice_file else None,
         notice_command=_command(settings.notice_command),

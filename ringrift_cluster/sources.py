@@ -66,6 +66,8 @@ class Settings(BaseSettings):
     data_dir: Path = _setting("data_dir", Path("~/.local/state/ringrift"))
     log_level: str = _setting("log_level", "INFO")
     cpu_slots: int | None = _setting("cpu_slots", None, ge=0, le=1024)
+    max_processes: int = _setting("max_processes", 0, ge=0, le=65_536)
+    starts_per_s: float = _setting("starts_per_s", 50.0, gt=0.0, le=10_000.0)
     reserve_cpus: int | None = _setting("reserve_cpus", None, ge=0, le=1024)
     notice_file: Path | None = _setting("notice_file", None)
     notice_command: str = _setting("notice_command", "")

@@ -34,6 +34,10 @@ def serve(
     data_dir: Annotated[Path | None, Option(help="Log, snapshots, jobs and files; one process at a time.")] = None,
     log_level: Annotated[str | None, Option(help="DEBUG, INFO, WARNING or ERROR.")] = None,
     cpu_slots: Annotated[int | None, Option(help="Workload processes without a GPU; else one a core.")] = None,
+    max_processes: Annotated[
+        int | None, Option(help="Jobs at the same time, whatever they need; 0: twice the slots and GPUs, at least 32.")
+    ] = None,
+    starts_per_s: Annotated[float | None, Option(help="Jobs started in a second, at most.")] = None,
     reserve_cpus: Annotated[
         int | None, Option(help="Cores that jobs may not use; else one on a voter with four or more, none elsewhere.")
     ] = None,
