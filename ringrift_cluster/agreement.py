@@ -82,13 +82,7 @@ class Agreement:
             )
 
     async def _refuses(self, url: str, cluster: str, index: int, chain: bytes) -> bool:
-        query: dict[str, str | int] = {
-            "cluster": cluster,
-            "after": index,
-            "chain": chain.hex(),
-            "wait": 0,
-            "max_bytes": 1,
-        }
+        query: dict[str, str | int] = {"cluster": cluster, "after": index, "chain": chain.hex()}
         try:
             answer = await self._http.get(url + wire.ENTRIES, params=query, timeout=TIMEOUT_S)
         except httpx.HTTPError:

@@ -41,7 +41,8 @@ from ringrift_cluster.api.connections import ConnectionLimits, Connections, with
 from ringrift_cluster.api.server import http_server
 from ringrift_cluster.api.services import Learner, LoopStatus, Services, ShutdownOrder
 from ringrift_cluster.controllers.runner import Controllers
-from ringrift_cluster.feed.follower import FeedReplica, FollowerConfig
+from ringrift_cluster.feed.conf import FollowerConfig
+from ringrift_cluster.feed.follower import FeedReplica
 from ringrift_cluster.feed.router import FeedRouter
 from ringrift_cluster.heartbeats import HeartbeatCollector
 from ringrift_cluster.members import is_loopback

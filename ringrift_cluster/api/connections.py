@@ -12,7 +12,7 @@ import logging
 import resource
 from collections import Counter
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, cast
 
 import httptools
 import msgspec
@@ -21,6 +21,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from ringrift_cluster.api import problems
 from ringrift_cluster.api.joined import Joined
 from ringrift_cluster.api.problems import Problem
+from ringrift_cluster.feed.broadcast import OUTLET
 from statemachine.errors import Code
 
 log = logging.getLogger(__name__)
@@ -77,6 +78,8 @@ class Connections:
         self.silent: dict[Connection, None] = {}
         self.idle: dict[Connection, None] = {}
         self._sweep: asyncio.TimerHandle | None = None
+        #: the part of an answer that was last written to a stream, and its chunk
+        self._part = self._chunk = b""
 
     def protocol(self) -> type[Connection]:
         """The class that uvicorn makes one of for each connection."""
@@ -85,6 +88,12 @@ class Connections:
     def numbers(self) -> dict[str, float]:
         """For the metrics."""
         return {"http_connections": len(self.open), "http_refusals_total": sum(self.refusals.values())}
+
+    def chunk(self, part: bytes) -> bytes:
+        """A part of an answer as HTTP has it. Many streams are given the same one, one after the other."""
+        if part is not self._part:
+            self._part, self._chunk = part, b"%x\r\n%b\r\n" % (len(part), part)
+        return self._chunk
 
     def enter(self, newcomer: Connection) -> None:
         if len(self.open) >= self.limits.connections:
@@ -165,6 +174,7 @@ class Connection(HttpToolsProtocol):
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
+        self.scope["extensions"] = cast(Any, {OUTLET: self})
         self._head_since = self.loop.time()
         self._head_bytes = self._loose_bytes = 0
 
@@ -216,6 +226,19 @@ class Connection(HttpToolsProtocol):
         if unread_body and self.expect_100_continue and not self._body_bytes:
             # It waits to be told to send the body, which it no longer is: what comes next could be either.
             self._close_slowly()
+
+    # What a stream of many followers asks for, once the head of its answer is out
+
+    def pour(self, body: bytes) -> None:
+        self.transport.write(self.all.chunk(body))
+
+    @property
+    def full(self) -> bool:
+        return self.flow.write_paused
+
+    @property
+    def closed(self) -> bool:
+        return self.transport.is_closing()
 
     # The ends
 

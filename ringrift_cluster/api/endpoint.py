@@ -16,7 +16,7 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from contextlib import aclosing
 from dataclasses import dataclass
-from functools import reduce
+from functools import partial, reduce
 from operator import or_
 from types import UnionType
 from typing import Any, Union, cast, get_args, get_origin, get_type_hints
@@ -62,7 +62,7 @@ class Disconnected(Exception):  # noqa: N818 - nobody is left to be told
 class Call:
     """One request, as its handler sees it."""
 
-    __slots__ = ("caller", "headers", "index", "receive", "scope", "services")
+    __slots__ = ("admitted", "caller", "headers", "index", "receive", "scope", "services")
 
     def __init__(self, services: Services, scope: dict[str, Any], receive: Any) -> None:
         self.services = services
@@ -73,6 +73,8 @@ class Call:
         self.index: int | None = None
         #: whose token the request carries
         self.caller: Caller = ANYBODY
+        #: whether the token is still good, for answers that go on for a while
+        self.admitted: Callable[[], bool] = lambda: True
 
     def header(self, name: bytes) -> str:
         """One request header (lower-case name), or an empty text."""
@@ -243,6 +245,7 @@ class Bound:
             raise Problem("headers_too_large", f"the headers are over {self._header_bytes} bytes together")
         if self._locks is not None:
             call.caller = self._locks.admit(call, self._needs, self._name)
+            call.admitted = partial(self._admits, call)
             on_behalf.set(call.header(b"authorization"))
         arguments: dict[str, Any] = {name: scope["path_params"][name] for name in self._paths}
         if self._query is not None:
@@ -267,13 +270,20 @@ class Bound:
         async with aclosing(parts):
             async for part in parts:
                 now_s = call.services.monotonic_s()
-                if self._locks is not None and now_s - looked_s >= LOOK_S:
+                if now_s - looked_s >= LOOK_S:
                     looked_s = now_s
-                    try:
-                        self._locks.admit(call, self._needs, self._name)
-                    except Problem:
-                        return  # counted and logged there; the answer's head is out, so it can only end
+                    if not call.admitted():
+                        return  # the answer's head is out, so it can only end
                 yield part
+
+    def _admits(self, call: Call) -> bool:
+        """Whether the caller would be let in now; a refusal is counted and logged by the locks."""
+        try:
+            if self._locks is not None:
+                self._locks.admit(call, self._needs, self._name)
+        except Problem:
+            return False
+        return True
 
     async def _respond(self, call: Call, answer: Response, send: Any) -> None:
         services = self._services

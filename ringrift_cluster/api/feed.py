@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from starlette.responses import Response
@@ -9,6 +10,7 @@ from starlette.responses import Response
 from ringrift_cluster.api.endpoint import Call, Routes
 from ringrift_cluster.api.problems import Problem
 from ringrift_cluster.api.services import Asgi
+from ringrift_cluster.feed.broadcast import ADMITTED
 from statemachine.errors import Code
 from statemachine.values import Scope
 
@@ -18,13 +20,15 @@ MSGPACK = "application/msgpack"
 
 
 class Passed(Response):
-    """Lets another ASGI application answer."""
+    """Lets another ASGI application answer, which may ask whether the caller is still let in."""
 
-    def __init__(self, app: Asgi) -> None:
+    def __init__(self, app: Asgi, admitted: Callable[[], bool]) -> None:
         super().__init__()
         self._app = app
+        self._admitted = admitted
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        scope["extensions"] = {**scope.get("extensions", {}), ADMITTED: self._admitted}
         await self._app(scope, receive, send)
 
 
@@ -32,7 +36,7 @@ async def passed(call: Call) -> Passed:
     """Binary, and for nodes of the same release line; people read `GET /state/dump` and `GET /events`."""
     if call.services.feed is None:
         raise Problem(Code.NOT_FOUND, "this node serves no feed; ask a voter")
-    return Passed(call.services.feed)
+    return Passed(call.services.feed, call.admitted)
 
 
 route(
@@ -48,7 +52,7 @@ route(
     "/feed/entries",
     "Committed entries after a position",
     scope=Scope.NODE,
-    produces={MSGPACK: "Frames of entries with the digest chain after each."},
+    produces={MSGPACK: "Messages as they come: entries with the digest chain after each, and where this node stands."},
     errors=(Code.NOT_FOUND, Code.CONFLICT, Code.INVALID, "busy"),
 )(passed)
 route(

@@ -2,14 +2,15 @@
 
     voter or follower                                 follower
     FeedRouter   GET /feed/snapshot  -- file -->      FeedReplica: machine at (cluster, index, chain)
-                 GET /feed/entries   -- long poll --> applies, compares the chain after every entry
+                 GET /feed/entries   -- stream -->    applies, compares the chain after every entry
                  POST /propose       <-- commands --  waits until it has applied what it was told
 
 All these connections go from the follower out, so the log reaches it behind any NAT. The files it makes do not leave
 it that way: they are fetched from it over HTTP.
 """
 
-from ringrift_cluster.feed.follower import FeedReplica, FollowerConfig
+from ringrift_cluster.feed.conf import FollowerConfig
+from ringrift_cluster.feed.follower import FeedReplica
 from ringrift_cluster.feed.router import FeedRouter
 from ringrift_cluster.feed.source import FeedEntry, LogFeed, SnapshotPath
 

@@ -1,12 +1,10 @@
-"""A follower's conversations with the voters: polls, downloads, proposals, heartbeats. No state of the log."""
+"""The voters of a follower: their addresses, which of them feeds it, and what it asks of them for others."""
 
 from __future__ import annotations
 
 import asyncio
 import random
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import httpx
@@ -18,33 +16,7 @@ from statemachine.errors import UNDECODABLE, Code, Refused
 from statemachine.values import Beat
 
 CONNECT_S = 2.0
-#: what a full batch may take on its way, beyond the wait for it
-TRANSFER_S = 60.0
 _UNSENT = (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout, httpx.UnsupportedProtocol)
-
-
-class Unreachable(Exception):  # noqa: N818 - names a state of the world
-    """A voter did not answer as a voter should; another one may."""
-
-
-class ShutOut(Exception):  # noqa: N818 - an answer
-    """The token of this node is revoked or expired."""
-
-
-class PositionRefused(Exception):  # noqa: N818 - an answer
-    """The voter cannot continue from our position; `code` says why."""
-
-    def __init__(self, code: str, detail: str) -> None:
-        super().__init__(detail)
-        self.code = code
-
-
-@dataclass(frozen=True, slots=True)
-class Polled:
-    """One answered poll. `read_at_s` is when the voter read it, never later than it really did."""
-
-    batch: wire.Batch
-    read_at_s: float
 
 
 class Voters:
@@ -68,16 +40,21 @@ class Voters:
         self._urls = dict(urls)
         self._order = sorted(urls)
         rng.shuffle(self._order)
-        self._http = http
+        self.http = http
         self._clock = clock
         self._rng = rng
-        self._headers = {"authorization": f"Bearer {token}"} if token else {}
+        self.headers = {"authorization": f"Bearer {token}"} if token else {}
         self.leader: str | None = None
 
     @property
     def current(self) -> str:
         """The voter that feeds us."""
         return self._order[0]
+
+    @property
+    def url(self) -> str:
+        """Where that one is."""
+        return self._urls[self._order[0]]
 
     def rotate(self) -> None:
         self._order.append(self._order.pop(0))
@@ -96,7 +73,7 @@ class Voters:
     def _speaking(self) -> dict[str, str]:
         """Whose authorization goes with a write: that of the request being served, else this node's own."""
         caller = rp.on_behalf.get()
-        return {"authorization": caller} if caller else self._headers
+        return {"authorization": caller} if caller else self.headers
 
     def _leader_first(self) -> list[str]:
         leader = self.leader
@@ -111,7 +88,6 @@ class Voters:
         path: str,
         *,
         within_s: float,
-        most_bytes: int = wire.MAX_SMALL_ANSWER_BYTES,
         headers: Mapping[str, str],
         **request: Any,
     ) -> tuple[int, bytes]:
@@ -122,88 +98,15 @@ class Voters:
         try:
             async with (
                 asyncio.timeout(within_s),
-                self._http.stream(method, self._urls[voter] + path, headers=plain, **request) as response,
+                self.http.stream(method, self._urls[voter] + path, headers=plain, **request) as response,
             ):
                 async for chunk in response.aiter_raw():
                     body += chunk
-                    if len(body) > most_bytes:
-                        raise httpx.ReadError(f"its answer is over {most_bytes} bytes")
+                    if len(body) > wire.MAX_SMALL_ANSWER_BYTES:
+                        raise httpx.ReadError(f"its answer is over {wire.MAX_SMALL_ANSWER_BYTES} bytes")
         except TimeoutError as error:
             raise httpx.ReadTimeout(f"its answer took over {within_s:g} s") from error
         return response.status_code, bytes(body)
-
-    # The feed
-
-    async def poll(self, cluster: str, after: int, chain: bytes, wait_s: float, max_bytes: int) -> Polled:
-        """Ask the current voter for what comes after a position. Raises Unreachable, PositionRefused."""
-        params: dict[str, str | int | float] = {
-            "cluster": cluster,
-            "after": after,
-            "chain": chain.hex(),
-            "wait": wait_s,
-            "max_bytes": max_bytes,
-        }
-        sent_at = self._clock()
-        timeout = httpx.Timeout(CONNECT_S, read=wait_s + 3.0)
-        try:
-            status, body = await self._ask(
-                "GET",
-                self.current,
-                wire.ENTRIES,
-                within_s=wait_s + TRANSFER_S,
-                most_bytes=wire.MAX_ANSWER_BYTES,
-                params=params,
-                timeout=timeout,
-                headers=self._headers,
-            )
-        except httpx.HTTPError as error:
-            raise Unreachable(f"voter {self.current} does not answer ({_reason(error)})") from error
-        if status == 409:
-            problem = wire.problem_of(body)
-            raise PositionRefused(problem.code, problem.detail)
-        if status != 200:
-            raise _no_answer(self.current, status, wire.problem_of(body))
-        try:
-            batch = wire.decode_batch(body)
-        except UNDECODABLE as error:
-            raise Unreachable(f"voter {self.current} sent a batch that cannot be read: {error}") from error
-        self.leader = batch.standing.leader_id
-        return Polled(batch, sent_at + batch.standing.held_ms / 1000)
-
-    async def download(self, target: Path) -> None:
-        """Fetch the current voter's snapshot into a file, continuing after broken connections.
-
-        Raises Unreachable; the file's content is verified by whoever reads it.
-        """
-        etag = ""
-        target.unlink(missing_ok=True)
-        for _ in range(5):
-            have = target.stat().st_size if target.exists() else 0
-            headers = {**self._headers, "accept-encoding": "identity"}
-            if have and etag:
-                headers |= {"range": f"bytes={have}-", "if-range": etag}
-            try:
-                async with self._http.stream(
-                    "GET",
-                    self._urls[self.current] + wire.SNAPSHOT,
-                    headers=headers,
-                    timeout=httpx.Timeout(30.0, connect=CONNECT_S),
-                ) as response:
-                    if response.status_code not in (200, 206):
-                        said = await anext(response.aiter_raw(64 * 1024), b"")
-                        raise _no_answer(self.current, response.status_code, wire.problem_of(said))
-                    etag = response.headers.get("etag", "")
-                    with target.open("ab" if response.status_code == 206 else "wb") as out:
-                        async for chunk in response.aiter_raw():
-                            if out.tell() + len(chunk) > wire.MAX_SNAPSHOT_BYTES:
-                                raise Unreachable(f"the snapshot of voter {self.current} has no end")
-                            out.write(chunk)
-                return
-            except httpx.HTTPError as error:
-                reason = _reason(error)
-                if not target.exists() or target.stat().st_size <= have:
-                    break
-        raise Unreachable(f"the snapshot of voter {self.current} could not be fetched ({reason})")
 
     # Proposals
 
@@ -248,9 +151,9 @@ class Voters:
                 timeout=httpx.Timeout(left_s + 1.0, connect=min(CONNECT_S, left_s)),
             )
         except _UNSENT as error:
-            raise rp.NoLeader(f"voter {voter} does not answer ({_reason(error)})") from error
+            raise rp.NoLeader(f"voter {voter} does not answer ({reason(error)})") from error
         except httpx.HTTPError as error:
-            raise rp.OutcomeUnknown(f"voter {voter} took the proposal and did not answer ({_reason(error)})") from error
+            raise rp.OutcomeUnknown(f"voter {voter} took the proposal and did not answer ({reason(error)})") from error
         if status == 200:
             try:
                 placed = wire.decode_placed(said)
@@ -283,7 +186,7 @@ class Voters:
                     timeout=httpx.Timeout(left, connect=min(CONNECT_S, left)),
                 )
             except httpx.HTTPError as error:
-                problem = rp.NoLeader(f"voter {voter} does not answer ({_reason(error)})")
+                problem = rp.NoLeader(f"voter {voter} does not answer ({reason(error)})")
                 continue
             if status == 200:
                 return _index_of(voter, said)
@@ -308,7 +211,7 @@ class Voters:
                     timeout=httpx.Timeout(20.0, connect=CONNECT_S),
                 )
             except httpx.HTTPError as error:
-                said = f"voter {voter} does not answer ({_reason(error)})"
+                said = f"voter {voter} does not answer ({reason(error)})"
                 continue
             if status == 200:
                 return _leader_of(voter, body)
@@ -338,21 +241,16 @@ def _index_of(voter: str, body: bytes) -> int:
         raise rp.OutcomeUnknown(f"voter {voter} sent an answer that cannot be read: {error}") from error
 
 
-def _reason(error: Exception) -> str:
+def reason(error: Exception) -> str:
     return str(error) or type(error).__name__
 
 
-def _refusal(voter: str, status: int, problem: wire.Problem) -> str:
+def refusal(voter: str, status: int, problem: wire.Problem) -> str:
     return f"voter {voter} answered {status}: {problem.detail or problem.code or 'no reason given'}"
 
 
-def _no_answer(voter: str, status: int, problem: wire.Problem) -> Exception:
-    """Why the feed got nothing: a token that is over is final, anything else another voter may mend."""
-    return ShutOut(problem.detail) if problem.code == "token_over" else Unreachable(_refusal(voter, status, problem))
-
-
 def _replica_error(voter: str, status: int, problem: wire.Problem) -> rp.ReplicaError:
-    said = _refusal(voter, status, problem)
+    said = refusal(voter, status, problem)
     match problem.code:
         case "no_leader" | "halted" | "stale" | "not_ready" | "read_only":
             return rp.NoLeader(said)

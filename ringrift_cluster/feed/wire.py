@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Annotated
 
 import msgspec
-from msgspec import Meta, Raw, Struct
+from msgspec import Meta, Struct
 
 from statemachine.entries import MAX_ENTRY_BYTES
 from statemachine.errors import UNDECODABLE, Result
@@ -13,11 +13,16 @@ from statemachine.errors import UNDECODABLE, Result
 SNAPSHOT, ENTRIES, PROPOSE, HEARTBEAT = "/feed/snapshot", "/feed/entries", "/propose", "/heartbeat"
 MSGPACK = "application/msgpack"
 
-#: bounds of one long poll
+#: what a proposal may wait for its outcome
 MAX_WAIT_S = 60.0
-MAX_BATCH_BYTES = 8 * 1024 * 1024
-#: what a follower reads of an answer at most
-MAX_ANSWER_BYTES = MAX_BATCH_BYTES + 2 * MAX_ENTRY_BYTES
+#: how long a stream may be asked for
+MAX_STREAM_S = 3600.0
+#: a feeding node says that it is there at least so often
+BEAT_S = 0.5
+#: a message carries entries of about so many bytes, or one larger entry
+PIECE_BYTES = 64 * 1024
+#: what a follower takes as one message at most
+MAX_MESSAGE_BYTES = 2 * (PIECE_BYTES + MAX_ENTRY_BYTES)
 
 #: what is read of any other answer, and of a snapshot
 MAX_SMALL_ANSWER_BYTES = 16 * 1024 * 1024
@@ -27,6 +32,7 @@ MAX_SNAPSHOT_BYTES = 64 * 1024 * 1024 * 1024
 OTHER_CLUSTER, OTHER_HISTORY, FELL_OUT = "other_cluster", "other_history", "fell_out"
 
 Natural = Annotated[int, Meta(ge=0, le=2**62)]
+Chain = Annotated[bytes, Meta(min_length=32, max_length=32)]
 
 
 class Frame(Struct, frozen=True, array_like=True):
@@ -35,14 +41,15 @@ class Frame(Struct, frozen=True, array_like=True):
     index: Natural
     term: Natural
     entry: bytes
-    chain: Annotated[bytes, Meta(min_length=32, max_length=32)]
+    chain: Chain
 
 
 class Standing(Struct, frozen=True):
     """Where the feeding node stood just before it read the frames.
 
     With the frames a follower has everything up to raft index `through`, which may lie behind the last
-    frame where entries without commands of ours are. `held_ms` is how long the poll had waited by then.
+    frame where entries without commands of ours are. `index` and `chain` are the position that the frames lead to.
+    `clock_ms` is the feeding node's own clock at that moment: two messages of a stream tell how far apart they are.
     """
 
     cluster_id: str
@@ -53,19 +60,16 @@ class Standing(Struct, frozen=True):
     through: Natural
     voters: tuple[str, ...]
     contact_age_ms: Natural
-    held_ms: Natural
+    clock_ms: Natural
+    index: Natural
+    chain: Chain
 
 
 class Batch(Struct, frozen=True, array_like=True):
+    """One message of a stream; one without frames says that the feeding node is there, and where it stands."""
+
     standing: Standing
     frames: list[Frame]
-
-
-class EncodedBatch(Struct, frozen=True, array_like=True):
-    """A batch whose frames are encoded already: many followers wait at one position."""
-
-    standing: Standing
-    frames: Raw
 
 
 class Placed(Struct, frozen=True):
@@ -90,6 +94,43 @@ encode = msgspec.msgpack.Encoder().encode
 decode_batch = msgspec.msgpack.Decoder(Batch).decode
 decode_placed = msgspec.msgpack.Decoder(Placed).decode
 _decode_problem = msgspec.json.Decoder(Problem).decode
+_LENGTH_BYTES = 4
+
+
+def message(batch: Batch) -> bytes:
+    """A message as it goes over the wire: its length in four bytes, then the batch."""
+    body = encode(batch)
+    return len(body).to_bytes(_LENGTH_BYTES, "big") + body
+
+
+class Messages:
+    """Makes messages of bytes as they come."""
+
+    def __init__(self) -> None:
+        self._buffer = bytearray()
+
+    @property
+    def unfinished(self) -> bool:
+        """Whether a message has begun to come."""
+        return bool(self._buffer)
+
+    def take(self, data: bytes) -> list[Batch]:
+        """The messages that are whole now. Raises one of UNDECODABLE, also when one is over its bound."""
+        buffer = self._buffer
+        buffer += data
+        whole: list[Batch] = []
+        start = 0
+        while len(buffer) - start >= _LENGTH_BYTES:
+            begin = start + _LENGTH_BYTES
+            length = int.from_bytes(buffer[start:begin], "big")
+            if length > MAX_MESSAGE_BYTES:
+                raise msgspec.DecodeError(f"a message of {length} bytes is over {MAX_MESSAGE_BYTES} bytes")
+            if len(buffer) < begin + length:
+                break
+            whole.append(decode_batch(buffer[begin : begin + length]))
+            start = begin + length
+        del buffer[:start]
+        return whole
 
 
 def problem_of(body: bytes) -> Problem:

@@ -64,12 +64,14 @@ def cycles(number: int) -> Step:
 
 @contextlib.contextmanager
 def voters() -> Iterator[TestCluster]:
-    """Three voters, without a bound on what may wait."""
+    """Three voters, without a bound on what may wait and on how many peers there are."""
     with tempfile.TemporaryDirectory() as folder:
         cluster = TestCluster(Path(folder), voters=3, followers=0)
         try:
             cluster.start()
-            cluster.leader().propose(ChangeSetting("limits", st.encode(st.Limits(pending_per_class=10**9))))
+            cluster.leader().propose(
+                ChangeSetting("limits", st.encode(st.Limits(pending_per_class=10**9, peers=10**6)))
+            )
             yield cluster
         finally:
             cluster.stop()

@@ -41,7 +41,7 @@ def compared(tmp_path: Path, *, strays: int = 0, behind: bool = False, down: tup
         network = Network()
         network.down.update(down)
         for name, voter in voters.items():
-            network.add(name, FeedRouter(voter, coalesce_s=0.001))
+            network.add(name, FeedRouter(voter))
         said: list[list[str]] = []
         async with httpx.AsyncClient(transport=network) as http:
             for name, voter in voters.items():

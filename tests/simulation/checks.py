@@ -143,7 +143,7 @@ class Checks:
         replica = follower.replica
         if replica is None:
             return
-        machine = replica._machine
+        machine = replica._mirror.machine
         if machine is None or machine.index == follower.seen:
             return
         if machine.index < follower.seen and replica.snapshots_taken == follower.snapshots:

@@ -10,7 +10,8 @@ from typing import Any, cast
 import httpx
 import msgspec
 
-from ringrift_cluster.feed.follower import FeedReplica, FollowerConfig
+from ringrift_cluster.feed.conf import FollowerConfig
+from ringrift_cluster.feed.follower import FeedReplica
 from tests.simulation.executor import Executor
 from tests.simulation.http import Answer, Http, Serve
 from tests.simulation.ledger import Ledger
@@ -75,7 +76,7 @@ class Follower:
             self.name,
             {v: f"http://{v}" for v in self._voters},
             self._directory,
-            wait_s=1.0,
+            stream_s=5.0,
             leave_after_s=1.5,
             backoff_cap_s=0.5,
             snapshot_every_entries=100,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import asynccontextmanager
+from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import urlencode, urlsplit
@@ -12,7 +12,10 @@ from urllib.parse import urlencode, urlsplit
 import httpx
 import msgspec
 
+from ringrift_cluster.feed import wire
+from ringrift_cluster.feed.broadcast import OUTLET
 from tests.simulation.network import Network
+from tests.simulation.pipe import Pipe
 from tests.simulation.world import World
 
 
@@ -24,6 +27,9 @@ class Answer:
     headers: dict[str, str] = field(default_factory=dict)
     content: bytes = b""
     cut_short: bool = False
+    #: where the body comes from while it is made
+    pipe: Pipe | None = None
+    patience_s: float | None = None
 
     @property
     def is_success(self) -> bool:
@@ -36,6 +42,11 @@ class Answer:
         return self.content
 
     async def aiter_raw(self, chunk_size: int | None = None) -> AsyncIterator[bytes]:
+        if self.pipe is not None:
+            async with aclosing(self.pipe.parts(self.patience_s)) as parts:
+                async for part in parts:
+                    yield part
+            return
         if self.cut_short:
             yield self.content[: len(self.content) // 2]
             raise httpx.ReadError("the connection broke")
@@ -60,7 +71,12 @@ class Http:
 
     @asynccontextmanager
     async def stream(self, method: str, url: str, **options: Any) -> AsyncIterator[Answer]:
-        yield await self._exchange(method, url, **options)
+        answer = await self._exchange(method, url, **options)
+        try:
+            yield answer
+        finally:
+            if answer.pipe is not None:
+                answer.pipe.leave()
 
     async def _exchange(
         self,
@@ -90,6 +106,7 @@ class Http:
             "path": target.path,
             "query_string": urlencode(params or {}).encode(),
             "headers": [(k.lower().encode(), v.encode()) for k, v in (headers or {}).items()],
+            "extensions": {OUTLET: Pipe(self._world, self._network, host, self._owner)},
         }
         answered: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
 
@@ -105,7 +122,8 @@ class Http:
             elif answer is None:
                 answered.set_exception(httpx.ReadError("the connection broke"))
             else:
-                answer.cut_short = self._world.chance(0.01)
+                answer.cut_short = answer.pipe is None and self._world.chance(0.01)
+                answer.patience_s = patience.read
                 answered.set_result(answer)
 
         serve(scope, body, reply)
@@ -116,11 +134,11 @@ class Http:
             raise httpx.ReadTimeout(f"{host} did not answer in time") from None
 
 
-async def run_asgi(app: Any, scope: dict[str, Any], body: bytes) -> Answer:
-    """One request through an ASGI application."""
+async def run_asgi(app: Any, scope: dict[str, Any], body: bytes, begin: Callable[[Answer], None]) -> Answer | None:
+    """One request through an ASGI application; an answer that goes on is given to `begin`, and None is returned."""
     answer = Answer()
     chunks: list[bytes] = []
-
+    pipe: Pipe = scope["extensions"][OUTLET]
     asked = False
 
     async def receive() -> dict[str, Any]:
@@ -135,9 +153,18 @@ async def run_asgi(app: Any, scope: dict[str, Any], body: bytes) -> Answer:
         if event["type"] == "http.response.start":
             answer.status_code = event["status"]
             answer.headers = {k.decode(): v.decode() for k, v in event["headers"]}
-        else:
+            return
+        if answer.pipe is None and scope["path"] == wire.ENTRIES and event.get("more_body"):
+            answer.pipe = pipe
+            begin(answer)
+        if answer.pipe is None:
             chunks.append(event.get("body", b""))
+            return
+        await pipe.drained()
+        pipe.pour(event.get("body", b""))
+        if not event.get("more_body"):
+            pipe.end()
 
     await app(scope, receive, send)
     answer.content = b"".join(chunks)
-    return answer
+    return None if answer.pipe is not None else answer

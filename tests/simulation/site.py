@@ -18,6 +18,7 @@ from statemachine.errors import Refused
 from statemachine.values import Beat
 from tests.simulation.http import Answer, run_asgi
 from tests.simulation.loop import Clock, VirtualLoop
+from tests.simulation.pipe import Pipe
 
 _CODES: dict[type[rp.ReplicaError], tuple[int, str]] = {
     rp.NoLeader: (503, "no_leader"),
@@ -29,8 +30,8 @@ _CODES: dict[type[rp.ReplicaError], tuple[int, str]] = {
 }
 _commands = msgspec.msgpack.Decoder(list[bytes]).decode
 _beat = msgspec.msgpack.Decoder(Beat).decode
-#: entries of so long leave for the followers as one batch
-COALESCE_S = 0.12
+#: entries of so long leave for the followers as one message, be there one follower or more
+MOMENT_S = 0.12
 
 
 class Site:
@@ -41,9 +42,11 @@ class Site:
         self._loop = loop
         #: requests that wait for their answer
         self._open: dict[int, Callable[[Answer | None], None]] = {}
+        #: answers that go on
+        self._streams: dict[int, Pipe] = {}
         self._requests = 0
         self._replica = replica
-        self._feed = FeedRouter(replica, coalesce_s=COALESCE_S, clock=clock)
+        self._feed = FeedRouter(replica, each_s=MOMENT_S, moment_s=MOMENT_S, clock=clock)
         self.beats = HeartbeatCollector(replica, every_s=0.1, monotonic_s=clock)
 
     def serve(self, scope: dict[str, Any], body: bytes, reply: Callable[[Answer | None], None]) -> None:
@@ -52,7 +55,15 @@ class Site:
         self._open[number] = reply
 
         async def respond() -> None:
-            answer = await self._respond(scope, body)
+            answer = await self._respond(scope, body, begin)
+            if answer is None:
+                del self._streams[number]
+            elif self._open.pop(number, None) is not None:
+                reply(answer)
+
+        def begin(answer: Answer) -> None:
+            assert answer.pipe is not None
+            self._streams[number] = answer.pipe
             if self._open.pop(number, None) is not None:
                 reply(answer)
 
@@ -63,8 +74,10 @@ class Site:
         waiting, self._open = self._open, {}
         for reply in waiting.values():
             reply(None)
+        for pipe in self._streams.values():
+            pipe.break_off()
 
-    async def _respond(self, scope: dict[str, Any], body: bytes) -> Answer:
+    async def _respond(self, scope: dict[str, Any], body: bytes, begin: Callable[[Answer], None]) -> Answer | None:
         try:
             match scope["path"]:
                 case wire.PROPOSE:
@@ -76,7 +89,7 @@ class Site:
                         index = await self.beats.record(_beat(body))
                     return Answer(200, {}, msgspec.json.encode({"index": index}))
                 case _:
-                    return await run_asgi(self._feed, scope, body)
+                    return await run_asgi(self._feed, scope, body, begin)
         except rp.ReplicaError as error:
             status, code = _CODES[type(error)]
             return _problem(status, code, str(error))

@@ -14,7 +14,7 @@ from executors.blobs import Blobs
 from executors.logs import Logs
 from ringrift_cluster.api.app import create_app
 from ringrift_cluster.api.services import AgentStatus, Services
-from ringrift_cluster.feed import FeedRouter
+from ringrift_cluster.feed import FeedRouter, wire
 from ringrift_cluster.raft.window import Applied, Window
 from ringrift_cluster.replica import Proposed
 from statemachine.entries import encode_entry
@@ -22,6 +22,7 @@ from statemachine.machine import Machine
 from statemachine.snapshot import freeze, header, write
 from statemachine.values import Beat
 from tests.support.memory_replica import MemoryReplica
+from tests.support.streaming import Pipe, Streaming
 
 
 @dataclass(frozen=True)
@@ -92,7 +93,7 @@ class Network(httpx.AsyncBaseTransport):
     """Applications by host name. A host in `down` refuses; `cut` breaks its answers after some bytes."""
 
     def __init__(self) -> None:
-        self.apps: dict[str, httpx.ASGITransport] = {}
+        self.apps: dict[str, Streaming] = {}
         self.down: set[str] = set()
         #: hosts whose answers are lost: the request arrives, the answer does not
         self.deaf: set[str] = set()
@@ -100,9 +101,18 @@ class Network(httpx.AsyncBaseTransport):
         self.requests: list[httpx.Request] = []
         #: hosts that never answer until the event is set
         self.held: dict[str, asyncio.Event] = {}
+        #: the feed's streams, which end when their host goes down
+        self._streams: dict[str, list[Pipe]] = {}
+
+    def take_down(self, *hosts: str) -> None:
+        """They are gone, and what they were sending breaks off."""
+        self.down.update(hosts)
+        for host in hosts:
+            for pipe in self._streams.pop(host, []):
+                pipe.end(httpx.ReadError(f"{host} went down"))
 
     def add(self, host: str, app: Any) -> None:
-        self.apps[host] = httpx.ASGITransport(app)
+        self.apps[host] = Streaming(app)
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
         host = request.url.host
@@ -112,6 +122,9 @@ class Network(httpx.AsyncBaseTransport):
         if host in self.held:
             await self.held[host].wait()
         response = await self.apps[host].handle_async_request(request)
+        if request.url.path == wire.ENTRIES and isinstance(response.stream, Pipe):
+            self._streams.setdefault(host, []).append(response.stream)
+            return response
         if host in self.deaf:
             raise httpx.ReadError(f"{host} fell silent", request=request)
         if host in self.cut:
@@ -155,7 +168,7 @@ def services_of(replica: Voter, urls: dict[str, str], *, token: str | None = Non
         agent=lambda: AgentStatus(True),
         shutdown=lambda order: None,
         voters=urls,
-        feed=FeedRouter(replica, coalesce_s=0.005),
+        feed=FeedRouter(replica, beat_s=0.05),
         token=token,
     )
 

@@ -1,4 +1,4 @@
-"""A follower's voters may be broken or bad, and a voter's followers greedy: a named error, and bounded memory."""
+"""A follower's voters may be broken or bad: a named error, and bounded memory."""
 
 from __future__ import annotations
 
@@ -20,10 +20,9 @@ from ringrift_cluster.client.clients import Client
 from ringrift_cluster.client.errors import ClientError
 from ringrift_cluster.client.session import Session
 from ringrift_cluster.client.steps import Answer, Next, Open
-from ringrift_cluster.feed import voters as module
-from ringrift_cluster.feed import wire
-from ringrift_cluster.feed.voters import Unreachable, Voters
-from tests.ringrift_cluster.feed.test_router import Desk
+from ringrift_cluster.feed import intake, wire
+from ringrift_cluster.feed.intake import Heard, Intake, PositionRefused, Unreachable
+from ringrift_cluster.feed.voters import Voters
 
 DEEP = b"\x91" * 60_000 + b"\xc0"
 DEEP_JSON = b"[" * 60_000 + b"]" * 60_000
@@ -44,7 +43,8 @@ async def endless() -> AsyncIterator[bytes]:
         yield b"x" * 65_536
 
 
-async def trickle() -> AsyncIterator[bytes]:
+async def trickle(begin: bytes = b"x") -> AsyncIterator[bytes]:
+    yield begin
     while True:
         yield b"x"
         await asyncio.sleep(0.01)  # what makes it a trickle
@@ -55,8 +55,12 @@ def asking(answer: Callable[[httpx.Request], httpx.Response]) -> Voters:
     return Voters({"a": "http://a"}, http, token=None, rng=random.Random(1), clock=time.monotonic)
 
 
+async def streamed(voters: Voters, seconds: float = 5.0) -> list[Heard]:
+    return [heard async for heard in Intake(voters, time.monotonic).stream("c", 1, bytes(32), seconds)]
+
+
 CALLS: dict[str, Callable[[Voters], Any]] = {
-    "poll": lambda voters: voters.poll("c", 1, bytes(32), 0.1, 1 << 20),
+    "stream": streamed,
     "propose": lambda voters: voters.propose((b"x",), 0.3),
     "heartbeat": lambda voters: voters.heartbeat(BEAT, 0.3),
     "transfer": lambda voters: voters.transfer(None),
@@ -68,24 +72,50 @@ CALLS: dict[str, Callable[[Voters], Any]] = {
 @pytest.mark.parametrize("call", CALLS.values(), ids=CALLS)
 def test_nonsense_of_a_voter_is_an_error_with_a_sentence(call: Any, body: bytes, status: int) -> None:
     voters = asking(lambda request: httpx.Response(status, stream=httpx.ByteStream(body)))
-    with pytest.raises((Unreachable, module.PositionRefused, rp.ReplicaError)):
+    with pytest.raises((Unreachable, PositionRefused, rp.ReplicaError)):
         asyncio.run(call(voters))
 
 
 @pytest.mark.parametrize("call", CALLS.values(), ids=CALLS)
-def test_an_answer_without_end_is_left(call: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(wire, "MAX_ANSWER_BYTES", 1 << 20)
+def test_an_answer_without_end_is_left(call: Any) -> None:
     voters = asking(lambda request: httpx.Response(200, content=endless()))
     with pytest.raises((Unreachable, rp.ReplicaError), match="over"):
         asyncio.run(call(voters))
 
 
-@pytest.mark.parametrize("call", [CALLS["poll"], CALLS["propose"], CALLS["heartbeat"]], ids=["poll", "propose", "beat"])
-def test_an_answer_that_trickles_is_left(call: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "TRANSFER_S", 0.2)
+@pytest.mark.parametrize("status", [400, 409, 503])
+def test_a_refusal_without_end_is_left(status: int) -> None:
+    voters = asking(lambda request: httpx.Response(status, content=endless()))
+    with pytest.raises((Unreachable, PositionRefused)):
+        asyncio.run(streamed(voters))
+
+
+@pytest.mark.parametrize("call", [CALLS["propose"], CALLS["heartbeat"]], ids=["propose", "beat"])
+def test_an_answer_that_trickles_is_left(call: Any) -> None:
     voters = asking(lambda request: httpx.Response(200, content=trickle()))
     with pytest.raises((Unreachable, rp.ReplicaError), match="took over"):
         asyncio.run(call(voters))
+
+
+@pytest.mark.parametrize("status", [200, 503])
+def test_a_stream_that_trickles_is_left(status: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(intake, "TRANSFER_S", 0.2)
+    voters = asking(lambda request: httpx.Response(status, content=trickle(begin=b"\0\3\0\0")))
+    with pytest.raises(Unreachable, match="took over"):
+        asyncio.run(streamed(voters))
+
+
+def test_a_voter_that_ends_its_stream_early_is_left_and_one_that_keeps_its_time_is_not() -> None:
+    voters = asking(lambda request: httpx.Response(200, stream=httpx.ByteStream(b"")))
+    with pytest.raises(Unreachable, match="ended its stream early"):
+        asyncio.run(streamed(voters))
+    assert asyncio.run(streamed(voters, seconds=0.0)) == []
+
+
+def test_a_stream_that_breaks_off_in_a_message_is_left() -> None:
+    voters = asking(lambda request: httpx.Response(200, stream=httpx.ByteStream(b"\0\0\1\0abc")))
+    with pytest.raises(Unreachable, match="broke off"):
+        asyncio.run(streamed(voters, seconds=0.0))
 
 
 def test_an_answer_is_not_unpacked() -> None:
@@ -98,7 +128,7 @@ def test_an_answer_is_not_unpacked() -> None:
         )
 
     with pytest.raises(Unreachable, match="cannot be read"):
-        asyncio.run(CALLS["poll"](asking(answer)))
+        asyncio.run(streamed(asking(answer)))
     assert asked == ["identity"]
 
 
@@ -106,7 +136,7 @@ def test_a_snapshot_without_end_is_left(tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.setattr(wire, "MAX_SNAPSHOT_BYTES", 1 << 20)
     voters = asking(lambda request: httpx.Response(200, content=endless()))
     with pytest.raises(Unreachable, match="no end"):
-        asyncio.run(voters.download(tmp_path / "draft"))
+        asyncio.run(Intake(voters, time.monotonic).download(tmp_path / "draft"))
     assert (tmp_path / "draft").stat().st_size <= 1 << 20
 
 
@@ -129,68 +159,3 @@ def test_a_line_of_events_without_end_is_not_collected() -> None:
     with pytest.raises(ClientError, match="no end"):
         for _ in range(100):
             flow.send(b"x" * 65_536)
-
-
-# --- the feeding side -------------------------------------------------------------------------------
-
-
-def test_a_large_batch_leaves_in_pieces_and_is_the_same(tmp_path: Path) -> None:
-    async def scenario() -> None:
-        desk = Desk(tmp_path, keep=20_000)
-        desk.commit(*(f"w{n:05d}" for n in range(5_000)))
-        # More than the window's default of entries in one answer is what makes it large.
-        monkey = desk.voter.window.since
-        desk.voter.feed_since = lambda index, limit=1000: monkey(index, 20_000)  # type: ignore[method-assign]
-        sizes: list[int] = []
-
-        async def receive() -> dict[str, Any]:
-            await asyncio.Event().wait()  # the other end stays
-            raise AssertionError
-
-        body = bytearray()
-
-        async def send(message: dict[str, Any]) -> None:
-            if message["type"] == "http.response.body":
-                sizes.append(len(message.get("body", b"")))
-                body.extend(message.get("body", b""))
-
-        query = b"after=0&chain=" + b"00" * 32 + b"&max_bytes=8000000"
-        scope = {"type": "http", "method": "GET", "path": "/feed/entries", "headers": [], "query_string": query}
-        await desk.router(scope, receive, send)
-        batch = wire.decode_batch(bytes(body))
-        assert len(batch.frames) > 4000
-        assert max(sizes) <= 256 * 1024
-        assert len(sizes) > 3
-
-    asyncio.run(asyncio.wait_for(scenario(), 30))
-
-
-def test_encoded_runs_are_kept_within_a_bound(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ringrift_cluster.feed.router._KEPT_BYTES", 50_000)
-
-    async def scenario() -> None:
-        desk = Desk(tmp_path)
-        desk.commit(*(f"w{n:04d}" for n in range(600)))
-        for after in range(1, 200, 10):
-            await desk.batch(after, desk.chain_at(after), max_bytes=8_000_000)
-        kept = desk.router._encoded
-        assert sum(len(run) for run in kept.values()) == desk.router._encoded_bytes <= 50_000 or len(kept) == 1
-
-    asyncio.run(asyncio.wait_for(scenario(), 30))
-
-
-def test_followers_beyond_the_bound_are_sent_elsewhere(tmp_path: Path) -> None:
-    async def scenario() -> None:
-        desk = Desk(tmp_path, max_waiting=50)
-        desk.commit("w")
-        chain = desk.chain_at(1)
-        waiting = [asyncio.ensure_future(desk.ask(1, chain, wait=10)) for _ in range(50)]
-        async with asyncio.timeout(10):
-            while desk.router.waiting < 50:
-                await asyncio.sleep(0.005)
-        late = await desk.ask(1, chain, wait=10)
-        assert (late.status_code, late.json()["code"]) == (429, "busy")
-        desk.commit("x")
-        assert {(await one).status_code for one in waiting} == {200}
-
-    asyncio.run(asyncio.wait_for(scenario(), 30))
