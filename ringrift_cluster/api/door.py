@@ -53,6 +53,9 @@ class Door:
         """Take nobody else; who is not through the door is sent away."""
         for task in (self._accepting, *self._shaking):
             task.cancel()
+        # Before it is closed: the socket lives on under another number when the node only changes its seat, and what is
+        # watched would be so under the old number, which the next server's gets again.
+        asyncio.get_running_loop().remove_reader(self._listener)
         self._listener.close()
 
     async def wait_closed(self) -> None:

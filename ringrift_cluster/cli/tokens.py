@@ -112,4 +112,14 @@ def revoke(
 ) -> None:
     """End a token at once."""
     with connect(api, token, token_file) as client:
-        emit(client.token_revoke(name, reason), as_json, said(f"token {name} is over"))
+        outcome = client.token_revoke(name, reason)
+        emit(outcome, as_json, said(f"token {name} is over"))
+        if as_json:
+            return
+        rows = {row.name: row for row in client.tokens().tokens}
+        bought = rows[name].bought_with if name in rows else ""
+        if bought in rows and not rows[bought].ended:
+            # A node that still has the join token would be let in again with it.
+            typer.echo(
+                f"it was bought with {bought}, which is still good: revoke {bought} too, or its holder comes back"
+            )

@@ -27,10 +27,12 @@ def tls(tmp_path: Path) -> Tls:
 
 
 @asynccontextmanager
-async def serving(services: Services, tls: Tls, *, clear_too: bool = False) -> AsyncIterator[tuple[int, Connections]]:
+async def serving(
+    services: Services, tls: Tls, *, clear_too: bool = False, given: socket.socket | None = None
+) -> AsyncIterator[tuple[int, Connections]]:
     connections = Connections()
     server = http_server(services, connections, tls.http_server, clear_too=clear_too)
-    listener = socket.create_server(("127.0.0.1", 0))
+    listener = given or socket.create_server(("127.0.0.1", 0))
     listener.setblocking(False)
     running = asyncio.create_task(server.serve(sockets=[listener]))
     try:
@@ -101,3 +103,11 @@ async def test_while_a_cluster_moves_to_tls_both_are_served(
             assert await mute[0].read() == b""
         mute[1].close()
         assert connections.refusals == {"tls": 1}
+
+
+async def test_a_node_that_changes_its_seat_serves_on_under_the_same_socket(services: Services, tls: Tls) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as kept:
+        for _ in range(3):
+            async with serving(services, tls, given=kept.dup()) as (port, connections):
+                assert await status_of(port, tls) == 200
+                assert not connections.refusals
