@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
@@ -36,9 +37,11 @@ class Cluster:
         names = [f"v{i}" for i in range(1, size + 1)]
         servers: dict[str, Callable[[], Serve | None]] = {}
         machines: dict[str, Voter] = {}
+        made: Counter[str] = Counter()
 
         def make(name: str, joins: bool) -> Voter:
-            home = directory / f"{name}.{machines[name].life}" if name in machines else directory / name
+            made[name] += 1
+            home = directory / f"{name}.{made[name]}"
             voter = Voter(name, names, world, self.network, servers, home, checks.watch, joins)
             voter.on_end = lambda sentence: self._ended(voter, sentence)
             voter.on_removed = lambda: self._removed(voter)

@@ -14,4 +14,22 @@ KEPT: dict[str, tuple[int, Options]] = {
     "a voter that joined while entries were counted was sent what it lacked, too": (10075, _FIRST),
     "a leader counted by one list of voters and appended the next one in the same turn": (10281, _FIRST),
     "a suspect answered a leader's probe when that no longer led, and was vouched for all the same": (10300, _FIRST),
+    "a machine that joined for the third time found the files of its second life": (
+        30015,
+        Options(
+            kinds=(
+                *("pause", "one_way", "bridge", "partition", "return_late", "transfer", "flap", "slow_network"),
+                *("voters", "isolate_leader", "diverge", "stale_reply"),
+            )
+        ),
+    ),
+    "a voter whose disk was full when it started again": (
+        30109,
+        Options(
+            kinds=(
+                *("crash_writing", "crash_all", "crash_leader", "slow_disk", "full_disk", "snapshot"),
+                *("crash_installing", "crash_compacting", "catch_unsynced", "succession"),
+            )
+        ),
+    ),
 }

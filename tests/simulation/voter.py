@@ -157,6 +157,10 @@ class Voter:
             # It crashed between learning that and leaving.
             self._leave()
             return
+        except DiskFailed as error:
+            self._end()
+            self.on_end(str(error))
+            return
         self._tick(self.life)
         self._check_space(self.life)
 
