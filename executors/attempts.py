@@ -244,7 +244,8 @@ class Attempt:
         if template is None:
             text = f"the setting template/{work.spec.template} does not exist; set it and retry the item"
             return Failure("user", text).command(self.job, now)
-        with self.bench.blobs.pinned([item.digest for item in self.assignment.inputs]):
+        saved = self.assignment.checkpoint
+        with self.bench.blobs.pinned([item.digest for item in (*self.assignment.inputs, *([saved] if saved else []))]):
             return await self._begin(now)
 
     async def _begin(self, now: int) -> Command | None:
@@ -325,7 +326,14 @@ class Attempt:
         """Let the next attempt go on from what this one has, wherever that is."""
         bench = self.bench
         try:
+            brought = await self._while_wanted(bench.driver.checkpoint(self.folder))
+            if brought is not None:
+                await bench.on_disk(partial(self.checkpoint.unpack, brought, ""))
             packed = await bench.on_disk(self.checkpoint.pack)
+        except asyncio.CancelledError:
+            if not self.unwanted:
+                raise  # the agent itself is being stopped
+            return
         except (BadCheckpoint, OSError) as error:
             log.warning("checkpoint_not_saved job=%s error=%s", self.job.job, error)
             return
@@ -358,7 +366,9 @@ class Attempt:
         template = self.assignment.template
         assert template is not None  # checked by the caller
         try:
-            await self._while_wanted(driver.furnish(self.folder, files, template))
+            saved = self.assignment.checkpoint
+            packed = bench.blobs.path(saved.digest) if saved else None
+            await self._while_wanted(driver.furnish(self.folder, files, template, packed))
         except NoTree as error:
             return Failure("user", str(error))
         except OSError as error:

@@ -51,8 +51,10 @@ class Driver(Protocol):
         """Where an attempt's program finds its folder, and what it starts from."""
         ...
 
-    async def furnish(self, folder: Folder, files: Mapping[str, Path], template: Template) -> None:
-        """Bring the folder's content and the inputs to where the program runs; may be cancelled.
+    async def furnish(
+        self, folder: Folder, files: Mapping[str, Path], template: Template, checkpoint: Path | None
+    ) -> None:
+        """Bring the folder's content, the inputs and a packed checkpoint to where the program runs; may be cancelled.
 
         Raises NoTree and OSError.
         """
@@ -103,6 +105,10 @@ class Driver(Protocol):
 
         Raises OSError when something that counts cannot be had whole.
         """
+        ...
+
+    async def checkpoint(self, folder: Folder) -> Path | None:
+        """What an ended attempt has in its checkpoint, packed; None when it lies here as it is. Raises OSError."""
         ...
 
     def ask(self, folder: Path, template: Template) -> bytes:

@@ -48,7 +48,9 @@ class Local:
     def seat(self, folder: Folder) -> Seat:
         return Seat(folder.path, sys.executable, os.environ)
 
-    async def furnish(self, folder: Folder, files: Mapping[str, Path], template: Template) -> None:
+    async def furnish(
+        self, folder: Folder, files: Mapping[str, Path], template: Template, checkpoint: Path | None
+    ) -> None:
         making = asyncio.ensure_future(self._on(self._starts, partial(folder.furnish, files, template)))
         try:
             await asyncio.shield(making)
@@ -90,6 +92,9 @@ class Local:
 
     async def gather(self, folder: Path, template: Template) -> None:
         await self._on(self._disk, partial(collect.end_the_rest, folder, self.boot_id))
+
+    async def checkpoint(self, folder: Folder) -> Path | None:
+        return None
 
     def ask(self, folder: Path, template: Template) -> bytes:
         return collect.ask(folder, template.result)

@@ -27,6 +27,7 @@ import signal
 import struct
 import subprocess
 import sys
+import tarfile
 import threading
 import time
 from collections.abc import Iterator
@@ -49,6 +50,12 @@ ALL_LOOK_BYTES = 512 * 1024
 #: SQLite keeps the newest rows of a database beside it
 BESIDE = ("-wal", "-shm", "-journal")
 MOST_FILES = 4096
+#: in a checkpoint's directory: the digest of the packed copy that it goes on from
+SAVED = ".saved"
+#: a packed checkpoint in an attempt's folder, and what one may hold
+PACKED = "checkpoint.tar"
+MOST_CHECKPOINT_FILES = 10_000
+MOST_CHECKPOINT_BYTES = 4 * 1024**3
 
 
 class Superseded(Exception):  # noqa: N818
@@ -108,7 +115,16 @@ class Outpost:
         try:
             answer = getattr(self, f"do_{request.pop('op')}")(body=body, **request)
             answer, made = answer if isinstance(answer, tuple) else (answer, b"")
-        except (OSError, ValueError, TypeError, AttributeError, LookupError, *_SAID) as error:
+        except (
+            OSError,
+            ValueError,
+            TypeError,
+            AttributeError,
+            LookupError,
+            EOFError,
+            tarfile.TarError,
+            *_SAID,
+        ) as error:
             kind = type(error).__name__ if isinstance(error, _SAID) else "OSError"
             answer = {"error": kind, "text": str(error)}
         with self._writing:
@@ -245,6 +261,7 @@ class Outpost:
         private: list[str],
         tree: str,
         checkpoint: str,
+        packed: str,
         texts: dict[str, str],
         links: dict[str, str],
     ) -> dict[str, Any]:
@@ -253,7 +270,10 @@ class Outpost:
         if folder.exists():
             shutil.rmtree(folder)
         folder.mkdir(mode=0o700)
-        keepers.lay_out(folder, private, tree, self._checkpoints / self._folder(checkpoint).name)
+        kept = self._checkpoints / self._folder(checkpoint).name
+        if packed and _read(kept / SAVED) != packed:
+            _unpack(self._file(packed), kept, packed)
+        keepers.lay_out(folder, private, tree, kept)
         for file, text in texts.items():
             (folder / file).write_text(text)
         for file, digest in links.items():
@@ -333,6 +353,20 @@ class Outpost:
             shutil.rmtree(self._checkpoints / self._folder(checkpoint).name, ignore_errors=True)
         return {}
 
+    def do_pack(self, body: bytes, name: str) -> dict[str, Any]:
+        """Pack what an ended attempt has in its checkpoint into one file of its folder; size 0 when it has nothing."""
+        folder = self._folder(name)
+        kept = (folder / "checkpoint").resolve()
+        files = sorted(p for p in kept.rglob("*") if p.is_file() and not p.is_symlink() and p.name != SAVED)
+        if not files or len(files) > MOST_CHECKPOINT_FILES:
+            return {"size": 0}
+        if sum(path.stat().st_size for path in files) > MOST_CHECKPOINT_BYTES:
+            return {"size": 0}
+        with tarfile.open(folder / PACKED, "w") as tar:
+            for path in files:
+                tar.add(path, str(path.relative_to(kept)), recursive=False)
+        return {"size": (folder / PACKED).stat().st_size}
+
     # --- what it left -----------------------------------------------------------------------------
 
     def do_manifest(self, body: bytes, name: str, globs: list[str]) -> dict[str, Any]:
@@ -372,6 +406,33 @@ def _boot_id() -> str:
         return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     except OSError:
         return ""
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text()
+    except OSError:
+        return ""
+
+
+def _unpack(packed: Path, kept: Path, digest: str) -> None:
+    """Put a packed checkpoint in the place of a directory; only regular files below it are taken."""
+    beside = kept.with_name(kept.name + ".partial")
+    shutil.rmtree(beside, ignore_errors=True)
+    beside.mkdir(parents=True)
+    with tarfile.open(packed, "r:") as tar:
+        for member in tar:
+            path = Path(member.name)
+            source = tar.extractfile(member) if member.isreg() else None
+            if source is None or path.is_absolute() or ".." in path.parts or not path.parts:
+                raise ValueError(f"the checkpoint holds {member.name!r}, which is no file below it")
+            (beside / path).parent.mkdir(parents=True, exist_ok=True)
+            with source, (beside / path).open("wb") as file:
+                shutil.copyfileobj(source, file, 1024 * 1024)
+            os.utime(beside / path, (member.mtime, member.mtime))
+    (beside / SAVED).write_text(digest)
+    shutil.rmtree(kept, ignore_errors=True)
+    beside.rename(kept)
 
 
 def _sha256(path: Path) -> str:

@@ -30,7 +30,7 @@ from executors.collect import NothingLeft
 from executors.drivers.bringing import Carrier, checked, found_by, named_outputs, sizes
 from executors.drivers.dialling import Terms, dial
 from executors.drivers.link import Declined, Door, Link, Unreachable
-from executors.drivers.outpost import MAX_BODY_BYTES
+from executors.drivers.outpost import MAX_BODY_BYTES, PACKED
 from executors.drivers.remote_gpus import scan_of
 from executors.folder import Folder, Seat, file_name
 from executors.gpus import Scan
@@ -47,6 +47,8 @@ IDLE_LOOK_S = 5.0
 #: a host that answered within this time is there
 REACHED_S = 15.0
 GPUS_S = 30.0
+#: a folder is furnished, or a checkpoint packed, within this time
+PACK_S = 600.0
 TIDY_S = 3600.0
 
 
@@ -278,17 +280,22 @@ class Ssh:
 
     # --- before -----------------------------------------------------------------------------------
 
-    async def furnish(self, folder: Folder, files: Mapping[str, Path], template: Template) -> None:
-        for path in {path.name: path for path in files.values()}.values():
+    async def furnish(
+        self, folder: Folder, files: Mapping[str, Path], template: Template, checkpoint: Path | None
+    ) -> None:
+        sent = [*files.values(), *([checkpoint] if checkpoint else [])]
+        for path in {path.name: path for path in sent}.values():
             await self._carrier.send(path)
         seat = self.seat(folder)
         try:
             await self._call(
                 "furnish",
+                within_s=PACK_S,
                 name=folder.path.name,
                 private=list(templates.private_dirs(seat.folder).values()) if template.private else [],
                 tree=template.tree,
                 checkpoint=file_name(folder.work),
+                packed=checkpoint.name if checkpoint else "",
                 texts=await self._on_disk(partial(_texts, folder.path)),
                 links={name: path.name for name, path in files.items()},
             )
@@ -402,6 +409,13 @@ class Ssh:
         if record is not None:
             await self._on_disk(partial(shim.write_whole, str(folder / "exit.json"), record.decode("utf-8", "replace")))
         return await self._on_disk(partial(shim.read_record, str(folder / "exit.json")))
+
+    async def checkpoint(self, folder: Folder) -> Path | None:
+        packed = await self._call("pack", name=folder.path.name, within_s=PACK_S)
+        if not packed["size"]:
+            return None
+        await self._carrier.fetch(folder.path, PACKED, int(packed["size"]))
+        return folder.path / PACKED
 
     def ask(self, folder: Path, template: Template) -> bytes:
         try:

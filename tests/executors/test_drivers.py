@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+import tarfile
 from pathlib import Path
 
 import msgspec
@@ -114,7 +115,7 @@ def order(argv: list[str], folder: Path) -> dict[str, object]:
 
 def test_a_start_that_is_asked_for_again_starts_nothing_more(post: Outpost, tmp_path: Path) -> None:
     post.do_claim(b"", 1, [])
-    post.do_furnish(b"", "w-1", [], "", "w", {"spec.json": "{}"}, {})
+    post.do_furnish(b"", "w-1", [], "", "w", "", {"spec.json": "{}"}, {})
     folder = tmp_path / "root/jobs/w-1"
     asked = order([sys.executable, "-c", "import time; time.sleep(60)"], folder)
     made = [post.do_start(b"", "w-1", asked, shim.boot_s() + 60) for _ in range(2)]
@@ -125,13 +126,24 @@ def test_a_start_that_is_asked_for_again_starts_nothing_more(post: Outpost, tmp_
     assert post.do_find(b"", "w-1", **made[0]) == {"pid": 0, "ticks": 0, "ended": False}
 
 
+def test_a_packed_checkpoint_that_leads_out_of_its_directory_is_refused(post: Outpost, tmp_path: Path) -> None:
+    packed = tmp_path / "root/files" / ("a" * 64)
+    for name, kind in (("../up", tarfile.REGTYPE), ("/abs", tarfile.REGTYPE), ("link", tarfile.SYMTYPE)):
+        with tarfile.open(packed, "w") as tar:
+            member = tarfile.TarInfo(name)
+            member.type, member.linkname = kind, "/etc/passwd"
+            tar.addfile(member)
+        with pytest.raises(ValueError, match="no file below it"):
+            post.do_furnish(b"", "w-1", [], "", "w", "a" * 64, {}, {})
+
+
 def test_inputs_that_no_attempt_uses_go_first_those_used_longest_ago(post: Outpost, tmp_path: Path) -> None:
     files = tmp_path / "root/files"
     digests = [letter * 64 for letter in "abc"]
     for number, digest in enumerate(digests):
         (files / digest).write_bytes(b"x" * 10)
         os.utime(files / digest, (number, number))
-    post.do_furnish(b"", "w-1", [], "", "w", {}, {"model": digests[0]})
+    post.do_furnish(b"", "w-1", [], "", "w", "", {}, {"model": digests[0]})
     assert post.do_tidy(b"", 20, 1e9) == {"files_bytes": 20}
     assert sorted(path.name[0] for path in files.iterdir()) == ["a", "c"]
 

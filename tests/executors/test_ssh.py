@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import os
+import shutil
 import sys
 from collections.abc import Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -228,7 +229,7 @@ def test_outputs_are_found_by_rules_and_the_result_command_runs_over_there(serve
     run(go)
 
 
-def test_a_checkpoint_is_found_by_the_next_attempt_on_the_host(server: Sshd, tmp_path: Path) -> None:
+def test_a_checkpoint_goes_with_its_item_from_host_to_host(server: Sshd, tmp_path: Path) -> None:
     code = """
 import json, os, sys
 if not os.path.exists("checkpoint/half"):
@@ -241,13 +242,21 @@ open("result.json", "w").write(json.dumps({"counts": {"games": 1}}))
         async with site(server, tmp_path) as one:
             one.place("w1", program(code))
             await eventually(lambda: one.cluster.state.work["w1"].status is WorkStatus.PENDING)
-            await asyncio.sleep(0.05)
-            one.cluster.apply()
+            (row,) = [row for row in one.cluster.state.artifacts.values() if row.kind == "checkpoint"]
+            await eventually(lambda: one.cluster.state.artifacts[row.digest].holders == ("gate",))
+            shutil.rmtree(one.root / "c1/h1/checkpoints/w1")  # as if it had been another host
+            await eventually(lambda: ready(one.cluster, "w1"))
             one.cluster.place("w1", "h1")
             await one.ended("w1")
             await eventually(lambda: list((one.root / "c1/h1/checkpoints").iterdir()) == [])
 
     run(go)
+
+
+def ready(cluster: MemoryCluster, work: str) -> bool:
+    """Whether an item's backoff is over; lets the cluster clock go on."""
+    cluster.apply()
+    return cluster.state.work[work].ready_at_ms <= cluster.state.now_ms
 
 
 PULSE = """
