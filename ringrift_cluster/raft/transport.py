@@ -206,6 +206,10 @@ class Transport:
         task = self._spawn(self._serve(taken, stranger))
 
         def gone(_: asyncio.Task[None]) -> None:
+            # A cancelled task keeps its traceback, and that this stranger: in a circle the buffers of TLS would wait
+            # for the collector, which in a process with a large state comes seldom.
+            nonlocal task
+            task = None
             # Here and not in the task: one that is cancelled before it began runs no `finally`.
             self._lobby.leave(stranger)
             taken.close()

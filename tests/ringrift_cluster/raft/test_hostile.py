@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import hashlib
 import hmac
 import os
@@ -11,6 +12,7 @@ import resource
 import socket
 import ssl
 import time
+from asyncio import sslproto
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 
@@ -500,6 +502,28 @@ class TestAFlood:
             for one in held:
                 one.close()
             resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+    def test_who_was_sent_away_during_its_handshake_leaves_nothing_for_the_collector(self, tmp_path):
+        held: list[socket.socket] = []
+
+        async def story():
+            async with Certified(tmp_path) as cluster:
+                await cluster.start("a")
+                port, refusals = int(cluster.voters["a"].rpartition(":")[2]), cluster.running["a"].counters.refusals
+                gc.collect()
+                gc.disable()
+                await asyncio.to_thread(crowd, port, 4 * MAX_STRANGERS, held, None)
+                await until(lambda: refusals["too_many_strangers"] >= 3 * MAX_STRANGERS, "the crowd to be sent away")
+                left = sum(isinstance(one, sslproto.SSLProtocol) for one in gc.get_objects())
+                # Those in the lobby, and a voter that is dialled.
+                assert left <= MAX_STRANGERS + 8
+
+        try:
+            run(story())
+        finally:
+            gc.enable()
+            for one in held:
+                one.close()
 
 
 class TestABadVoter:
