@@ -50,20 +50,25 @@ class Logs:
         """The last lines a job's program wrote. Raises NoLogs."""
         return tail_of(self.folder(job), stream, lines)
 
-    async def follow(self, job: str, stream: Stream = "stdout", poll_s: float = 0.25) -> AsyncIterator[bytes]:
-        """Everything the file holds, then what is added to it, until the attempt has ended. Raises NoLogs."""
+    async def follow(
+        self, job: str, stream: Stream = "stdout", poll_s: float = 0.25, offset: int = 0
+    ) -> AsyncIterator[bytes]:
+        """What the file holds after `offset`, then what is added to it, until the attempt has ended. Raises NoLogs.
+
+        A file that is shorter than that was halved meanwhile: it is shown from where it begins now.
+        """
         folder = await asyncio.to_thread(self.folder, job)
         path = folder / f"{stream}.log"
-        at = 0
+        at = offset
         while True:
             ended = (folder / "exit.json").exists()  # looked at before the read: nothing is written after it
+            if path.exists() and path.stat().st_size < at:
+                at = 0  # its keeper halved it
             while chunk := _read(path, at):
                 at += len(chunk)
                 yield chunk
             if ended or not folder.exists():
                 return
-            if path.exists() and path.stat().st_size < at:
-                at = 0  # its keeper halved it
             await asyncio.sleep(poll_s)
 
     def sweep(self, keep: Collection[Path], max_age_s: float, max_bytes: int) -> list[Path]:

@@ -25,8 +25,9 @@ from statemachine.settings import Template
 from statemachine.values import Needs
 
 LOOK_S = 0.2
-#: an attempt's keeper ends it at its lease's end; a trial has one that does not come
-LEASE_S = 10.0 * 86_400
+#: its keeper ends the program when nobody has looked after it for so long
+LEASE_S = 300.0
+RENEW_S = 30.0
 
 
 class TrialError(Exception):
@@ -124,9 +125,13 @@ class Trial:
             keeper = processes.start(self.folder.path, order, shim.boot_s() + LEASE_S, boot_id)
         except OSError as error:
             raise TrialError(f"its keeper could not be started: {error}") from error
+        renewed = began
         printed, last, cause, told_at = Printed(self.folder.path, self._template), None, "", 0.0
         while processes.alive(keeper, boot_id):
             now = time.monotonic()
+            if now - renewed >= RENEW_S:
+                processes.renew(self.folder.path, shim.boot_s() + LEASE_S)
+                renewed = now
             if not cause and (interrupted() or (stop_after_s and now - began >= stop_after_s)):
                 cause, told_at = "asked", now
                 processes.stop(keeper, boot_id)

@@ -20,6 +20,7 @@ import signal
 import socket
 import sys
 import time
+import uuid
 from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import replace
 
@@ -39,7 +40,7 @@ from ringrift_cluster import __version__, badge, interpreter
 from ringrift_cluster.agreement import Agreement
 from ringrift_cluster.api.connections import ConnectionLimits, Connections, with_room_for_files
 from ringrift_cluster.api.server import http_server
-from ringrift_cluster.api.services import Learner, LoopStatus, Services, ShutdownOrder
+from ringrift_cluster.api.services import Learner, LoopStatus, OwnChannel, Services, ShutdownOrder
 from ringrift_cluster.controllers.runner import Controllers
 from ringrift_cluster.feed.conf import FollowerConfig
 from ringrift_cluster.feed.follower import FeedReplica
@@ -50,6 +51,8 @@ from ringrift_cluster.port import ReplicaPort
 from ringrift_cluster.pulse import PULSE_S, Pulse
 from ringrift_cluster.raft.engine import RaftReplica
 from ringrift_cluster.raft.errors import RaftError
+from ringrift_cluster.relay.channel import Channel
+from ringrift_cluster.relay.switchboard import Switchboard
 from ringrift_cluster.replica import ChangeRefused, ReplicaError
 from ringrift_cluster.seat import (
     Seat,
@@ -88,6 +91,14 @@ class SetupError(Exception):
 def _reserved(said: int | None, votes: bool) -> int:
     """Cores kept free of jobs: as its operator says, else one for the log of a voter with some to spare."""
     return said if said is not None else int(votes and host.usable_cores() >= SPARE_CORES)
+
+
+def _shown(channel: Channel | None) -> OwnChannel:
+    if channel is None:
+        return OwnChannel()
+    return OwnChannel(
+        channel.voter, round(channel.open_for_s, 1), channel.answering, channel.opened, channel.last_error
+    )
 
 
 def _tls(config: NodeConfig) -> Tls | None:
@@ -234,6 +245,11 @@ class Node:
         """Why it leaves."""
         return self._order.reason
 
+    @property
+    def restarts(self) -> bool:
+        """Whether its process is to begin anew."""
+        return self._order.restart and not self._exit
+
     async def _learn(self, replica: RaftReplica | FeedReplica) -> Learner:
         """Have a log here that a leader may bring up to date; what names it. Raises ChangeRefused."""
         config = self.config
@@ -334,6 +350,8 @@ class Node:
         )
         controllers = Controllers(replica, http=http) if isinstance(replica, RaftReplica) else None
         feed = FeedRouter(replica)
+        board = Switchboard(lambda: uuid.uuid4().hex) if isinstance(replica, RaftReplica) else None
+        channel: Channel | None = None
         pulse = Pulse(replica)
         tls_numbers = self._tls.numbers if self._tls is not None else dict[str, float]
         connections = Connections(with_room_for_files(ConnectionLimits()))
@@ -351,11 +369,16 @@ class Node:
             voters={m.id: m.url for m in config.voters},
             http=http,
             feed=feed,
+            switchboard=board,
+            channel=None if board is not None else lambda: _shown(channel),
+            trials=config.data_dir / "trials",
             pulse=pulse.ages,
             loops=self._loops(controllers),
             counters=lambda: {
                 **counters(replica, executor, controllers, pulse.stall_max_s),
                 **connections.numbers(),
+                **(board.numbers() if board is not None else {}),
+                **(channel.numbers() if channel is not None else {}),
                 **tls_numbers(),
                 **gateway.numbers(),
             },
@@ -369,6 +392,8 @@ class Node:
         services.gate.pace.bytes_per_s = config.transfer_bytes_per_s
         tls = self._tls.http_server if self._tls is not None else None
         server = http_server(services, connections, tls, clear_too=config.tls_transition)
+        if board is None and services.face is not None:
+            channel = Channel(replica, lambda: voter_urls(replica, config.voters), http, services.face)
         log.info(
             "event=node_started role=%s url=%s data_dir=%s voters=%s pid=%d",
             self.seat,
@@ -393,6 +418,8 @@ class Node:
                 tasks.append(group.create_task(self._supervised("tls", self._tls.watch)))
             if token is not None or self._badge.joined:
                 tasks.append(group.create_task(self._supervised("badge", lambda: self._badge.keep(replica))))
+            if channel is not None:
+                tasks.append(group.create_task(self._supervised("channel", channel.run)))
             serving = group.create_task(server.serve(sockets=[self._listener]), name="http")
             tasks.append(group.create_task(self._supervised("agent", lambda: self._obey(executor)), name="agent"))
             tasks.append(group.create_task(self._supervised("hosts", gateway.run), name="hosts"))
@@ -401,6 +428,10 @@ class Node:
             if self._order.stop_jobs:
                 await gateway.stop()
             await self._depart(replica, executor)
+            if channel is not None:
+                await channel.settle()
+            if board is not None:
+                board.close()
             for task in tasks:
                 task.cancel()
             server.should_exit = True

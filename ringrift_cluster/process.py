@@ -10,11 +10,12 @@ import asyncio
 import contextlib
 import fcntl
 import logging
+import os
 import socket
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, NamedTuple
 
 from ringrift_cluster import interpreter, observability
 from ringrift_cluster.api.server import BACKLOG
@@ -32,9 +33,31 @@ def serve(config: NodeConfig) -> int:
     interpreter.tune()
     try:
         with _data_dir(config.data_dir), _listener(config) as listener:
-            return asyncio.run(_serve(config, listener))
+            left = asyncio.run(_serve(config, listener))
     except (SetupError, SettingsError, RaftError) as error:
         sys.stderr.write(f"ringrift-node: {error}\n")
+        return EXIT_SETUP
+    return _begin_anew() if left.restart else left.code
+
+
+class Left(NamedTuple):
+    """How a node left: its exit code, or that its process is to begin anew."""
+
+    code: int
+    restart: bool
+
+
+def _begin_anew() -> int:
+    """Become a new process under the same pid, so that nobody who looks after this one notices; its exit code if not.
+
+    Whatever was opened here closes with it; the keepers of jobs stay its children and are adopted.
+    """
+    command = [sys.executable, *sys.orig_argv[1:]]
+    log.info("event=node_begins_anew pid=%d", os.getpid())
+    try:
+        os.execv(sys.executable, command)  # noqa: S606 - the very command this process was started with
+    except OSError as error:
+        sys.stderr.write(f"ringrift-node: {sys.executable} cannot be started again: {error.strerror}\n")
         return EXIT_SETUP
 
 
@@ -78,7 +101,7 @@ def _listener(config: NodeConfig) -> Iterator[socket.socket]:
         yield listener
 
 
-async def _serve(config: NodeConfig, listener: socket.socket) -> int:
+async def _serve(config: NodeConfig, listener: socket.socket) -> Left:
     """Compose the node for the seat it has, and again when the cluster gives it another one. Raises SetupError."""
     seat, log_beside = seat_of(config), None
     while True:
@@ -91,7 +114,7 @@ async def _serve(config: NodeConfig, listener: socket.socket) -> int:
             node.next_seat, code = Seat.FOLLOWER, 0
             log.warning('event=voter_removed detail="%s"', removed)
         if node.next_seat is None:
-            return code
+            return Left(code, node.restarts)
         log.warning('event=seat_changed from=%s to=%s reason="%s"', seat, node.next_seat, node.reason)
         seat, log_beside = node.next_seat, node.log_beside
         if seat is Seat.FOLLOWER:

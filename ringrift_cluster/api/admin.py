@@ -8,6 +8,7 @@ from msgspec import Meta, Struct
 
 from ringrift_cluster.api import examples, probes, raft
 from ringrift_cluster.api.endpoint import Call, Reply, Routes, reply
+from ringrift_cluster.api.passing import PassedOn, elsewhere, order_node
 from ringrift_cluster.api.problems import Problem
 from ringrift_cluster.api.services import AgentStatus, LoopStatus, ShutdownOrder
 from ringrift_cluster.api.views import View, look
@@ -40,6 +41,8 @@ route(
 
 class Shutdown(Struct, frozen=True, forbid_unknown_fields=True):
     reason: Short = ""
+    #: this node when left out
+    node_id: Id | None = None
     #: stop this node's jobs with their grace instead of leaving them for adoption
     stop_jobs: bool = False
 
@@ -52,19 +55,48 @@ class ShuttingDown(Struct, frozen=True):
 @route(
     "POST",
     "/admin/shutdown",
-    "Stop this node",
+    "Stop a node",
     scope=Scope.ADMIN,
     example=Shutdown("kernel update"),
     answer=ShuttingDown("a", "this node hands leadership over and leaves; its jobs go on and are adopted"),
     statuses=(202,),
+    errors=(Code.NOT_FOUND, "unreachable"),
 )
-async def shutdown(call: Call, body: Shutdown) -> Reply | ShuttingDown:
+async def shutdown(call: Call, body: Shutdown) -> Reply | PassedOn | ShuttingDown:
     """Leadership is handed over first. Jobs are left running for adoption unless `stop_jobs` is set."""
+    if elsewhere(call, body.node_id):
+        return await order_node(call, body.node_id, "/admin/shutdown", body)
     await noted(call, "shutdown", call.services.replica.status().node_id)
     call.services.shutdown(ShutdownOrder(body.reason or "asked for over HTTP", body.stop_jobs))
     jobs = "its jobs are stopped with their grace" if body.stop_jobs else "its jobs go on and are adopted"
     node = call.services.replica.status().node_id
     return reply(ShuttingDown(node, f"this node hands leadership over and leaves; {jobs}"), status=202)
+
+
+class Restart(Struct, frozen=True, forbid_unknown_fields=True):
+    reason: Short = ""
+    #: this node when left out
+    node_id: Id | None = None
+
+
+@route(
+    "POST",
+    "/admin/restart",
+    "Start a node's process anew",
+    scope=Scope.ADMIN,
+    example=Restart("new release"),
+    answer=ShuttingDown("a", "this node leaves and begins anew; its jobs go on and are adopted"),
+    statuses=(202,),
+    errors=(Code.NOT_FOUND, "unreachable"),
+)
+async def restart(call: Call, body: Restart) -> Reply | PassedOn | ShuttingDown:
+    """It leaves in order and becomes a new process in its own place, with the release that is installed then."""
+    if elsewhere(call, body.node_id):
+        return await order_node(call, body.node_id, "/admin/restart", body)
+    node = call.services.replica.status().node_id
+    await noted(call, "restart", node)
+    call.services.shutdown(ShutdownOrder(body.reason or "asked for over HTTP", stop_jobs=False, restart=True))
+    return reply(ShuttingDown(node, "this node leaves and begins anew; its jobs go on and are adopted"), status=202)
 
 
 class Transfer(Struct, frozen=True, forbid_unknown_fields=True):

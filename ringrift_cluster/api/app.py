@@ -33,6 +33,7 @@ from ringrift_cluster.api import (
     probes,
     propose,
     raft,
+    relay,
     reports,
     settings,
     ssh_tournaments,
@@ -41,6 +42,7 @@ from ringrift_cluster.api import (
     tokens,
     voters,
     work,
+    workload,
 )
 from ringrift_cluster.api.endpoint import Bound, Call, Reply, position, problem_reply, send_reply
 from ringrift_cluster.api.problems import Problem
@@ -78,6 +80,8 @@ GROUPS = (
     artifacts.route,
     sync.route,
     dump.route,
+    relay.route,
+    workload.route,
     admin.route,
     tokens.route,
 )
@@ -122,7 +126,7 @@ def create_app(services: Services) -> FastAPI:
     bound.sort(key=lambda one: "{" in one.endpoint.path)
     fixed = {(one.endpoint.method, one.endpoint.path): one for one in bound if not one.endpoint.path_arguments}
     mistake = _mistake(services)
-    app = Api(document, fixed, mistake)
+    services.face = app = Api(document, fixed, mistake)
     app.add_exception_handler(HTTPException, _no_route(services))
     app.add_exception_handler(Exception, mistake)
     add = app.router.routes.append

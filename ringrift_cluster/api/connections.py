@@ -31,6 +31,8 @@ SWEEP_S = 1.0
 LINGER_S = 2.0
 #: what is read of a body that nobody wants, so that its connection can be used again
 DISCARD_BYTES = 16 * 1024 * 1024
+#: set on the scope of a request whose handler looks itself whether its body still comes
+TRICKLES = "ringrift.trickles"
 #: file descriptors that are kept for everything but HTTP connections
 SPARE_FILES = 512
 
@@ -319,7 +321,7 @@ class Connection(HttpToolsProtocol):
         elif not self._in_progress():
             if now - self._since > (limits.head_s if self in self.all.silent else limits.idle_s):
                 self.transport.close()
-        elif self.cycle.more_body and not self.flow.read_paused:
+        elif self.cycle.more_body and not self.flow.read_paused and TRICKLES not in self.cycle.scope:
             late_s = now - self._since - limits.body_grace_s
             if late_s * limits.body_bytes_per_s > self._body_bytes:
                 self.refuse(

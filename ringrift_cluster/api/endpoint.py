@@ -13,6 +13,7 @@ between them validates a second time.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from contextlib import aclosing
 from dataclasses import dataclass
@@ -36,6 +37,8 @@ from ringrift_cluster.replica import ReplicaError, on_behalf
 from statemachine.errors import UNDECODABLE, Code, Refused
 from statemachine.values import Scope
 
+log = logging.getLogger("ringrift.api")
+
 Handler = Callable[..., Awaitable[object]]
 Header = tuple[bytes, bytes]
 
@@ -57,6 +60,10 @@ register_url_convertor("any", _Any())
 
 class Disconnected(Exception):  # noqa: N818 - nobody is left to be told
     """The client went away before its body was complete."""
+
+
+class BrokenOff(Exception):  # noqa: N818 - the client sees it by the connection's end
+    """A stream cannot be brought to its end: it must not look as if it had one."""
 
 
 class Call:
@@ -124,6 +131,8 @@ class Endpoint:
     #: the statuses an answer may have
     statuses: tuple[int, ...]
     stream: bool
+    #: a stream that a node keeps open for as long as it lives; the bound on streams is not for those
+    standing: bool
 
     @property
     def template(self) -> str:
@@ -154,6 +163,7 @@ class Routes:
         consumes: str = "",
         decode: Callable[[bytes], object] | None = None,
         stream: bool = False,
+        standing: bool = False,
     ) -> Callable[[Handler], Handler]:
         def register(handler: Handler) -> Handler:
             hints = get_type_hints(handler, include_extras=True)
@@ -182,6 +192,7 @@ class Routes:
                     errors=errors,
                     statuses=statuses,
                     stream=stream,
+                    standing=standing,
                 )
             )
             return handler
@@ -236,6 +247,10 @@ class Bound:
                 await send_reply(made, scope, send, position(services, call.index))
         except Disconnected:
             status = 499
+        except BrokenOff as broken:
+            # Returning without the answer's end closes its connection.
+            status = 502
+            log.info('event=answer_broke_off path=%s reason="%s"', scope["path"], broken)
         finally:
             self.meter.count(status, services.monotonic_s() - started)
 
@@ -288,16 +303,16 @@ class Bound:
     async def _respond(self, call: Call, answer: Response, send: Any) -> None:
         services = self._services
         answer.raw_headers.extend(position(services, call.index))
-        if not self.endpoint.stream:
+        if not self.endpoint.stream and not self.endpoint.standing:
             await answer(call.scope, call.receive, send)
             return
-        services.streams += 1
+        services.streams += self.endpoint.stream
         if isinstance(answer, StreamingResponse):
             answer.body_iterator = self._while_admitted(call, cast(AsyncGenerator[Any, None], answer.body_iterator))
         try:
             await answer(call.scope, call.receive, send)
         finally:
-            services.streams -= 1
+            services.streams -= self.endpoint.stream
 
 
 def parse_query(raw: bytes, kind: type[Struct]) -> Struct:

@@ -9,8 +9,8 @@ from starlette.responses import Response
 
 from ringrift_cluster.api.endpoint import Call, Routes
 from ringrift_cluster.api.problems import Problem
-from ringrift_cluster.api.services import Asgi
 from ringrift_cluster.feed.broadcast import ADMITTED
+from ringrift_cluster.relay.inside import Asgi
 from statemachine.errors import Code
 from statemachine.values import Scope
 

@@ -8,7 +8,7 @@ _RAFT = "consensus runs on its own port between the voters; see GET /raft/state"
 _GOSSIP = "membership is in the replicated log; see GET /peers"
 _SWIM = "liveness is decided by heartbeats and the cluster clock; nodes POST /heartbeat, see GET /peers"
 _ELECTION = "elections are Raft's own; see GET /election/leader, or hand over with POST /admin/election/start"
-_RELAY = "every node dials out to the voters, so nothing is relayed; followers use GET /feed/entries"
+_RELAY = "a node opens its channel to a voter by itself; see GET /relay/status, ask through it with POST /relay/forward"
 _VOTERS = "the voters are those of the Raft configuration; see GET /raft/state"
 _ELO = "ratings are computed from the results in the log, so nothing is synchronised; POST /elo/match"
 
@@ -36,12 +36,10 @@ GONE: dict[str, str] = {
     "/election/commitment-ack": _ELECTION,
     "/coordinator": _ELECTION,
     "/leader_announcement": _ELECTION,
-    "/relay/forward": _RELAY,
     "/relay/register": _RELAY,
     "/relay/heartbeat": _RELAY,
     "/relay/enqueue": _RELAY,
     "/relay/peers": _RELAY,
-    "/relay/status": _RELAY,
     "/relay/health": _RELAY,
     "/voter-config": _VOTERS,
     "/voter-config/{action}": _VOTERS,
@@ -58,7 +56,6 @@ GONE: dict[str, str] = {
     "/stop_job": "ask for it in the log: POST /work/stop, or POST /work/cancel for the whole item",
     "/job/kill": "ask for it in the log: POST /work/stop, or POST /work/cancel for the whole item",
     "/register": "a node joins when it starts: ringrift-node serve --cluster A,B,C",
-    "/admin/restart": "POST /admin/shutdown, and let the service manager start it again",
     "/git/update": "code is not deployed through the cluster; install a release and restart the service",
 }
 

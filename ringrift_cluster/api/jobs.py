@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from contextlib import aclosing
 from typing import Annotated
-from urllib.parse import quote
+from urllib.parse import urlencode
 
-import httpx
 from msgspec import Meta, Struct
 from starlette.responses import StreamingResponse
 
 from executors.logs import Logs, NoLogs, Stream
 from ringrift_cluster.api import examples
-from ringrift_cluster.api.endpoint import Call, Routes
+from ringrift_cluster.api.endpoint import BrokenOff, Call, Routes
+from ringrift_cluster.api.passing import PassedOn, Request, Through, pass_on, passed_on
 from ringrift_cluster.api.problems import Problem
 from ringrift_cluster.api.streams import admit
 from ringrift_cluster.api.views import Cursor, View, look, scan
+from ringrift_cluster.relay.inside import VOUCHED
 from statemachine.errors import Code
 from statemachine.rows import LIVE_JOB, Job, Work
 from statemachine.state import State
@@ -24,8 +26,10 @@ from statemachine.values import Scope
 
 route = Routes("jobs", "Attempts of work items: one node, one fence, one end.")
 
-#: set on a request that another node passed on, so that it is not passed on again
-RELAYED = b"ringrift-relayed"
+#: a followed log whose node is gone is taken up again for so long
+RESUME_S, AGAIN_S = 60.0, 0.5
+#: refusals that pass when the node has found another voter
+COMES_BACK = frozenset({"unreachable", "no_channel", "busy", "stale", "not_ready"})
 
 
 class JobFilter(Cursor, frozen=True, kw_only=True):
@@ -75,6 +79,7 @@ class LogQuery(Struct, frozen=True, forbid_unknown_fields=True):
     follow: Annotated[bool, Meta(description="The whole file, then what is added to it until the attempt is over.")] = (
         False
     )
+    offset: Annotated[int, Meta(ge=0, le=2**53, description="With `follow`: bytes that were read already.")] = 0
     stream: Annotated[Stream, Meta(description="What the program printed, or its keeper's own lines.")] = "stdout"
 
 
@@ -88,20 +93,20 @@ class LogQuery(Struct, frozen=True, forbid_unknown_fields=True):
     stream=True,
 )
 async def log(call: Call, job_id: str, query: LogQuery) -> StreamingResponse:
-    """Any node answers: it passes the request on to the node that runs (or ran) the job."""
+    """Any node answers: it asks the node that runs (or ran) the job, which may be one that nobody can dial."""
     admit(call.services)
     try:
         await asyncio.to_thread(call.services.logs.folder, job_id)
-        chunks = _kept(call.services.logs, job_id, query)
     except NoLogs:
-        chunks = await _relayed(call, job_id, query)
+        return await _elsewhere(call, job_id, query)
+    chunks = _kept(call.services.logs, job_id, query)
     return StreamingResponse(chunks, media_type="text/plain; charset=utf-8")
 
 
 async def _kept(logs: Logs, job_id: str, query: LogQuery) -> AsyncIterator[bytes]:
     try:
         if query.follow:
-            async for chunk in logs.follow(job_id, query.stream):
+            async for chunk in logs.follow(job_id, query.stream, offset=query.offset):
                 yield chunk
         else:
             text = await asyncio.to_thread(logs.tail, job_id, query.stream, query.tail)
@@ -111,45 +116,57 @@ async def _kept(logs: Logs, job_id: str, query: LogQuery) -> AsyncIterator[bytes
         return
 
 
-async def _relayed(call: Call, job_id: str, query: LogQuery) -> AsyncIterator[bytes]:
-    peer, address = await look(call, lambda state: _runner(state, job_id))
-    if call.header(RELAYED) or peer == call.services.replica.status().node_id:
+async def _elsewhere(call: Call, job_id: str, query: LogQuery) -> PassedOn:
+    """The log from the node that ran the job; one that is followed goes on when its node finds another voter."""
+    peer = await look(call, lambda state: _known(state, job_id).peer)
+    if VOUCHED in call.scope or peer == call.services.replica.status().node_id:
         raise Problem(Code.NOT_FOUND, f"node {peer!r} keeps no log of job {job_id!r} (any more)")
-    client = call.services.http
-    if client is None or not address:
-        raise Problem("unreachable", f"job {job_id!r} ran on {peer!r}, which this node cannot ask; ask it directly")
-    # Asked with this node's own token: the caller's is nothing for another node to see.
-    request = client.build_request(
-        "GET",
-        f"{address}/jobs/{quote(job_id, safe='')}/log",
-        params={"tail": query.tail, "follow": "true" if query.follow else "false", "stream": query.stream},
-        headers={RELAYED.decode(): "1"},
-        timeout=httpx.Timeout(5.0, read=None if query.follow else 30.0),
-    )
-    try:
-        response = await client.send(request, stream=True)
-    except httpx.HTTPError as error:
-        raise Problem("unreachable", f"{peer!r} at {address} does not answer: {type(error).__name__}") from None
-    if response.status_code != 200:
-        await response.aclose()
-        raise Problem(Code.NOT_FOUND, f"node {peer!r} keeps no log of job {job_id!r} ({response.status_code})")
-    return _passed_on(response)
+
+    async def ask(offset: int) -> Through:
+        asked = {"stream": query.stream, "tail": query.tail, "follow": "true" if query.follow else "false"}
+        return await pass_on(call, peer, Request("GET", f"/jobs/{job_id}/log", urlencode({**asked, "offset": offset})))
+
+    present = await ask(query.offset)
+    if not query.follow or present.head.status != 200:
+        return passed_on(present)
+
+    async def pieces() -> AsyncGenerator[bytes, None]:
+        nonlocal present
+        had = query.offset
+        while True:
+            try:
+                async with aclosing(present.pieces) as parts:
+                    async for part in parts:
+                        had += len(part)
+                        yield part
+                return
+            except BrokenOff as broken:
+                await present.leave()
+                present = await _again(call, ask, had, broken)
+
+    async def leave() -> None:
+        await present.leave()
+
+    return PassedOn(pieces(), leave, present.head.media_type)
 
 
-async def _passed_on(response: httpx.Response) -> AsyncIterator[bytes]:
-    try:
-        async for chunk in response.aiter_bytes():
-            yield chunk
-    except httpx.HTTPError:
-        yield b"[the node that has this log stopped answering; ask again]\n"
-    finally:
-        await response.aclose()
-
-
-def _runner(state: State, job_id: str) -> tuple[str, str]:
-    row = _known(state, job_id)
-    peer = state.peers.get(row.peer)
-    return row.peer, peer.address if peer else ""
+async def _again(call: Call, ask: Callable[[int], Awaitable[Through]], had: int, broken: BrokenOff) -> Through:
+    """The rest of a log that broke off. Raises BrokenOff when its node does not come back."""
+    until_s = call.services.monotonic_s() + RESUME_S
+    while call.services.monotonic_s() < until_s and not call.services.closing():
+        try:
+            found = await ask(had)
+        except Problem as problem:
+            broken = BrokenOff(problem.detail)
+            if problem.code not in COMES_BACK:
+                break
+        else:
+            if found.head.status == 200:
+                return found
+            await found.leave()
+            broken = BrokenOff(f"its node answers {found.head.status}")
+        await asyncio.sleep(AGAIN_S)
+    raise broken
 
 
 class JobView(Struct, frozen=True):

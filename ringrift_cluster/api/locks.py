@@ -5,7 +5,7 @@
 A look-up is one hash and one dictionary access. The table is keyed by the hash of the secret, so how long a
 miss takes says nothing about any secret; the configured token is compared in constant time.
 
-Nodes read files and logs of each other with a proof in place of a token, since they have no reason to trust the node
+Nodes read files of each other with a proof in place of a token, since they have no reason to trust the node
 they ask: an HMAC of the path under the hash of their secret, which is good for that path and for nothing else.
 """
 
@@ -22,6 +22,8 @@ from typing import Any, Protocol
 from msgspec import Struct, structs
 
 from ringrift_cluster.api.problems import Problem
+from ringrift_cluster.relay.frames import Vouched
+from ringrift_cluster.relay.inside import VOUCHED
 from statemachine import commands as c
 from statemachine.rows import STORE, Token
 from statemachine.state import State
@@ -45,9 +47,9 @@ class Caller:
     peer: str = ""
 
 
-#: what one node may ask of another with a proof. Whoever was shown one has the file or the log itself, or is the node
-#: that is asked to begin a log, so nothing is gained by showing it again. A probe tells nobody more than a try would.
-PROVABLE = frozenset({"GET /artifacts/{digest}", "GET /jobs/{job_id}/log", "GET /probes/{peer_id}", "POST /raft/learn"})
+#: what one node may ask of another with a proof. Whoever was shown one has the file itself, or is the node that is
+#: asked to begin a log, so nothing is gained by showing it again. A probe tells nobody more than a try would.
+PROVABLE = frozenset({"GET /artifacts/{digest}", "GET /probes/{peer_id}", "POST /raft/learn"})
 PROOF = "Proof"
 
 #: the caller where no token is asked for
@@ -106,8 +108,11 @@ class Locks:
         """The caller, when its token is good for `needed`. Raises Problem: unauthorized, token_over, forbidden."""
         scheme, _, given = asking.headers.get(b"authorization", b"").partition(b" ")
         given = given.strip()
-        if scheme.lower() == b"proof" and route in PROVABLE:
-            row: Token | None = self._proven(asking, given, route)
+        row: Token | None
+        if (vouched := asking.scope.get(VOUCHED)) is not None:
+            row = self._vouched(asking, vouched, route)
+        elif scheme.lower() == b"proof" and route in PROVABLE:
+            row = self._proven(asking, given, route)
         else:
             row = self._shown(asking, scheme, given, route)
         if row is None:
@@ -131,6 +136,18 @@ class Locks:
         if row is None:
             raise self._unknown(asking, route, "no such token is known here")
         return row
+
+    def _vouched(self, asking: Asking, caller: Vouched, route: str) -> Token | None:
+        """The row of the caller that a voter names: as it is known here, else as the voter says."""
+        if not caller.name:
+            raise self._refusal(asking, route, "missing", "unauthorized", "the voter does not say whose request it is")
+        if caller.name == ROOT:
+            return None
+        state = self._ready()
+        row = state.tokens.get(caller.name)
+        if row is None:
+            return Token(caller.name, caller.scope, sha256="", created_at_ms=0, peer=caller.peer)
+        return _timely(row, state, self._silence_ms())
 
     def _proven(self, asking: Asking, given: bytes, route: str) -> Token:
         """The row of the token that the sender has proven to have."""

@@ -66,6 +66,7 @@ TABLE: dict[str, Kind] = {
     "too_many_streams": Kind(429, "Too many streams are open on this node", 5),
     "too_many_waits": Kind(429, "Too many reads wait on this node", 2),
     "unreachable": Kind(502, "The node that has it does not answer", 2),
+    "no_channel": Kind(502, "The node holds no channel to this voter", 1),
     "not_ready": Kind(503, "This node is not ready", 1),
     "unexpected": Kind(500, "This node made a mistake"),
 }

@@ -10,7 +10,9 @@ import time
 import uuid
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from pathlib import Path
+from threading import Thread
+from typing import Protocol
 
 import httpx
 from msgspec import Struct
@@ -24,12 +26,11 @@ from executors.uploads import Uploads
 from ringrift_cluster.api.locks import Locks
 from ringrift_cluster.api.meter import Meter
 from ringrift_cluster.members import urls_of
+from ringrift_cluster.relay.inside import Asgi
+from ringrift_cluster.relay.switchboard import Switchboard
 from ringrift_cluster.replica import Replica
 from statemachine.elo import Ranking, Table
 from statemachine.values import Beat
-
-#: An ASGI application, such as the follower feed's router.
-Asgi = Callable[[Any, Any, Any], Awaitable[None]]
 
 
 class Heartbeats(Protocol):
@@ -102,6 +103,18 @@ class ShutdownOrder:
 
     reason: str
     stop_jobs: bool
+    #: the process begins anew once it has left
+    restart: bool = False
+
+
+class OwnChannel(Struct, frozen=True):
+    """The channel of a node that does not vote. `voter` is empty while there is none."""
+
+    voter: str = ""
+    open_for_s: float = 0.0
+    answering: int = 0
+    opened: int = 0
+    last_error: str = ""
 
 
 @dataclass(slots=True)
@@ -122,6 +135,12 @@ class Services:
     #: for requests passed on to other nodes
     http: httpx.AsyncClient | None = None
     feed: Asgi | None = None
+    #: where followers hold their channels; None: this node does not vote
+    switchboard: Switchboard | None = None
+    #: this node's own channel; None: it votes, and is dialled
+    channel: Callable[[], OwnChannel] | None = None
+    #: where templates are tried outside the queue; None: not here
+    trials: Path | None = None
     #: seconds since each essential loop of the process last turned (consensus, http, agent)
     pulse: Callable[[], Mapping[str, float]] = dict
     loops: Callable[[], Mapping[str, LoopStatus]] = dict
@@ -154,6 +173,12 @@ class Services:
     #: what is sent and received of the store
     gate: Gate = field(default_factory=Gate, init=False)
     uploads: Uploads = field(init=False)
+    #: the application that answers here, once it is made
+    face: Asgi | None = field(default=None, init=False)
+    #: the voter through which a node was reached last
+    routes: dict[str, str] = field(default_factory=dict, init=False)
+    #: tries a template, or did last
+    trial: Thread | None = field(default=None, init=False)
     #: bytes of bodies that are being received in parts
     gathered_bytes: int = field(default=0, init=False)
     #: streams that are open now

@@ -15,6 +15,7 @@ from msgspec import Meta, Struct
 
 from ringrift_cluster.api.endpoint import Call
 from ringrift_cluster.api.problems import Problem, of_rejection
+from ringrift_cluster.relay.inside import VOUCHED
 from ringrift_cluster.replica import OutcomeUnknown, ReplicaError
 from statemachine.commands import MAX_COMMAND_BYTES, Command, Effect, Once, RecordAct, decode_command, encode_command
 from statemachine.errors import Code, Rejected, Result
@@ -141,7 +142,8 @@ async def carry_out_all(call: Call, commands: Sequence[Effect]) -> Outcomes:
 async def noted(call: Call, act: str, target: str = "") -> None:
     """Leave the event of an act that is no command. A cluster without a leader does not keep an operator from it."""
     by = call.caller.name
-    if not by:
+    if not by or VOUCHED in call.scope:
+        # The voter that vouches for the caller has left it: this node could not speak for an operator.
         return
     try:
         await call.services.replica.propose(

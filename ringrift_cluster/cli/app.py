@@ -45,6 +45,8 @@ for command in (
     cluster.pause,
     cluster.resume,
     cluster.shutdown,
+    cluster.restart,
+    cluster.channels,
     cluster.events,
     work.jobs,
     work.logs,

@@ -13,9 +13,10 @@ from rich.console import RenderableType
 from typer import Argument, Option
 
 from ringrift_cluster import bootstrap
-from ringrift_cluster.api.admin import Transferred
+from ringrift_cluster.api.admin import ShuttingDown, Transferred
 from ringrift_cluster.api.peers import PeerList
 from ringrift_cluster.api.raft import Leader
+from ringrift_cluster.api.relay import RelayStatus
 from ringrift_cluster.api.settings import SettingList, SettingView
 from ringrift_cluster.api.status import Status
 from ringrift_cluster.api.writes import Outcome
@@ -160,7 +161,11 @@ def resume(api: Api = DEFAULT_API, as_json: Json = False, token: Token = None, t
         emit(client.pause(False), as_json, said("the cluster goes on"))
 
 
+NodeId = Annotated[str | None, Argument(help="The node; the one at --api when left out.")]
+
+
 def shutdown(
+    node_id: NodeId = None,
     reason: Annotated[str, Option(help="Why, for the log.")] = "",
     stop_jobs: Annotated[bool, Option("--stop-jobs", help="Stop its jobs instead of leaving them.")] = False,
     api: Api = DEFAULT_API,
@@ -168,10 +173,47 @@ def shutdown(
     token: Token = None,
     token_file: TokenFile = None,
 ) -> None:
-    """Stop the node at --api (only that one)."""
-    with connect(api.split(",")[0], token, token_file) as client:
-        stopping = client.shutdown(reason=reason, stop_jobs=stop_jobs)
-        emit(stopping, as_json, lambda value: [f"{value.node_id}: {value.detail}"])
+    """Stop a node: the one at --api, or any other by its name, also one that nobody can dial."""
+    with connect(_only(api, node_id), token, token_file) as client:
+        stopping = client.shutdown(reason=reason, stop_jobs=stop_jobs, node_id=node_id)
+        emit(stopping, as_json, _leaves)
+
+
+def restart(
+    node_id: NodeId = None,
+    reason: Annotated[str, Option(help="Why, for the log.")] = "",
+    api: Api = DEFAULT_API,
+    as_json: Json = False,
+    token: Token = None,
+    token_file: TokenFile = None,
+) -> None:
+    """Have a node's process begin anew, with the release that is installed there now; its jobs go on."""
+    with connect(_only(api, node_id), token, token_file) as client:
+        emit(client.restart(reason=reason, node_id=node_id), as_json, _leaves)
+
+
+def _only(api: str, node_id: str | None) -> str:
+    """Whom to ask: an order without a name is for the first address and for no other."""
+    return api if node_id else api.split(",")[0]
+
+
+def _leaves(value: ShuttingDown) -> Iterable[RenderableType]:
+    yield f"{value.node_id}: {value.detail}"
+
+
+def channels(api: Api = DEFAULT_API, as_json: Json = False, token: Token = None, token_file: TokenFile = None) -> None:
+    """Which node, that nobody need be able to dial, has its channel open to which voter."""
+    with connect(api, token, token_file) as client:
+        emit(client.channels(), as_json, _channel_lines)
+
+
+def _channel_lines(value: RelayStatus) -> Iterable[RenderableType]:
+    yield table(
+        ["node", "voter", "open for ", "asked ", "answering "],
+        ([c.node_id, c.voter, span(round(c.open_for_s * 1000)), c.asked, c.answering] for c in value.channels),
+    )
+    if value.not_asked:
+        yield f"! not asked, since they do not answer: {', '.join(value.not_asked)}"
 
 
 @settings_app.command("get")

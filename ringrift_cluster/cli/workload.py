@@ -17,6 +17,7 @@ from typer import Argument, Option
 
 from executors.outcome import Progress
 from executors.trial import Report, Trial, TrialError
+from ringrift_cluster.api.workload import Advanced, Ended, NotTried, Started, Try
 from ringrift_cluster.cli.cluster import read_text
 from ringrift_cluster.cli.options import (
     DEFAULT_API,
@@ -54,16 +55,25 @@ def try_template(
     stop_after: Annotated[float, Option(help="End it after so many seconds, as the cluster would.", min=0)] = 0,
     grace: Annotated[float, Option(help="Seconds from SIGTERM to SIGKILL when the template has none.", min=0)] = 60,
     dry_run: Annotated[bool, Option("--dry-run", help="Say what would be started, and start nothing.")] = False,
+    node: Annotated[str, Option(help="Run it on this node instead; inputs are files there.")] = "",
     folder: Annotated[Path | None, Option(help="Work here; else in a new directory, which is kept.")] = None,
     api: Api = DEFAULT_API,
     as_json: Json = False,
     token: Token = None,
     token_file: TokenFile = None,
 ) -> None:
-    """Run one template here, outside the queue, and say what the executor saw: how it ended, what counts, why not."""
+    """Run one template here or on a node, outside the queue, and say what the executor saw: how it ended, what
+    counts, why not."""
     wanted = _template(template, api, token, token_file)
     params = dict(_pair(text, "--param") for text in param or ())
-    inputs = {name: Path(path).expanduser() for name, path in (_pair(text, "--input") for text in input_file or ())}
+    given = dict(_pair(text, "--input") for text in input_file or ())
+    if node:
+        if dry_run or folder is not None:
+            raise fail("--dry-run and --folder are for a trial here, without --node.", EXIT_USAGE)
+        wish = Try(msgspec.Raw(st.encode(wanted).encode()), node, params, given, config, stop_after, grace)
+        _try_there(wish, api, as_json, token, token_file)
+        return
+    inputs = {name: Path(path).expanduser() for name, path in given.items()}
     for name, path in inputs.items():
         if not path.is_file():
             raise fail(f"--input {name}: {path} is no file.", EXIT_USAGE)
@@ -97,6 +107,35 @@ def try_template(
         emit(report, False, lambda said: [*_said(said), f"logs         {trial.folder.path}"])
     if report.verdict == "failed":
         raise typer.Exit(EXIT_REFUSED)
+
+
+def _try_there(wish: Try, api: str, as_json: bool, token: str | None, token_file: Path | None) -> None:
+    """The same on a node of the cluster, which nobody need be able to dial. Ctrl-C stops it there."""
+    with connect(api, token, token_file) as client:
+        for seen in client.try_template(wish):
+            if as_json:
+                emit_json(seen)
+            match seen:
+                case Started() if not as_json:
+                    sys.stderr.write(f"running on {seen.node_id} in {seen.folder} (Ctrl-C stops it)\n")
+                case Advanced() if not as_json:
+                    _tell(seen.progress)
+                case Ended():
+                    if not as_json:
+                        emit(seen, False, _said_there)
+                    if seen.report.verdict == "failed":
+                        raise typer.Exit(EXIT_REFUSED)
+                case NotTried():
+                    raise fail(f"{wish.node_id} could not try it: {seen.detail}.", EXIT_USAGE)
+
+
+def _said_there(ended: Ended) -> Iterable[RenderableType]:
+    for stream, text in (("stdout", ended.stdout), ("stderr", ended.stderr)):
+        if text.strip():
+            yield f"--- {stream}, its end"
+            yield text.rstrip("\n")
+    yield "---"
+    yield from _said(ended.report)
 
 
 def _tell(progress: Progress) -> None:

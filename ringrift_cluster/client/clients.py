@@ -13,6 +13,7 @@ from typing import Any, Concatenate, ParamSpec, Self, TypeVar
 
 import httpx
 
+from ringrift_cluster.api.workload import Seen, Try
 from ringrift_cluster.client import flows
 from ringrift_cluster.client.session import Session
 from ringrift_cluster.client.steps import Answer, Emit, Failed, Flow, Next, Open, Pause, Send, Step
@@ -219,6 +220,8 @@ class Client:
     token_revoke = _blocking(flows.token_revoke)
     transfer_leadership = _blocking(flows.transfer_leadership)
     shutdown = _blocking(flows.shutdown)
+    restart = _blocking(flows.restart)
+    channels = _blocking(flows.channels)
 
     def events(
         self, *, since: int = 0, follow: bool = False, kinds: Sequence[str] = (), key: str = ""
@@ -227,6 +230,9 @@ class Client:
 
     def job_log(self, job_id: str, *, tail: int = 200, follow: bool = False, stream: str = "stdout") -> Iterator[bytes]:
         return self.stream(flows.job_log(self.session, job_id, tail=tail, follow=follow, stream=stream))
+
+    def try_template(self, wanted: Try) -> Iterator[Seen]:
+        return self.stream(flows.try_template(self.session, wanted))
 
     def backup(self) -> Iterator[bytes]:
         return self.stream(flows.backup(self.session))
@@ -371,6 +377,8 @@ class AsyncClient:
     token_revoke = _awaited(flows.token_revoke)
     transfer_leadership = _awaited(flows.transfer_leadership)
     shutdown = _awaited(flows.shutdown)
+    restart = _awaited(flows.restart)
+    channels = _awaited(flows.channels)
 
     def events(
         self, *, since: int = 0, follow: bool = False, kinds: Sequence[str] = (), key: str = ""
@@ -381,6 +389,9 @@ class AsyncClient:
         self, job_id: str, *, tail: int = 200, follow: bool = False, stream: str = "stdout"
     ) -> AsyncIterator[bytes]:
         return self.stream(flows.job_log(self.session, job_id, tail=tail, follow=follow, stream=stream))
+
+    def try_template(self, wanted: Try) -> AsyncIterator[Seen]:
+        return self.stream(flows.try_template(self.session, wanted))
 
     def backup(self) -> AsyncIterator[bytes]:
         return self.stream(flows.backup(self.session))

@@ -8,7 +8,17 @@ from typing import Any
 import msgspec
 from msgspec import Raw, Struct
 
-from ringrift_cluster.api.admin import Drain, Pause, Removal, Shutdown, ShuttingDown, Transfer, Transferred, Undrain
+from ringrift_cluster.api.admin import (
+    Drain,
+    Pause,
+    Removal,
+    Restart,
+    Shutdown,
+    ShuttingDown,
+    Transfer,
+    Transferred,
+    Undrain,
+)
 from ringrift_cluster.api.artifacts import ArtifactFilter, ArtifactList
 from ringrift_cluster.api.elo import RankingQuery, RankingTable, Voiding
 from ringrift_cluster.api.gauntlets import GauntletFilter, GauntletList, GauntletRun
@@ -18,6 +28,7 @@ from ringrift_cluster.api.jobs import JobFilter, JobList, JobView
 from ringrift_cluster.api.models import ModelFilter, ModelList, ModelView, Rollback
 from ringrift_cluster.api.peers import PeerFilter, PeerList, PeerView
 from ringrift_cluster.api.raft import Leader
+from ringrift_cluster.api.relay import RelayStatus
 from ringrift_cluster.api.reports import Start
 from ringrift_cluster.api.settings import Change, SettingList, SettingView
 from ringrift_cluster.api.ssh_tournaments import (
@@ -44,8 +55,9 @@ from ringrift_cluster.api.work import (
     WorkItems,
     WorkView,
 )
+from ringrift_cluster.api.workload import Ended, NotTried, Seen, Try
 from ringrift_cluster.api.writes import Outcome
-from ringrift_cluster.client.errors import Invalid, Problem, Unreachable
+from ringrift_cluster.client.errors import Invalid, OutcomeUnknown, Problem, Unreachable
 from ringrift_cluster.client.session import Session
 from ringrift_cluster.client.steps import Emit, Failed, Flow, Next
 from ringrift_cluster.client.steps import Pause as Wait
@@ -58,6 +70,8 @@ from statemachine.values import Counts, JobProgress, MatchResult, Output, Params
 
 #: an event is one line, and none is nearly as long
 MAX_LINE_BYTES = 1 << 20
+#: an order that goes to a node through others is waited for so much longer
+RELAYED_S = 20.0
 
 
 class Dump(Struct, frozen=True):
@@ -376,13 +390,27 @@ def transfer_leadership(session: Session, target: str | None = None) -> Flow[Tra
     return answer
 
 
-def shutdown(session: Session, *, reason: str = "", stop_jobs: bool = False) -> Flow[ShuttingDown]:
-    """Stop the node at the first address: never another one, and never twice."""
-    body = msgspec.json.encode(Shutdown(reason, stop_jobs))
-    answer = yield from session.ask(
-        "POST", "/admin/shutdown", body=body, headers={"content-type": "application/json"}, retry=False
-    )
+def shutdown(
+    session: Session, *, reason: str = "", stop_jobs: bool = False, node_id: str | None = None
+) -> Flow[ShuttingDown]:
+    """Stop the node at the first address, or the one that is named: never another one, and never twice."""
+    return _order(session, "/admin/shutdown", Shutdown(reason, node_id, stop_jobs))
+
+
+def restart(session: Session, *, reason: str = "", node_id: str | None = None) -> Flow[ShuttingDown]:
+    """Have the process of the node at the first address, or of the one that is named, begin anew. Never twice."""
+    return _order(session, "/admin/restart", Restart(reason, node_id))
+
+
+def _order(session: Session, path: str, body: Struct) -> Flow[ShuttingDown]:
+    encoded, headers = msgspec.json.encode(body), {"content-type": "application/json"}
+    answer = yield from session.ask("POST", path, body=encoded, headers=headers, retry=False, timeout_s=RELAYED_S)
     return msgspec.json.decode(answer.body, type=ShuttingDown)
+
+
+def channels(session: Session) -> Flow[RelayStatus]:
+    """The channels of nodes that nobody can dial, at all voters."""
+    return session.get("/relay/status", RelayStatus)
 
 
 # --- streams --------------------------------------------------------------------------------------
@@ -428,18 +456,36 @@ def job_log(
     had = 0
     params = {"tail": str(tail), "stream": stream, "follow": "true" if follow else "false"}
     while True:
-        yield from session.open(f"/jobs/{job_id}/log", params)
-        # A followed log starts at its beginning each time, so what was shown already is passed over.
-        skip = had
+        yield from session.open(f"/jobs/{job_id}/log", {**params, "offset": str(had)} if had else params)
         while isinstance(chunk := (yield Next()), bytes):
-            new = chunk[skip:]
-            skip = max(0, skip - len(chunk))
-            if new:
-                had += len(new)
-                yield Emit(new)
+            had += len(chunk)
+            yield Emit(chunk)
         if chunk is None or not follow:
             return
         yield Wait(0.2)
+
+
+def try_template(session: Session, wanted: Try) -> Flow[None]:
+    """Emit what a node sees of a trial, `workload.Seen` by `workload.Seen`; one that breaks off is not repeated."""
+    yield from session.open("/workload/try", {}, body=msgspec.json.encode(wanted))
+    rest = b""
+    while isinstance(chunk := (yield Next()), bytes):
+        *lines, rest = (rest + chunk).split(b"\n")
+        if len(rest) > MAX_LINE_BYTES:
+            raise Invalid(Problem("unexpected", f"a line has no end after {MAX_LINE_BYTES} bytes"))
+        for line in lines:
+            seen = _seen(line)
+            yield Emit(seen)
+            if isinstance(seen, Ended | NotTried):
+                return
+    raise OutcomeUnknown(Problem("outcome_unknown", "the trial broke off: the connection to its node was lost"))
+
+
+def _seen(line: bytes) -> Seen:
+    try:
+        return msgspec.json.decode(line, type=Seen)  # type: ignore[no-any-return]  # a union is no type to mypy
+    except UNDECODABLE as error:
+        raise Invalid(Problem("unexpected", f"a line of the trial is not understood: {error}")) from error
 
 
 def backup(session: Session) -> Flow[None]:

@@ -134,17 +134,22 @@ class Session:
             yield Pause(wait_s)
             pause_s = min(pause_s * 2, _LONGEST_PAUSE_S)
 
-    def open(self, path: str, params: Mapping[str, str]) -> Flow[None]:
-        """Open a stream at whichever node gives it. Raises ClientError."""
+    def open(self, path: str, params: Mapping[str, str], body: bytes | None = None) -> Flow[None]:
+        """Open a stream at whichever node gives it; one with a body begins something, and is asked for once.
+
+        Raises ClientError.
+        """
+        method, headers = ("GET", None) if body is None else ("POST", {"content-type": "application/json"})
         started = self._clock()
         pause_s = _FIRST_PAUSE_S
         while True:
             base = self._target(write=False)
-            answer = yield Open(Send("GET", base + path, params, None, self._headers(None), self._timeout_s))
+            answer = yield Open(Send(method, base + path, params, body, self._headers(headers), self._timeout_s))
             problem = self._judge(base, answer)
             if problem is None:
                 return
-            again = isinstance(answer, Failed) or answer.status in _AGAIN
+            unsent = isinstance(answer, Failed) and not answer.sent
+            again = unsent or (body is None and (isinstance(answer, Failed) or answer.status in _AGAIN))
             if not again or self._clock() + pause_s > started + self._patience_s():
                 raise Unreachable(problem) if isinstance(answer, Failed) else error_of(problem)
             yield Pause(self._rng.uniform(0.5, 1.0) * pause_s)

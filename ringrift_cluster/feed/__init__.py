@@ -5,8 +5,8 @@
                  GET /feed/entries   -- stream -->    applies, compares the chain after every entry
                  POST /propose       <-- commands --  waits until it has applied what it was told
 
-All these connections go from the follower out, so the log reaches it behind any NAT. The files it makes do not leave
-it that way: they are fetched from it over HTTP.
+All these connections go from the follower out, so the log reaches it behind any NAT. What others ask of a
+follower comes through its channel (see `relay`).
 """
 
 from ringrift_cluster.feed.conf import FollowerConfig

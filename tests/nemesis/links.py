@@ -12,19 +12,25 @@ Link = tuple[str, str]
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """`loss` is the share of frames dropped; 1 is a cut. Delays may reorder frames."""
+    """`loss` is the share of frames dropped; 1 is a cut. Delays may reorder frames.
+
+    Where it is `shut`, no connection can be begun in this direction, as with NAT; those of the other one work.
+    """
 
     loss: float = 0.0
     delay_ms: float = 0.0
     jitter_ms: float = 0.0
+    shut: bool = False
 
     def over(self, other: Rule) -> Rule:
         """Both at once."""
         loss = 1 - (1 - self.loss) * (1 - other.loss)
-        return Rule(loss, self.delay_ms + other.delay_ms, self.jitter_ms + other.jitter_ms)
+        delay_ms, jitter_ms = self.delay_ms + other.delay_ms, self.jitter_ms + other.jitter_ms
+        return Rule(loss, delay_ms, jitter_ms, self.shut or other.shut)
 
 
 CUT = Rule(loss=1.0)
+SHUT = Rule(shut=True)
 Rules = Mapping[Link, Rule]
 
 
@@ -56,3 +62,12 @@ def encode(rules: Rules) -> str:
 
 def decode(line: str) -> dict[Link, Rule]:
     return {(a, b): Rule(**rule) for a, b, rule in json.loads(line)}
+
+
+def begins_connection(frame: bytes) -> bool:
+    """Whether an Ethernet frame asks for a new TCP connection over IPv4."""
+    if len(frame) < 54 or frame[12:14] != b"\x08\x00" or frame[23] != 6:
+        return False
+    flags = frame[14 + 4 * (frame[14] & 0x0F) + 13]
+    syn, ack = 0x02, 0x10
+    return flags & (syn | ack) == syn

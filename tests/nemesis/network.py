@@ -64,7 +64,8 @@ def _alive(pid: int) -> bool:
     if pid == os.getpid():
         return False
     with contextlib.suppress(OSError):
-        return b"tests.nemesis" in Path(f"/proc/{pid}/cmdline").read_bytes()
+        command = Path(f"/proc/{pid}/cmdline").read_bytes()
+        return any(ours in command for ours in (b"tests.nemesis", b"pytest", b"execnet"))
     return False
 
 
@@ -84,7 +85,7 @@ def _run(*command: str, check: bool = True) -> subprocess.CompletedProcess[str]:
 class Network:
     """The wires of one scenario; use it as a context.
 
-    This process moves into the clients' namespace for good, and what it starts later with it.
+    The thread that enters it moves into the clients' namespace for good, and what it starts later with it.
     """
 
     def __init__(self, names: Sequence[str], seed: int) -> None:
@@ -177,6 +178,8 @@ class Network:
             assert self._switch.stdin is not None
             self._switch.stdin.close()
             self._switch.wait(10)
+            assert self._switch.stdout is not None
+            self._switch.stdout.close()
         for name in ("switch", *self._numbers):
             _remove(_namespace(name))
 

@@ -18,7 +18,7 @@ import socket
 import sys
 import time
 
-from tests.nemesis.links import Link, Rule, decode
+from tests.nemesis.links import Link, Rule, begins_connection, decode
 
 SOL_PACKET, PACKET_VNET_HDR, PACKET_IGNORE_OUTGOING = 263, 15, 23
 ETH_P_ALL = 3
@@ -89,6 +89,8 @@ class Switch:
             rule = self._rules.get((source, target))
             if rule is None:
                 _send(out, frame)
+            elif rule.shut and begins_connection(frame[VNET_BYTES:]):
+                continue
             elif self._rng.random() >= rule.loss:
                 self._later(rule, out, frame)
 

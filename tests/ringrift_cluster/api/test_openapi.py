@@ -23,6 +23,8 @@ KNOWN = {
     "work_id": "sp-9",
     "job_id": "sp-0.1",
     "peer_id": "gpu-1",
+    "node_id": "a",
+    "answer_id": "0",
     "digest": CHAMPION,
     "name": f"config/{CONFIG}",
     "code": "stale_fence",
@@ -30,7 +32,7 @@ KNOWN = {
 #: what a missing file or log is answered with, and what the examples run into on this cluster
 EXPECTED = {
     "GET /artifacts/{digest}": 404,
-    "GET /jobs/{job_id}/log": 502,
+    "GET /jobs/{job_id}/log": 404,
     "PUT /artifacts/{digest}": 422,
     "PUT /settings/{name}": 400,
     "POST /propose": 400,
@@ -48,6 +50,11 @@ EXPECTED = {
     "POST /admin/peers/remove": 409,
     "POST /admin/feature-level": 400,
     "POST /admin/shutdown": 202,
+    "POST /admin/restart": 202,
+    # Channels and trials want real ones: tests/ringrift_cluster/api/test_relay.py
+    "GET /relay/channel": 400,
+    "POST /relay/answers/{answer_id}": 404,
+    "POST /workload/try": 404,
     # What changes voters needs real ones: tests/cluster/test_voters.py
     "POST /admin/voters/add": 503,
     "POST /admin/voters/remove": 503,

@@ -176,6 +176,7 @@ def test_all_commands_are_called_by_some_test() -> None:
         ("serve",), ("dev",), ("logs",), ("gauntlet", "run"), ("raft", "verify"), ("models", "rollback"),
         ("token", "create"), ("backup",), ("restore",), ("raft", "recover"), ("voters", "add"), ("voters", "remove"),
         ("certs", "init"), ("certs", "issue"), ("certs", "renew"), ("certs", "revoke"), ("certs", "show"),
+            ("restart",), ("channels",),  # test_relay.py
         ("retire",),
     }  # fmt: skip
     assert set(ALL) - set(CALLS) == others | {("workload", "try")}  # test_workload.py

@@ -263,9 +263,10 @@ def test_an_event_stream_that_breaks_is_resumed_after_the_last_event() -> None:
 
 def test_a_followed_log_that_breaks_goes_on_where_it_was() -> None:
     play = Play("a:8770").given("a:8770", Answer(200, {}, b""))
-    play.chunks = [b"one\ntw", Failed("cut", sent=True), b"one", b"\ntwo\n", None]
+    play.chunks = [b"one\ntw", Failed("cut", sent=True), b"o\n", None]
     play.run(flows.job_log(play.session, "j", follow=True))
     assert b"".join(play.emitted) == b"one\ntwo\n"
+    assert [s.params.get("offset") for s in play.sent] == [None, "6"]
 
 
 def test_addresses_are_taken_as_people_write_them() -> None:
