@@ -16,7 +16,7 @@ SEED ?= 1
 ARGS ?=
 EXAMPLES ?= 100
 
-.PHONY: demo test lint coverage simulate simulate-proof nemesis chaos voters fuzz bench clean help
+.PHONY: demo test lint coverage simulate simulate-proof nemesis nat chaos voters fuzz bench clean help
 
 help: ## say what there is
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /	/'
@@ -53,6 +53,9 @@ simulate-proof: $(STAMP) ## switch off one correction of pysyncobj after the oth
 
 nemesis: $(STAMP) ## real processes under kills, partitions, full disks (root): SCENARIO="kill-leader" SECONDS=15 SEED=1
 	$(BIN)/python -m tests.nemesis $(SCENARIO) --seconds $(SECONDS) --seed $(SEED) $(ARGS)
+
+nat: $(STAMP) ## followers that nobody can dial, in network namespaces (root), under a minute
+	$(BIN)/python -m pytest -q tests/cluster/test_nat.py
 
 chaos: $(STAMP) ## 500 jobs on 4 agents while agents, keepers, programs and voters are killed: SEED=1 ARGS="--jobs 500"
 	$(BIN)/python -m tests.chaos --seed $(SEED) $(ARGS)

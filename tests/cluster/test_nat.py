@@ -24,14 +24,15 @@ from tests.nemesis.locks import Locks
 from tests.nemesis.network import CLIENTS, Network, missing, sweep
 from tests.support.cluster import PATIENCE, NodeProcess, eventually
 
-LINES = 40
-#: says a line now and then, and leaves a file
+#: says a line now and then until it is enough, and leaves a file
 TALKER = """
 import json, os, pathlib, sys, time
 folder = pathlib.Path(os.environ["RINGRIFT_JOB_DIR"])
-for n in range(int(sys.argv[1])):
+n = 0
+while n < 3 or not pathlib.Path(sys.argv[1]).exists():
     print(f"line {n}", flush=True)
-    time.sleep(float(sys.argv[2]))
+    time.sleep(0.1)
+    n += 1
 (folder / "out").mkdir(exist_ok=True)
 (folder / "out" / "games.txt").write_text("games")
 counts = {"games": 1}
@@ -72,7 +73,7 @@ class HiddenCluster(NemesisCluster):
             lease_ms={"default": 30_000},
             grace_ms=500,
         )
-        template = st.Template(argv=("{python}", str(talker), "{lines}", "{pause}"), require_outputs=("games",))
+        template = st.Template(argv=("{python}", str(talker), "{until}"), require_outputs=("games",))
         files = st.Artifacts(collect_ms=200, manifest_age_ms=200, push_after_ms=400)
         self.leader().propose(
             ChangeSetting("timing", st.encode(timing)),
@@ -109,9 +110,8 @@ class HiddenCluster(NemesisCluster):
         found = next(node for node in self.voter_nodes if node.alive).get("/relay/status")
         return {row["node_id"]: row["voter"] for row in found["channels"]}
 
-    def add(self, work: str, lines: int, pause: float) -> str:
-        body = {"work_id": work, "work_type": "export", "template": "talker"}
-        body |= {"params": {"lines": str(lines), "pause": str(pause)}}  # type: ignore[dict-item]
+    def add(self, work: str, until: Path) -> str:
+        body = {"work_id": work, "work_type": "export", "template": "talker", "params": {"until": str(until)}}
         self.leader().post("/work/add", body).raise_for_status()
         return f"{work}.1"
 
@@ -174,7 +174,8 @@ def test_a_follower_that_nobody_can_dial_is_reached_through_its_channel(tmp_path
 
 def _its_log_is_followed_while_its_voter_dies(cluster: HiddenCluster) -> None:
     """Live, through another follower that cannot be dialled either; then its file is at a voter."""
-    job = cluster.add("one", LINES, 0.1)
+    enough = cluster.folder / "enough-one"
+    job = cluster.add("one", enough)
     eventually(lambda: cluster.job(job)["actual"] == "running", "the job to run")
     assert cluster.job(job)["peer"] == "f1"
     with cluster.command("f2", "logs", job, "-f", "--api", cluster.nodes["f2"].url) as following:
@@ -182,10 +183,14 @@ def _its_log_is_followed_while_its_voter_dies(cluster: HiddenCluster) -> None:
         assert following.stdout.readline() == "line 0\n"
         before = cluster.channels()["f1"]
         cluster.nodes[before].kill()
+        eventually(lambda: cluster.channels().get("f1", before) != before, "a new channel", 60.0)
+        enough.touch()
         said = following.stdout.read()
     assert following.returncode == 0, said
-    assert said.splitlines() == [f"line {n}" for n in range(1, LINES)], "lines were lost or shown twice"
-    assert eventually(lambda: cluster.channels().get("f1"), "a new channel") != before
+    lines = said.splitlines()
+    assert lines == [f"line {n}" for n in range(1, len(lines) + 1)], "lines were lost or shown twice"
+    (whole,) = (cluster.folder / "f1" / "jobs").glob("one.1-*/stdout.log")
+    assert lines[-1:] == whole.read_text().splitlines()[-1:], "the end was not shown"
     cluster.nodes[before].start()
     voters = set(cluster.voting)
     (file,) = eventually(lambda: cluster.leader().get("/artifacts?kind=games")["artifacts"], "the file's row")
@@ -212,7 +217,7 @@ def _it_is_looked_at(cluster: HiddenCluster) -> None:
 
 def _a_template_is_tried_on_it(cluster: HiddenCluster) -> None:
     said = cluster.run(
-        "f2", "workload", "try", "talker", "-p", "lines=3", "-p", "pause=0.01", "--node", "f1", "--json",
+        "f2", "workload", "try", "talker", "-p", "until=/", "--node", "f1", "--json",
         "--api", cluster.nodes["f2"].url,
     )  # fmt: skip
     lines = [json.loads(line) for line in said.splitlines()]
@@ -222,11 +227,13 @@ def _a_template_is_tried_on_it(cluster: HiddenCluster) -> None:
 
 
 def _it_begins_anew_and_keeps_its_job(cluster: HiddenCluster, f1: NodeProcess) -> None:
-    job = cluster.add("two", 70, 0.1)
+    enough = cluster.folder / "enough-two"
+    job = cluster.add("two", enough)
     eventually(lambda: cluster.job(job)["actual"] == "running", "the second job to run")
     assert f1.process is not None
     cluster.run(CLIENTS, "restart", "f1", "--api", cluster.voters_api)
-    eventually(lambda: f1.log.count("event=node_started") == 2, "the node to begin anew")
+    eventually(lambda: f1.log.count("event=node_started") == 2, "the node to begin anew", 60.0)
     assert f1.process.poll() is None, "it is another process"
     eventually(lambda: "adopted attempts=1" in f1.log, "its job to be adopted")
+    enough.touch()
     eventually(lambda: cluster.job(job)["actual"] == "succeeded", "the job to end")
