@@ -408,7 +408,10 @@ def _tls_files(settings: Settings, role: Role) -> TlsFiles | None:
     if ca is None:
         return None
     if cert is None and role is Role.VOTER:
-        raise SettingsError("A voter under --tls-ca shows a certificate of its own; give --tls-cert and --tls-key too.")
+        raise SettingsError(
+            "A voter under --tls-ca (or RINGRIFT_TLS_CA, which the command line reads too) shows a certificate of its own;"
+            " give --tls-cert and --tls-key too."
+        )
     return TlsFiles(ca, cert, key)
 
 
