@@ -32,4 +32,13 @@ KEPT: dict[str, tuple[int, Options]] = {
             )
         ),
     ),
+    "a disk was lost while a removal was under way that left two voters, who both had to be there": (
+        30518,
+        Options(
+            kinds=(
+                *("voters", "wipe", "return_empty", "two_changes", "return_unapplied", "crash", "crash_all"),
+                *("transfer", "partition", "snapshot", "crash_installing", "crash_compacting"),
+            )
+        ),
+    ),
 }

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 Then = Callable[[], None]
 ROUNDS = 5
 FOREVER = 1_000
+#: a new voter has found the others after this time
+CONNECTED_S = 1.0
 
 
 def _nothing() -> None: ...
@@ -34,6 +36,7 @@ class Membership:
         self._idle = f"v{size + 1}"
         self.orders = 0
         self.changed = 0
+        self._changed_at = 0.0
         #: the voter that lost its disk, until it is one again
         self.replacing = ""
         self.wipes = 0
@@ -46,7 +49,9 @@ class Membership:
 
     @property
     def at_rest(self) -> bool:
-        """Whether every machine that runs is a voter and none is about to be anything else."""
+        """Whether every machine that runs is a voter, has been one long enough to be connected, and stays one."""
+        if self._cluster.world.now - self._changed_at < CONNECTED_S:
+            return False
         return not self.replacing and sorted(v.name for v in self._cluster.voters) == sorted(self.names())
 
     def change(self, rng: Random) -> None:
@@ -72,7 +77,10 @@ class Membership:
         names = self.names()
         known = [v for v in self._cluster.voters if v.name in names and v.disk.facts.get("cluster_id")]
         row = self._cluster.checks.ledger.machine.state.voters
-        return not self.replacing and row.index > 0 and voter.name in names and len(known) == len(names) >= self._size
+        # A list under way may have fewer voters, and then bear less.
+        under_way = any((v.disk.list_at or 0) > row.index for v in known)
+        whole = len(known) == len(names) >= self._size
+        return not self.replacing and row.index > 0 and voter.name in names and whole and not under_way
 
     def wiped(self, voter: Voter, after_s: float) -> None:
         """People notice after a while: it is removed, and comes back as a new voter."""
@@ -164,6 +172,7 @@ class Membership:
             answered = True
             if isinstance(outcome, Configuration):
                 self.changed += 1
+                self._changed_at = self._cluster.world.now
                 self._cluster.world.tell(f"the voters are {', '.join(sorted(outcome.names))} from {outcome.index} on")
                 then()
             else:
