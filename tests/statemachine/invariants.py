@@ -155,10 +155,13 @@ def _check_deadlines(state: State, table: str) -> None:
 
 
 def plain_indexes(index: Indexes) -> dict[str, Any]:
-    """The derived structures as plain data, without the deadlines (heartbeats carry those on)."""
-    plain: dict[str, Any] = {}
+    """The derived structures as plain data, without the deadlines (heartbeats carry those on).
+
+    What a holder has is counted without an order: whoever reads it sorts.
+    """
+    plain: dict[str, Any] = {"held": index.held}
     for name, value in vars(index).items():
-        if name in ("deadlines", "queued", "keepers", "classes"):
+        if name in ("deadlines", "queued", "keepers", "classes", "held"):
             continue
         if isinstance(value, set):
             plain[name] = sorted(value)
