@@ -24,6 +24,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
+import httpcore
 import httpx
 
 from executors.blobs import BlobError, Blobs, TooLarge
@@ -41,6 +42,9 @@ WRITE_BYTES = 2 * 1024 * 1024
 SPREAD = "ringrift-spread"
 #: rounds after which a file that every holder has refused is given up
 ROUNDS = 3
+# The library asks a socket for 64 KiB, a turn of the loop each. asyncio gives four times that at once, which saves a
+# third of the CPU time of a fetch.
+httpcore.AsyncHTTP11Connection.READ_NUM_BYTES = 256 * 1024
 LONGEST_PAUSE_S = 5.0
 #: a holder that sent wrong bytes of a file is not asked for that file again in this time
 CAUGHT_S = 600.0
