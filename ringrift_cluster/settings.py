@@ -409,8 +409,8 @@ def _tls_files(settings: Settings, role: Role) -> TlsFiles | None:
         return None
     if cert is None and role is Role.VOTER:
         raise SettingsError(
-            "A voter under --tls-ca (or RINGRIFT_TLS_CA, which the command line reads too) shows a certificate of its own;"
-            " give --tls-cert and --tls-key too."
+            "A voter under --tls-ca (or RINGRIFT_TLS_CA, which the command line reads too) shows a certificate of its"
+            " own; give --tls-cert and --tls-key too."
         )
     return TlsFiles(ca, cert, key)
 
