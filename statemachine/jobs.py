@@ -161,8 +161,7 @@ def complete(txn: Txn, cmd: CompleteJob) -> dict[str, object]:
         counted = work.job == row.job and work.status is _COMPLETED
         return {"published": counted, "repeat": True}
     move(row, to)
-    if work.status in LIVE_WORK:
-        checkpoints.drop(txn, work)
+    checkpoints.drop(txn, work)
     now = txn.now_ms
     done = txn.jobs.change(
         row.job,

@@ -46,10 +46,20 @@ def check_step(old: Row | None, new: Row | None) -> None:
 def check_rows(state: State) -> None:
     """One state: work and jobs tell one story, sums are sums, one champion a config."""
     _check_work_and_jobs(state)
+    _check_checkpoints(state)
     _check_sums(state)
     _check_models(state)
     for table in deadlines.TABLES:
         _check_deadlines(state, table)
+
+
+def _check_checkpoints(state: State) -> None:
+    """A checkpoint's file is there for an item that may still need it, and stands among its job's outputs."""
+    for row in state.artifacts.values():
+        if row.kind == "checkpoint":
+            job = state.jobs[row.job]
+            assert state.work[job.work].status is not WorkStatus.COMPLETED
+            assert row.digest in {output.digest for output in job.outputs}
 
 
 def _check_work_and_jobs(state: State) -> None:

@@ -104,6 +104,12 @@ def test_an_item_that_was_cancelled_takes_no_checkpoint() -> None:
     assert not cluster.state.artifacts
 
 
+def test_a_job_that_completes_after_its_item_was_cancelled_leaves_no_checkpoint_behind() -> None:
+    cluster = running(saved("w"), CancelWork("w", "a test"))
+    assert cluster.do(completed("w"))["published"] is False
+    assert not cluster.state.artifacts
+
+
 def test_a_file_of_another_kind_is_no_checkpoint() -> None:
     cluster = running(RegisterArtifact(ONE, 500, "games", "hex8_2p", "a"))
     cluster.refuses(saved("w"), Code.CONFLICT, "games")

@@ -48,6 +48,7 @@ from statemachine.commands import (
     RetryWork,
     RevokeToken,
     RollbackModel,
+    SaveCheckpoint,
     StartGauntlet,
     StopJob,
     VoidMatch,
@@ -358,6 +359,11 @@ class Histories(RuleBasedStateMachine):
     @rule(data=st.data())
     def release(self, data: st.DataObject) -> None:
         self.send(ReleaseJob(*self._job(data), "no room"))
+
+    @precondition(lambda self: self.cluster.state.jobs)
+    @rule(data=st.data(), name=st.sampled_from(("k0", "k1", "f0")))
+    def save(self, data: st.DataObject, name: str) -> None:
+        self.send(SaveCheckpoint(*self._job(data), digest_of(name), 10))
 
     @precondition(lambda self: self.cluster.state.jobs)
     @rule(data=st.data())
