@@ -34,8 +34,13 @@ WITH_TOKEN = {"authorization": f"Bearer {TOKEN}"}
 CHECKS = [status_code_conformance, content_type_conformance, response_headers_conformance, response_schema_conformance]
 #: codes with which a node may answer 503 and 504
 UNAVAILABLE = {"no_leader", "stale", "read_only", "halted", "not_ready", "outcome_unknown"}
-#: it ends the node, as it should
-NOT_CALLED = {("POST", "/admin/shutdown")}
+#: they end the node, run what they are told to, or go on until the caller leaves, as they should
+NOT_CALLED = {
+    ("POST", "/admin/shutdown"),
+    ("POST", "/admin/restart"),
+    ("POST", "/workload/try"),
+    ("GET", "/relay/channel"),
+}
 
 
 @schemathesis.serializer("application/msgpack")
