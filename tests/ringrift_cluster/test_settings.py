@@ -308,3 +308,30 @@ def test_the_parent_whose_end_a_node_follows_is_named_by_its_pid() -> None:
 def test_an_entry_may_name_its_raft_port_and_an_ipv6_address() -> None:
     member = parse_member("x=[fd00::1]:9/12")
     assert (member.id, member.address, member.raft_address) == ("x", "[fd00::1]:9", "[fd00::1]:12")
+
+
+# --- files ------------------------------------------------------------------------------------------
+
+
+def test_sizes_are_said_as_people_say_them_and_a_bucket_by_its_address(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = decide(cluster=THREE, node_id="n1", store_bytes="500GB", transfer_bytes_per_s="12MB")
+    assert (config.store_bytes, config.transfer_bytes_per_s, config.object_store) == (500 * 10**9, 12 * 10**6, None)
+    monkeypatch.setenv("RINGRIFT_S3_BUCKET", "our-bucket")
+    config = decide(cluster=THREE, node_id="n1", object_store_endpoint="http://127.0.0.1:9000")
+    assert config.object_store is not None
+    assert (config.object_store.name, config.object_store.endpoint) == ("store:our-bucket", "http://127.0.0.1:9000")
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        ({"store_bytes": "much"}, "store_bytes"),
+        ({"object_store": "https://bucket"}, "must be s3://BUCKET"),
+        ({"object_store_region": "us-east-1"}, "of use with --object-store"),
+        ({"object_store": "s3://bucket", "object_store_endpoint": "http://me:hush@host"}, "object_store_endpoint"),
+        ({"labels": "store:bucket"}, "give --object-store"),
+    ],
+)
+def test_what_is_wrong_with_the_settings_of_files_is_said(flags: dict[str, str], words: str) -> None:
+    with pytest.raises(SettingsError, match=words):
+        decide(cluster=THREE, node_id="n1", **flags)

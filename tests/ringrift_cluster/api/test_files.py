@@ -11,6 +11,7 @@ import msgspec
 import pytest
 
 from executors.folder import file_name
+from executors.pace import Pace
 from ringrift_cluster.api.app import create_app
 from ringrift_cluster.api.passing import Forward
 from ringrift_cluster.api.services import ApiLimits, Services
@@ -56,6 +57,19 @@ async def test_a_file_is_served_in_ranges_and_described_by_head(client: httpx.As
     head = await client.head(f"/artifacts/{DIGEST}")
     assert (head.status_code, head.headers["content-length"], head.content) == (200, str(len(BODY)), b"")
     assert head.headers["etag"] == f'"{DIGEST}"'
+
+
+async def test_what_a_node_sends_keeps_to_its_rate(client: httpx.AsyncClient, services: Services) -> None:
+    taken: list[int] = []
+
+    class Counted(Pace):
+        async def take(self, size_bytes: int) -> None:
+            taken.append(size_bytes)
+
+    services.gate.pace = Counted()
+    services.blobs.add(BODY)
+    assert (await client.get(f"/artifacts/{DIGEST}")).content == BODY
+    assert sum(taken) == len(BODY)
 
 
 async def test_bytes_that_are_not_the_digests_are_refused_and_leave_nothing(
