@@ -379,6 +379,7 @@ class Node:
                 **connections.numbers(),
                 **(board.numbers() if board is not None else {}),
                 **(channel.numbers() if channel is not None else {}),
+                "feed_streams": feed.streams,
                 **tls_numbers(),
                 **gateway.numbers(),
             },
