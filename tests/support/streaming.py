@@ -101,8 +101,6 @@ class Streaming(httpx.AsyncBaseTransport):
                 head.set_result(message)
                 return
             pipe.pour(message.get("body", b""))
-            if not message.get("more_body", False):
-                pipe.end()
 
         async def answer() -> None:
             url = request.url
@@ -128,7 +126,8 @@ class Streaming(httpx.AsyncBaseTransport):
             failure = None if task.cancelled() else task.exception()
             if failure is not None and not head.done():
                 head.set_exception(failure)
-            elif failure is not None:
+            else:
+                # Its end is that of the application, which then has closed its files.
                 pipe.end(failure)
 
         task = asyncio.create_task(answer())
