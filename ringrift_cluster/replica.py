@@ -22,6 +22,8 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Generic, Protocol, TypeVar
 
+from msgspec import Struct
+
 from statemachine.errors import Result
 from statemachine.state import State
 
@@ -78,8 +80,7 @@ class Consistency(StrEnum):
     LINEARIZABLE = "linearizable"
 
 
-@dataclass(frozen=True, slots=True)
-class Proposed:
+class Proposed(Struct, frozen=True):
     """Where the commands were committed and what each came to."""
 
     index: int

@@ -12,14 +12,15 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Callable, Sequence
-from typing import Generic, TypeVar
+from contextlib import suppress
+from functools import partial
+from typing import TypeVar
 
-from ringrift_cluster.raft.changes import Done, VoterState
+from ringrift_cluster.raft.changes import VoterState
 from ringrift_cluster.raft.conf import VoterConfig
 from ringrift_cluster.raft.configuration import Configuration
 from ringrift_cluster.raft.counters import Counters
 from ringrift_cluster.raft.node import RaftNode
-from ringrift_cluster.raft.proposals import Outcome
 from ringrift_cluster.raft.snapshots import SnapshotFile
 from ringrift_cluster.raft.thread import ConsensusThread
 from ringrift_cluster.raft.window import Applied, Window
@@ -68,13 +69,21 @@ class RaftReplica:
         """Commit encoded commands together, in order; one result each. Raises ReplicaError."""
         if self._thread.crowded:
             raise Busy("the consensus thread is behind; come back in a moment")
-        node = self._node
-        answer: _Answer[Outcome] = _Answer(self._thread)
-        self._thread.call(lambda: node.submit(commands, timeout_s, answer.put), answer.refuse)
-        outcome = await answer.future
-        if isinstance(outcome, ReplicaError):
-            raise _again(outcome)
-        return outcome
+        return await self._ask(partial(self._node.submit, commands, timeout_s))
+
+    async def _ask(self, order: Callable[[Callable[[A | ReplicaError], None]], None]) -> A:
+        """Let the consensus thread carry out `order` and wait for what it gives to `done`, its only argument.
+
+        An answer that is a ReplicaError is raised. Raises Halted.
+        """
+        thread = self._thread
+        answer: asyncio.Future[A | ReplicaError] = asyncio.get_running_loop().create_future()
+        thread.call(partial(order, partial(thread.answer, answer)))
+        found = await answer
+        if isinstance(found, ReplicaError):
+            # A fresh exception for each caller: one may be shared by many.
+            raise type(found)(*found.args)
+        return found
 
     async def read(
         self,
@@ -88,44 +97,46 @@ class RaftReplica:
 
         Raises Stale, NoLeader, Busy, Halted.
         """
-        answer: _Answer[Read[T] | ReplicaError] = _Answer(self._thread)
+        loop = asyncio.get_running_loop()
+        value: asyncio.Future[T] = loop.create_future()
+        running: set[asyncio.Task[T]] = set()
 
-        def reader(found: Machine | ReplicaError) -> None:
+        def ended(task: asyncio.Task[T]) -> None:
+            running.discard(task)
+            loop.call_soon_threadsafe(_take_over, value, task)
+
+        def reader(done: Callable[[int | ReplicaError], None], found: Machine | ReplicaError) -> None:
             if isinstance(found, ReplicaError):
-                answer.put(found)
+                done(found)
                 return
-            index = self._node.inside.applied
             # A task keeps the query's own exception apart from the consensus thread's.
-            task = asyncio.get_running_loop().create_task(_evaluate(query, found.state, index))
-            task.add_done_callback(answer.settle)
+            task = asyncio.get_running_loop().create_task(_evaluate(query, found.state))
             running.add(task)
-            task.add_done_callback(running.discard)
+            task.add_done_callback(ended)
+            done(self._node.inside.applied)
 
-        running: set[asyncio.Task[Read[T]]] = set()
         reads = self._node.reads
-        self._thread.call(lambda: reads.submit(consistency, at_least, wait_s, reader), answer.refuse)
-        found = await answer.future
-        if isinstance(found, ReplicaError):
-            raise _again(found)
-        return found
+        index: int = await self._ask(lambda done: reads.submit(consistency, at_least, wait_s, partial(reader, done)))
+        return Read(await value, index)
 
     async def wait_for(self, index: int, timeout_s: float) -> int:
         """Wait until `index` is applied or the time is over; returns the applied index. Raises Halted.
 
         It costs the consensus thread no turn of its own: many wait here for every entry.
         """
-        node, reached = self._node, _Answer[None](self._thread)
+        node = self._node
+        reached: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
         def look() -> None:
             if node.status.applied >= index or node.halted is not None:
-                reached.put(None)
+                self._thread.answer(reached, None)
 
         ticket = node.window.subscribe(look)
         try:
             # Looked at once more: what was applied before we subscribed wakes nobody.
             if node.status.applied < index and node.halted is None:
                 async with asyncio.timeout(timeout_s):
-                    await reached.future
+                    await reached
         except TimeoutError:
             pass
         finally:
@@ -144,13 +155,8 @@ class RaftReplica:
 
     async def transfer_leadership(self, target: str | None = None) -> str:
         """Hand leadership to a voter; returns who leads then. Raises NoLeader when none could take it."""
-        answer: _Answer[str | ReplicaError | None] = _Answer(self._thread)
-        node = self._node
         timeout_s = 4 * self._thread.config.timing.election_max_s
-        self._thread.call(lambda: node.hand_over(target, timeout_s, answer.put), answer.refuse)
-        found = await answer.future
-        if isinstance(found, ReplicaError):
-            raise _again(found)
+        found: str | None = await self._ask(partial(self._node.hand_over, target, timeout_s))
         if found is None or (target is not None and found != target):
             raise NoLeader(f"leadership was not taken over by {target or 'another voter'}; {found or 'nobody'} leads")
         return found
@@ -162,7 +168,7 @@ class RaftReplica:
 
         Raises ChangeRefused and NoLeader (nothing was changed), OutcomeUnknown, Halted.
         """
-        return await self._changed(lambda node, done: node.add_voter(voter, request, timeout_s, done))
+        return await self._ask(partial(self._node.add_voter, voter, request, timeout_s))
 
     async def remove_voter(self, name: str, *, request: str = "") -> Configuration:
         """As the leader: let `name` vote no longer; this one hands over first and raises NoLeader.
@@ -173,23 +179,12 @@ class RaftReplica:
         if status.role == "leader" and name == status.node_id and len(status.voters) > 1:
             heir = await self.transfer_leadership()
             raise NoLeader(f"{name} has handed leadership over to {heir}; ask {heir} to remove it")
-        return await self._changed(lambda node, done: node.remove_voter(name, request, done))
-
-    async def _changed(self, order: Callable[[RaftNode, Done], None]) -> Configuration:
-        answer: _Answer[Configuration | ReplicaError] = _Answer(self._thread)
-        node = self._node
-        self._thread.call(lambda: order(node, answer.put), answer.refuse)
-        found = await answer.future
-        if isinstance(found, ReplicaError):
-            raise _again(found)
-        return found
+        return await self._ask(partial(self._node.remove_voter, name, request))
 
     async def voter_states(self) -> list[VoterState]:
         """The voters and their progress, as far as it is known here; all of it at the leader. Raises Halted."""
-        answer: _Answer[list[VoterState]] = _Answer(self._thread)
         node = self._node
-        self._thread.call(lambda: answer.put(node.voter_states()), answer.refuse)
-        return await answer.future
+        return await self._ask(lambda done: done(node.voter_states()))
 
     @property
     def log_id(self) -> str:
@@ -208,7 +203,8 @@ class RaftReplica:
 
     async def stop(self) -> None:
         """Stop in order: finish the turn, write what is left, close. Leadership is not handed over here."""
-        self._thread.call(self._thread.stop, lambda sentence: None)
+        with suppress(Halted):
+            self._thread.call(self._thread.stop)
         await asyncio.to_thread(self._thread.ended.wait)
 
     def when_halted(self, told: Callable[[str], None]) -> None:
@@ -243,52 +239,19 @@ class RaftReplica:
 
         The file stays for at least a minute after it was last asked for. Raises Halted, Stale.
         """
-        answer: _Answer[SnapshotFile | ReplicaError] = _Answer(self._thread)
-        node = self._node
-        self._thread.call(lambda: node.want_snapshot(max_behind, answer.put), answer.refuse)
-        found = await answer.future
-        if isinstance(found, ReplicaError):
-            raise _again(found)
-        return found
+        return await self._ask(partial(self._node.want_snapshot, max_behind))
 
 
-class _Answer(Generic[A]):
-    """A future on the caller's loop, completed from the consensus thread."""
-
-    def __init__(self, thread: ConsensusThread) -> None:
-        self._thread = thread
-        self._loop = asyncio.get_running_loop()
-        self.future: asyncio.Future[A] = self._loop.create_future()
-
-    def put(self, value: A) -> None:
-        """On the consensus thread."""
-        self._thread.answer(self._loop, lambda: self._complete(value))
-
-    def settle(self, task: asyncio.Task[A]) -> None:
-        """On the consensus thread: take over a task's result or exception."""
-        failure = task.exception()
-        if failure is None:
-            self._loop.call_soon_threadsafe(self._complete, task.result())
-        else:
-            self._loop.call_soon_threadsafe(self._fail, failure)
-
-    def refuse(self, sentence: str) -> None:
-        """On the caller's thread: the voter has ended."""
-        self._fail(Halted(sentence))
-
-    def _complete(self, value: A) -> None:
-        if not self.future.done():
-            self.future.set_result(value)
-
-    def _fail(self, failure: BaseException) -> None:
-        if not self.future.done():
-            self.future.set_exception(failure)
+async def _evaluate(query: Callable[[State], T], state: State) -> T:
+    return query(state)
 
 
-async def _evaluate(query: Callable[[State], T], state: State, index: int) -> Read[T]:
-    return Read(query(state), index)
-
-
-def _again(error: ReplicaError) -> ReplicaError:
-    """A fresh exception for each caller: one may be shared by many."""
-    return type(error)(*error.args)
+def _take_over(value: asyncio.Future[T], task: asyncio.Task[T]) -> None:
+    """What a task of the consensus thread came to, for a future of the loop that this runs on."""
+    if value.done():
+        return
+    failure = task.exception()
+    if failure is None:
+        value.set_result(task.result())
+    else:
+        value.set_exception(failure)

@@ -15,6 +15,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import msgspec
+from msgspec import Struct
 
 from ringrift_cluster.raft.conf import Limits, Timing
 from ringrift_cluster.raft.counters import Counters
@@ -28,7 +29,16 @@ from ringrift_cluster.replica import (
     ReplicaError,
     TooLarge,
 )
-from statemachine.commands import MAX_COMMAND_BYTES, ConfigureVoters, Once, Signed, decode_command, kind_of, level_of
+from statemachine.commands import (
+    FEATURE_LEVELS,
+    MAX_COMMAND_BYTES,
+    ConfigureVoters,
+    Once,
+    Signed,
+    decode_command,
+    kind_of,
+    level_of,
+)
 from statemachine.entries import MAX_ENTRY_BYTES, encode_entry
 from statemachine.errors import Result
 
@@ -42,8 +52,7 @@ _PATIENCE_S = 300.0
 _FORWARD_BYTES = 2 << 20
 
 
-@dataclass(slots=True, eq=False)
-class Proposal:
+class Proposal(Struct, eq=False):
     """Commands of one caller, kept together in one entry. `deadline` is on the node's clock."""
 
     commands: Sequence[bytes]
@@ -64,7 +73,7 @@ class _InFlight:
     term: int
     size_bytes: int = 0
     commands: int = 0
-    parts: list[tuple[Proposal, int]] = field(default_factory=list)
+    parts: list[Proposal] = field(default_factory=list)
 
 
 class Proposals:
@@ -106,7 +115,7 @@ class Proposals:
 
     def submit(self, commands: Sequence[bytes], now: float, timeout_s: float, done: Callable[[Outcome], None]) -> None:
         """Queue commands, or answer at once why not. An empty sequence is a barrier."""
-        size = _ENTRY_ROOM + sum(len(c) + _PER_COMMAND for c in commands)
+        size = _ENTRY_ROOM + sum(map(len, commands)) + _PER_COMMAND * len(commands)
         proposal = Proposal(commands, now + timeout_s, done, now, size)
         refusal = self._refusal(proposal)
         if refusal is not None:
@@ -117,10 +126,11 @@ class Proposals:
         self._queue_bytes += size
 
     def _refusal(self, proposal: Proposal) -> ReplicaError | None:
-        for command in proposal.commands:
-            if len(command) > MAX_COMMAND_BYTES:
+        if proposal.size_bytes > MAX_COMMAND_BYTES:
+            largest = max(map(len, proposal.commands), default=0)
+            if largest > MAX_COMMAND_BYTES:
                 return TooLarge(
-                    f"the command has {len(command)} bytes, the limit is {MAX_COMMAND_BYTES}; "
+                    f"the command has {largest} bytes, the limit is {MAX_COMMAND_BYTES}; "
                     "put large content in an artifact"
                 )
         if proposal.size_bytes > MAX_ENTRY_BYTES or len(proposal.commands) > self._limits.commands_per_entry:
@@ -173,7 +183,7 @@ class Proposals:
                 proposal.end(ReplicaError(bad))
                 continue
             commands.extend(proposal.commands)
-            group.parts.append((proposal, len(proposal.commands)))
+            group.parts.append(proposal)
         if group.parts:
             self._append_entry(term, now, commands, group)
 
@@ -183,7 +193,7 @@ class Proposals:
         index = self._append(entry)
         if index in self._in_flight:
             # This voter led before, and its entry from then left its log. Another log may hold it still.
-            for proposal, _ in self._land(index).parts:
+            for proposal in self._land(index).parts:
                 proposal.end(
                     OutcomeUnknown("leadership moved while the entry was under way; repeat it under the same id")
                 )
@@ -236,7 +246,7 @@ class Proposals:
                 self._queue.append(proposal)
         unknown = OutcomeUnknown("no answer in time; the commands may or may not take effect")
         for group in self._in_flight.values():
-            for proposal, _ in group.parts:
+            for proposal in group.parts:
                 if proposal.deadline <= now:
                     proposal.end(unknown)
         for number, (_, proposal) in list(self._forwarded.items()):
@@ -255,9 +265,10 @@ class Proposals:
             self._again(group)
             return
         start = 0
-        for proposal, count in group.parts:
-            proposal.end(Proposed(index, term, tuple(results[start : start + count])))
-            start += count
+        for proposal in group.parts:
+            end = start + len(proposal.commands)
+            proposal.end(Proposed(index, term, tuple(results[start:end])))
+            start = end
 
     def passed(self, applied: int) -> None:
         """Everything up to `applied` is: what was proposed there and did not come up was replaced."""
@@ -267,7 +278,7 @@ class Proposals:
     def skipped(self, applied: int) -> None:
         """A snapshot went past these entries: whether they are in it cannot be told."""
         for index in [i for i in self._in_flight if i <= applied]:
-            for proposal, _ in self._land(index).parts:
+            for proposal in self._land(index).parts:
                 proposal.end(OutcomeUnknown("a snapshot passed the entry; repeat it under the same id"))
 
     def _land(self, index: int) -> _InFlight:
@@ -278,7 +289,7 @@ class Proposals:
 
     def _again(self, group: _InFlight) -> None:
         # Another leader's entry is committed in its place, so this one never will be: it is safe to repeat.
-        for proposal, _ in reversed(group.parts):
+        for proposal in reversed(group.parts):
             if not proposal.ended:
                 self._queue.appendleft(proposal)
                 self._queue_bytes += proposal.size_bytes
@@ -297,7 +308,7 @@ class Proposals:
             proposal.end(Halted(sentence))
         unknown = OutcomeUnknown(f"this voter stopped before the answer: {sentence}")
         for group in self._in_flight.values():
-            for proposal, _ in group.parts:
+            for proposal in group.parts:
                 proposal.end(unknown)
         for _, proposal in self._forwarded.values():
             proposal.end(unknown)
@@ -374,6 +385,10 @@ _ERRORS: dict[str, type[ReplicaError]] = {
 }
 
 
+#: commands that carry another one, and the one that consensus alone appends
+_LOOKED_INTO = frozenset({Once, Signed, ConfigureVoters})
+
+
 def undecodable(commands: Sequence[bytes], level: int) -> str | None:
     """Why the log must not take these commands, or None.
 
@@ -384,11 +399,14 @@ def undecodable(commands: Sequence[bytes], level: int) -> str | None:
             decoded = decode_command(command)
         except msgspec.MsgspecError as error:
             return f"the command cannot be decoded: {error}"
+        kind = type(decoded)
+        if kind not in _LOOKED_INTO and kind not in FEATURE_LEVELS:
+            continue
         needed = level_of(decoded)
         if needed > level:
             # A member of an older release could not read the entry.
-            kind = kind_of(decoded)
-            return f"the command {kind} needs feature level {needed} and the cluster is at {level}; raise it first"
+            name = kind_of(decoded)
+            return f"the command {name} needs feature level {needed} and the cluster is at {level}; raise it first"
         while isinstance(decoded, Once | Signed):
             decoded = decoded.command
         if isinstance(decoded, ConfigureVoters):

@@ -13,10 +13,11 @@ import random
 import shutil
 import threading
 import time
-from collections import deque
-from collections.abc import Callable, Mapping
+from collections import defaultdict, deque
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
+from typing import Any
 
 from ringrift_cluster.raft.compaction import Job
 from ringrift_cluster.raft.conf import VoterConfig
@@ -28,7 +29,7 @@ from ringrift_cluster.raft.node import RaftNode
 from ringrift_cluster.raft.snapshots import SnapshotDir
 from ringrift_cluster.raft.store import SqliteStore
 from ringrift_cluster.raft.transport import Transport
-from ringrift_cluster.replica import ReplicaStatus
+from ringrift_cluster.replica import Halted, ReplicaStatus
 from statemachine.errors import Halt
 
 log = logging.getLogger(__name__)
@@ -38,7 +39,9 @@ DISK_CHECK_S = 1.0
 #: calls of other threads that may wait to be taken over
 MAX_CALLS = 20_000
 
-Call = Callable[[], None]
+Call = Callable[[], object]
+#: a future of a caller's loop, and what it is completed with
+Answer = tuple[asyncio.Future[Any], object]
 
 
 class ConsensusThread:
@@ -59,13 +62,13 @@ class ConsensusThread:
         self.started = threading.Event()
         self.ended = threading.Event()
         self.start_failure: BaseException | None = None
-        self._answers: dict[asyncio.AbstractEventLoop, list[Call]] = {}
+        self._answers: defaultdict[asyncio.AbstractEventLoop, list[Answer]] = defaultdict(list)
         self._durable_waiters: list[asyncio.Future[None]] = []
 
     # From any thread
 
-    def call(self, call: Call, refuse: Callable[[str], None]) -> None:
-        """Run `call` in the next turn, or `refuse` (here, with a sentence) when there is none."""
+    def call(self, call: Call) -> None:
+        """Run `call` in the next turn. Raises Halted when there is none."""
         with self._lock:
             if not self._ended:
                 self._calls.append(call)
@@ -76,7 +79,7 @@ class ConsensusThread:
                 if loop is not None:
                     loop.call_soon_threadsafe(self._wake.set)
                 return
-        refuse(self.node.halted or "this voter has stopped")
+        raise Halted(self.node.halted or "this voter has stopped")
 
     @property
     def crowded(self) -> bool:
@@ -100,9 +103,9 @@ class ConsensusThread:
 
     # On the consensus thread
 
-    def answer(self, loop: asyncio.AbstractEventLoop, call: Call) -> None:
-        """Run `call` on a caller's loop at the end of this turn."""
-        self._answers.setdefault(loop, []).append(call)
+    def answer(self, future: asyncio.Future[Any], value: object) -> None:
+        """Complete a future of a caller's loop at the end of this turn."""
+        self._answers[future.get_loop()].append((future, value))
 
     async def _main(self) -> None:
         self._loop = asyncio.get_running_loop()
@@ -218,10 +221,10 @@ class ConsensusThread:
     def _flush(self) -> None:
         if not self._answers:
             return
-        answers, self._answers = self._answers, {}
-        for loop, calls in answers.items():
+        answers, self._answers = self._answers, defaultdict(list)
+        for loop, given in answers.items():
             if not loop.is_closed():
-                loop.call_soon_threadsafe(_run_all, calls)
+                loop.call_soon_threadsafe(complete, given)
 
     def _note(self, before: ReplicaStatus, after: ReplicaStatus) -> None:
         if (before.role, before.leader_id, before.ready) != (after.role, after.leader_id, after.ready):
@@ -347,6 +350,8 @@ class _Links:
             self.transport.reach(addresses)
 
 
-def _run_all(calls: list[Call]) -> None:
-    for call in calls:
-        call()
+def complete(answers: Iterable[Answer]) -> None:
+    """On the loop of the futures: whoever no longer waits gets nothing."""
+    for future, value in answers:
+        if not future.done():
+            future.set_result(value)

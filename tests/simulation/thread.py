@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ringrift_cluster.raft.conf import VoterConfig
 from ringrift_cluster.raft.node import RaftNode
-from ringrift_cluster.replica import ReplicaStatus
+from ringrift_cluster.raft.thread import Call, complete
+from ringrift_cluster.replica import Halted, ReplicaStatus
 
 if TYPE_CHECKING:
     from tests.simulation.voter import Voter
-
-Call = Callable[[], None]
 
 
 class VirtualThread:
@@ -27,14 +25,13 @@ class VirtualThread:
         self.node = node
         self.config = config
 
-    def call(self, call: Call, refuse: Callable[[str], None]) -> None:
-        if self._voter.life == self._life:
-            self._voter.call(lambda node: call())
-        else:
-            refuse("this voter has stopped")
+    def call(self, call: Call) -> None:
+        if self._voter.life != self._life:
+            raise Halted("this voter has stopped")
+        self._voter.call(lambda node: call())
 
-    def answer(self, loop: asyncio.AbstractEventLoop, call: Call) -> None:
-        loop.call_soon(call)
+    def answer(self, future: asyncio.Future[Any], value: object) -> None:
+        future.get_loop().call_soon(complete, [(future, value)])
 
     def status(self) -> ReplicaStatus:
         return self.node.status

@@ -484,7 +484,7 @@ class TestAFlood:
                     for link in list(target._thread._transport._links.values()):
                         link.writer.transport.abort()
 
-                target._thread.call(cut, lambda sentence: None)
+                target._thread.call(cut)
                 placed = [await leader.propose([add(f"w{n}")]) for n in range(20)]
                 await until(lambda: target.counters.connections >= links + 2, "the voters to be back")
                 seen = await target.read(lambda s: len(s.work), at_least=placed[-1].index, wait_s=10)
