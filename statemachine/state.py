@@ -169,7 +169,7 @@ class State:
 class Table(Generic[R]):
     """One table as commands see it: they write into it, and the transaction remembers what was there."""
 
-    __slots__ = ("_noun", "_txn", "due", "get", "keep", "name", "rows")
+    __slots__ = ("_noun", "_undoes", "_writes", "due", "get", "keep", "name", "rows")
 
     def __init__(self, txn: Txn, name: str, noun: str) -> None:
         state = txn.state
@@ -180,7 +180,8 @@ class Table(Generic[R]):
         #: brings the indexes in step, where anything is derived from the table
         self.keep = state.index.keepers.get(name)
         self.due = deadlines.TABLES.get(name)
-        self._txn = txn
+        self._undoes = txn.undo.append
+        self._writes = txn.written.append
         self._noun = noun
 
     def require(self, key: str) -> R:
@@ -192,26 +193,26 @@ class Table(Generic[R]):
 
     def put(self, key: str, row: R) -> R:
         """Write a whole row."""
-        rows, txn = self.rows, self._txn
-        txn.undo.append((self, key, rows.get(key), row))
-        txn.written.append((self.name, key, row))
+        rows = self.rows
+        self._undoes((self, key, rows.get(key), row))
+        self._writes((self.name, key, row))
         rows[key] = row
         return row
 
     def change(self, key: str, **fields: Any) -> R:
         """Write some fields of a row that is there. The digest chain takes in these fields, not the whole row again."""
-        rows, txn = self.rows, self._txn
+        rows = self.rows
         old = rows[key]
         row = rows[key] = replace(old, **fields)
-        txn.undo.append((self, key, old, row))
-        txn.written.append((self.name, key, fields))
+        self._undoes((self, key, old, row))
+        self._writes((self.name, key, fields))
         return row
 
     def delete(self, key: str) -> None:
         """Remove a row that is there."""
         old = self.rows.pop(key)
-        self._txn.undo.append((self, key, old, None))
-        self._txn.written.append((self.name, key, None))
+        self._undoes((self, key, old, None))
+        self._writes((self.name, key, None))
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -237,6 +238,7 @@ class Txn:
         #: what the command wrote, in order: (table, key, row before, row)
         self.undo: list[tuple[Table[Any], str, Any, Any]] = []
         self._mark = (self.cluster, 0, 0, 0, 0)
+        self._events = state.events
         self.peers: Table[Peer] = Table(self, "peers", "peer")
         self.work: Table[Work] = Table(self, "work", "work item")
         self.jobs: Table[Job] = Table(self, "jobs", "job")
@@ -248,6 +250,7 @@ class Txn:
         self.totals: Table[Totals] = Table(self, "totals", "totals")
         self.paces: Table[Pace] = Table(self, "paces", "pace")
         self.settings: Table[Setting] = Table(self, "settings", "setting")
+        self.settings.keep = self._take_setting
         self.requests: Table[Request] = Table(self, "requests", "request")
         self.tokens: Table[Token] = Table(self, "tokens", "token")
         self.voters: Table[Voters] = Table(self, "voters", "list of voters")
@@ -260,7 +263,7 @@ class Txn:
         self.fence = cluster.fence
         self.seq = cluster.seq
         self.event_seq = cluster.event_seq
-        self.written = []
+        self.written.clear()
         self._mark = (cluster, self.fence, self.seq, self.event_seq, 0)
 
     def next_seq(self) -> int:
@@ -278,7 +281,7 @@ class Txn:
         if "" in detail.values():
             detail = {k: v for k, v in detail.items() if v}
         self.event_seq = seq = self.event_seq + 1
-        self.state.events[str(seq)] = Event(seq, self.index, self.now_ms, kind, key, detail)
+        self._events[str(seq)] = Event(seq, self.index, self.now_ms, kind, key, detail)
         self.written.append((kind, key, detail))
 
     def commit(self) -> None:
@@ -291,10 +294,12 @@ class Txn:
                 at = due(row, state.timing, state.retention)
                 if at:
                     state.index.schedule(table.name, key, at)
-            if table is self.settings:
-                state.take_setting(key, self.settings.rows[key].value)
         self.undo.clear()
         self._mark = (self.cluster, self.fence, self.seq, self.event_seq, len(self.written))
+
+    def _take_setting(self, key: str, old: Setting | None, row: Setting) -> bool:
+        self.state.take_setting(key, row.value)
+        return False
 
     def rollback(self) -> None:
         """Put back everything that was there before the command."""
@@ -311,7 +316,7 @@ class Txn:
         del self.written[written:]
 
     def finish(self) -> list[tuple[str, str, Any]]:
-        """Write the cluster's row and let old events go; returns what the entry wrote, in order."""
+        """Write the cluster's row and let old events go; returns what the entry wrote, in order, until the next one."""
         state = self.state
         cluster = replace(self.cluster, fence=self.fence, seq=self.seq, event_seq=self.event_seq)
         if cluster != state.cluster:

@@ -53,11 +53,11 @@ def add(txn: Txn, cmd: AddWork) -> dict[str, object]:
             return {"work": cmd.work, "status": old.status, "repeat": True}
         raise Refused(Code.CONFLICT, f"work {cmd.work!r} exists with other content; choose another id")
     state = txn.state
-    pending = state.index.open_items(cmd.work_type, cmd.config, _PENDING)
-    if pending >= state.limits.pending_per_class:
+    group = state.index.group(cmd.work_type, cmd.config)
+    if group is not None and group.counts[_PENDING] >= state.limits.pending_per_class:
         raise Refused(
             Code.LIMIT,
-            f"{pending} items of {cmd.work_type} {cmd.config} are pending, the limit of their class; "
+            f"{group.counts[_PENDING]} items of {cmd.work_type} {cmd.config} are pending, the limit of their class; "
             "add more when some are done, or raise limits.pending_per_class",
         )
     if cmd.unique and (holder := state.index.unique.get(cmd.unique)):
