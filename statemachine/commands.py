@@ -109,7 +109,7 @@ class AddWork(Base, frozen=True, tag="work.add"):
     """Queue one item under an id its client chose. The same item again is no second item."""
 
     work: WorkId
-    work_type: Id
+    work_type: Ref
     config: Annotated[str, Meta(max_length=64)] = ""
     priority: Priority = 50
     template: Annotated[str, Meta(max_length=64)] = ""

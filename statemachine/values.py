@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 from enum import StrEnum
+from string import ascii_letters, digits
 from typing import Annotated
 
 from msgspec import Meta, Struct
 
 #: `$` alone would let a trailing newline through
-_NAME = r"^[A-Za-z0-9][A-Za-z0-9._:@/+-]*$(?!\n)"
-Id = Annotated[str, Meta(min_length=1, max_length=128, pattern=_NAME)]
+NAME = r"^[A-Za-z0-9][A-Za-z0-9._:@/+-]*$(?!\n)"
+Id = Annotated[str, Meta(min_length=1, max_length=128, pattern=NAME)]
 #: an Id that names something which is there already: it needs no form of its own, one that nothing has is refused
 Ref = Annotated[str, Meta(min_length=1, max_length=128)]
-#: shorter than an Id, because the names of its jobs and matches are made from it
-WorkId = Annotated[str, Meta(min_length=1, max_length=96, pattern=_NAME)]
+#: shorter than an Id, because the names of its jobs and matches are made from it; the law looks at its form itself
+WorkId = Annotated[str, Meta(min_length=1, max_length=96)]
 #: short enough that names of items and participants can be made from several
-Part = Annotated[str, Meta(min_length=1, max_length=32, pattern=_NAME)]
+Part = Annotated[str, Meta(min_length=1, max_length=32, pattern=NAME)]
 #: sha256 of a file's bytes, in lower-case hex
 Digest = Annotated[str, Meta(pattern=r"^[0-9a-f]{64}$(?!\n)")]
 Text = Annotated[str, Meta(max_length=4096)]
@@ -31,7 +32,16 @@ Params = Annotated[dict[Short, Text], Meta(max_length=128)]
 
 
 #: long enough for `node:` and a node's id
-TokenName = Annotated[str, Meta(min_length=1, max_length=140, pattern=_NAME)]
+TokenName = Annotated[str, Meta(min_length=1, max_length=140, pattern=NAME)]
+
+
+_FIRST = frozenset(ascii_letters + digits)
+_REST = ascii_letters + digits + "._:@/+-"
+
+
+def is_name(text: str) -> bool:
+    """Whether a text that is not empty has the form of an Id: a quarter of what its pattern takes, for what is hot."""
+    return text[0] in _FIRST and not text.strip(_REST)
 
 
 class Scope(StrEnum):

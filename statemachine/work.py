@@ -30,6 +30,7 @@ from statemachine.rows import (
     WorkStatus,
 )
 from statemachine.state import Txn
+from statemachine.values import is_name
 
 #: pending items of one type and config a claim looks at; the ones behind wait until those in front can run
 CLAIM_SCAN = 512
@@ -52,6 +53,12 @@ def add(txn: Txn, cmd: AddWork) -> dict[str, object]:
         if replace(old.spec, at_ms=0) == replace(cmd, at_ms=0):
             return {"work": cmd.work, "status": old.status, "repeat": True}
         raise Refused(Code.CONFLICT, f"work {cmd.work!r} exists with other content; choose another id")
+    if not (is_name(cmd.work) and is_name(cmd.work_type)):
+        raise Refused(
+            Code.INVALID,
+            f"work {cmd.work!r} of type {cmd.work_type!r}: both begin with a letter or digit and hold letters, digits "
+            "and ._:@/+- only",
+        )
     state = txn.state
     group = state.index.group(cmd.work_type, cmd.config)
     if group is not None and group.counts[_PENDING] >= state.limits.pending_per_class:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from typing import get_args
 
+import hypothesis
 import msgspec
 import pytest
+from hypothesis import strategies
 
 from statemachine import settings as st
 from statemachine.commands import (
@@ -23,8 +26,9 @@ from statemachine.commands import (
     level_of,
 )
 from statemachine.entries import ENTRY_FORMAT, decode_entry, encode_entry
+from statemachine.errors import Code
 from statemachine.machine import HANDLERS
-from statemachine.values import Evidence, MatchResult, Output, Tally
+from statemachine.values import NAME, Evidence, MatchResult, Output, Tally, is_name
 from tests.support.law import Cluster, claimed, digest_of, given, item, node
 
 
@@ -58,13 +62,27 @@ def test_an_entry_is_spliced_from_encoded_commands_without_touching_them():
 
 
 def test_a_name_that_ends_in_a_newline_is_no_name():
-    refused_at_the_door(item("w1\n"), "$.work")
+    given(item("w0")).refuses(item("w1\n"), Code.INVALID)
+    refused_at_the_door(node("a\n"), "$.peer")
     refused_at_the_door(CompleteJob("j", 1, outputs=(Output("f", digest_of("x") + "\n", 1, "games"),)), "digest")
 
 
-@pytest.mark.parametrize("name", ["", " ", "../x y", "-leading", "tab\there", "x" * 129, "naïve"])
+@pytest.mark.parametrize("name", [" ", "../x y", "-leading", "tab\there", "naïve"])
 def test_names_are_plain(name: str):
+    refused_at_the_door(node(name), "$.peer")
+    for bad in (item(name), item("w1", name)):
+        given(item("w0")).refuses(bad, Code.INVALID, repr(name))
+
+
+@pytest.mark.parametrize("name", ["", "x" * 129])
+def test_names_are_neither_empty_nor_long(name: str):
+    refused_at_the_door(node(name), "$.peer")
     refused_at_the_door(item("w1", name), "$.work_type")
+
+
+@hypothesis.given(strategies.text(min_size=1, max_size=8))
+def test_the_law_and_the_pattern_agree_on_names(name: str):
+    assert is_name(name) == bool(re.search(NAME, name))
 
 
 def test_the_jobs_and_matches_of_the_longest_work_id_can_still_be_named():
