@@ -66,7 +66,7 @@ def _data_dir(path: Path) -> Iterator[None]:
     """Hold the data directory for this process. Raises SetupError."""
     lock: BinaryIO | None = None
     try:
-        path.mkdir(parents=True, exist_ok=True)
+        path.mkdir(mode=0o700, parents=True, exist_ok=True)
         lock = (path / "lock").open("a+b")
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:

@@ -517,7 +517,7 @@ def _store_id(data_dir: Path, node_id: str) -> None:
     if path.exists():
         return
     try:
-        data_dir.mkdir(parents=True, exist_ok=True)
+        data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
         draft = path.with_suffix(f".{os.getpid()}")
         draft.write_text(f"{node_id}\n", encoding="utf-8")
         draft.rename(path)

@@ -249,6 +249,7 @@ def test_the_identity_is_made_once_and_kept_in_the_data_directory(tmp_path: Path
     first = node_config(flags)
     assert node_config(flags).node_id == first.node_id
     assert (tmp_path / "d" / "node-id").read_text().strip() == first.node_id
+    assert (tmp_path / "d").stat().st_mode & 0o077 == 0, "it will hold the node's token, its ledger and its logs"
     with pytest.raises(SettingsError, match="belongs to node"):
         node_config({**flags, "node_id": "other"})
 
