@@ -286,7 +286,8 @@ class Membership:
             self._accepted_by.pop(hello.node_id, None)
             self.refused[hello.node_id] = answer.detail
             # A log that joins has lost nothing: who refuses it knows an older list, with an earlier log of this node.
-            if self.joining:
+            # So does a peer whose list is older than ours: our greeting may have left before we were named.
+            if self.joining or hello.configured < self.configuration.index:
                 return
             if answer.reason == "other_log":
                 self.disowned = answer.detail

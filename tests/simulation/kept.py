@@ -41,4 +41,5 @@ KEPT: dict[str, tuple[int, Options]] = {
             )
         ),
     ),
+    "a voter was named while a lagging one answered its greeting, and took itself for removed": (30928, Options()),
 }

@@ -6,7 +6,7 @@ import pytest
 
 from ringrift_cluster.raft.changes import Outcome
 from ringrift_cluster.raft.configuration import Configuration
-from ringrift_cluster.raft.errors import Removed
+from ringrift_cluster.raft.errors import DiskLost, Removed
 from ringrift_cluster.raft.messages import (
     AppendEntries,
     AppendReply,
@@ -269,6 +269,24 @@ class TestTheLogOfAVoter:
         joins.node.welcomed(hello("b", configured=3), Welcome(reason, "b knows d by its log of last week"))
         joins.turn()
         assert joins.node.halted is None
+
+    @pytest.mark.parametrize("reason", ["removed", "other_log"])
+    def test_nor_one_that_was_named_while_that_voter_answered(self, tmp_path, reason):
+        joins = Guarded(tmp_path, node_id="d", voters=(), join=False)
+        log = joins.node.membership.log_id
+        joins.greet("b", configured=3)
+        joins.get(
+            "b", AppendEntries(1, 2, 1, 0, [*entries(2, 2, 1), listing(3, 1, "a", "b", "d", a="log-of-a", d=log)])
+        )
+        joins.get("b", AppendEntries(1, 3, 3, 1, []))
+        assert not joins.node.membership.joining
+        joins.node.welcomed(hello("a", configured=2), Welcome(reason, "a knows d by an older list"))
+        joins.turn()
+        assert joins.node.status.role == "voter"
+        # A list that is no older than its own is another matter.
+        with pytest.raises((Removed, DiskLost)):
+            joins.node.welcomed(hello("a", configured=3), Welcome(reason, "a knows d by this list"))
+            joins.turn()
 
 
 def test_lists_that_differ_in_one_voter_have_majorities_that_meet():
