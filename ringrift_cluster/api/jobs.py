@@ -118,7 +118,7 @@ async def _kept(logs: Logs, job_id: str, query: LogQuery) -> AsyncIterator[bytes
 
 async def _elsewhere(call: Call, job_id: str, query: LogQuery) -> PassedOn:
     """The log from the node that ran the job; one that is followed goes on when its node finds another voter."""
-    peer = await look(call, lambda state: _known(state, job_id).peer)
+    peer = await look(call, lambda state: _keeper(state, _known(state, job_id).peer))
     if VOUCHED in call.scope or peer == call.services.replica.status().node_id:
         raise Problem(Code.NOT_FOUND, f"node {peer!r} keeps no log of job {job_id!r} (any more)")
 
@@ -188,6 +188,12 @@ async def show(call: Call, job_id: str, query: View) -> JobView:
         return JobView(row, state.work.get(row.work))
 
     return await look(call, ask, query)
+
+
+def _keeper(state: State, peer: str) -> str:
+    """The node that has the logs of a peer's jobs: a host without an agent has none, its gateway has them."""
+    host = state.host(peer)
+    return peer if host is None else host.gateway
 
 
 def _known(state: State, job_id: str) -> Job:

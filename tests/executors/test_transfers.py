@@ -6,6 +6,7 @@ import asyncio
 import hashlib
 import os
 import random
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -128,7 +129,8 @@ def test_a_file_of_nodes_that_cannot_be_reached_is_tried_until_patience_ends(
     with pytest.raises(HoldersGone) as error:
         fetch(node(tmp_path), address)
     assert error.value.unreachable
-    assert "left alone" in str(error.value)
+    # Which of the two the last round met depends on how long the node is left alone, which is drawn.
+    assert re.search("left alone|attempts failed", str(error.value))
 
 
 def test_the_library_reads_as_much_at_once_as_it_is_told() -> None:

@@ -28,6 +28,7 @@ from ringrift_cluster.settings import Settings
 from statemachine.commands import JoinPeer, LeavePeer, RecordMatch
 from statemachine.snapshot import freeze, header, write
 from statemachine.values import Gpu, MatchResult, PeerFacts, Tally
+from tests.support.cluster import eventually
 from tests.support.feeding import Voter, services_of
 from tests.support.served import served
 
@@ -484,16 +485,20 @@ def _answer(port: int, node: subprocess.Popen[bytes]) -> dict[str, Any]:
     """The node's status once it leads."""
     from ringrift_cluster.client import Client, ClientError
 
+    found: dict[str, Any] = {}
+
+    def leads() -> bool:
+        assert node.poll() is None, "the node ended by itself"
+        try:
+            status = client.raft_state()
+        except ClientError:
+            return False
+        found.update(node_id=status.node_id, role=status.role)
+        return status.role == "leader" and status.ready
+
     with Client(f"127.0.0.1:{port}", contact_s=60.0, retry_s=60.0) as client:
-        for _ in range(600):
-            assert node.poll() is None, "the node ended by itself"
-            try:
-                status = client.raft_state()
-            except ClientError:
-                continue
-            if status.role == "leader" and status.ready:
-                return {"node_id": status.node_id, "role": status.role}
-    raise AssertionError("the node did not come to lead")
+        eventually(leads, "the node to lead", 60)
+    return found
 
 
 def test_a_drain_that_is_watched_returns_when_the_node_is_empty_and_it_can_be_retired(cli: Any, voter: Voter) -> None:
