@@ -19,6 +19,8 @@ from executors.folder import file_name
 Stream = Literal["stdout", "stderr", "shim"]
 MAX_TAIL_BYTES = 1024 * 1024
 CHUNK_BYTES = 64 * 1024
+#: what is shown again of a log that was halved while nobody read it
+AGAIN_BYTES = 64 * 1024
 
 
 class NoLogs(Exception):  # noqa: N818
@@ -55,11 +57,13 @@ class Logs:
     ) -> AsyncIterator[bytes]:
         """What the file holds after `offset`, then what is added to it, until the attempt has ended. Raises NoLogs.
 
-        A file that is shorter than that was halved meanwhile: it is shown from where it begins now.
+        A file that is shorter than that was halved meanwhile, and nobody knows where its reader stood: the last
+        AGAIN_BYTES of it are shown. One that is halved while it is followed is shown from where it begins now.
         """
         folder = await asyncio.to_thread(self.folder, job)
         path = folder / f"{stream}.log"
-        at = offset
+        size = path.stat().st_size if path.exists() else 0
+        at = offset if offset <= size else max(0, size - AGAIN_BYTES)
         while True:
             ended = (folder / "exit.json").exists()  # looked at before the read: nothing is written after it
             if path.exists() and path.stat().st_size < at:

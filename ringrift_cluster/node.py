@@ -172,7 +172,8 @@ class Node:
                     await self._live(replica, http, token)
         log.info("event=node_left reason=%s exit=%d", self._order.reason or "-", self._exit)
         if self._stuck:
-            os._exit(self._exit)
+            # A restart is then left to whoever looks after this process, which takes code 0 for a wish to be gone.
+            os._exit(self._exit or (EXIT_MOVED if self.restarts else 0))
         return self._exit
 
     async def _join(self, http: httpx.AsyncClient) -> bool:
@@ -248,7 +249,7 @@ class Node:
     @property
     def restarts(self) -> bool:
         """Whether its process is to begin anew."""
-        return self._order.restart and not self._exit
+        return self._order.restart and not self._exit and not self._signalled
 
     async def _learn(self, replica: RaftReplica | FeedReplica) -> Learner:
         """Have a log here that a leader may bring up to date; what names it. Raises ChangeRefused."""

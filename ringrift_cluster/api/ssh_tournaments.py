@@ -29,6 +29,10 @@ from statemachine.values import Id, Needs, Part, Priority, Scope, Short
 route = Routes("tournaments on hosts", "Tournaments whose games are played on hosts that have only an SSH server.")
 
 WORK_TYPE = "tournament"
+#: participants of one run: beyond it their pairs could not be items of one run anyway
+MAX_NAMES = 256
+#: items of a run that its status goes through
+MAX_SHARDS = 10_000
 RunId = Annotated[str, Meta(min_length=1, max_length=64, pattern=r"^[A-Za-z0-9][A-Za-z0-9._:@+-]*$(?!\n)")]
 #: what an attempt of a pair counts, from the side of its first participant
 WON, DRAWN, LOST = "wins_a", "draws", "wins_b"
@@ -93,13 +97,15 @@ def tiers_of(body: SshTournamentRun) -> list[str]:
         raise Problem(Code.INVALID, "tiers and participants are two names for one thing; give one of them")
     said = body.tiers or body.participants
     names: list[str] = []
-    for name in said.split(",") if isinstance(said, str) else said:
+    for name in said.split(",", MAX_NAMES) if isinstance(said, str) else said:
         first, dash, last = name.strip().partition("-")
         number, end = first[1:], last[1:]
         if dash and first[:1] == last[:1] == "D" and number.isdecimal() and end.isdecimal() and len(end) < 4:
             names += [f"D{tier}" for tier in range(int(number), int(end) + 1)]
         else:
             names.append(name.strip())
+        if len(names) > MAX_NAMES:
+            raise Problem(Code.INVALID, f"a tournament takes at most {MAX_NAMES} participants")
     bad = [name for name in names if not 0 < len(name) <= 32]
     if bad or len(set(names)) < len(names) or len(names) < 2:
         raise Problem(Code.INVALID, f"a tournament takes two or more different participants, not {', '.join(names)!r}")
@@ -110,9 +116,9 @@ def work_id(run_id: str, number: int) -> str:
     return f"ssh-tournament/{run_id}/{number}"
 
 
-def to_commands(body: SshTournamentRun, needs: Needs, at_ms: int, most: int) -> list[AddWork]:
+def to_commands(body: SshTournamentRun, names: list[str], needs: Needs, at_ms: int, most: int) -> list[AddWork]:
     """The items of a run: the same for the same body. `needs` is what one takes. Raises Problem."""
-    names, each = tiers_of(body), body.games_per_shard or body.games_per_matchup
+    each = body.games_per_shard or body.games_per_matchup
     shards = len(names) * (len(names) - 1) // 2 * -(-body.games_per_matchup // each)
     if shards > most:
         raise Problem(Code.INVALID, f"{len(names)} participants make {shards} items, {most} are taken in one run")
@@ -150,17 +156,19 @@ def to_commands(body: SshTournamentRun, needs: Needs, at_ms: int, most: int) -> 
     return made
 
 
-def plan(state: State, body: SshTournamentRun, at_ms: int, most: int) -> tuple[list[str], list[AddWork]]:
+def plan(
+    state: State, body: SshTournamentRun, names: list[str], at_ms: int, most: int
+) -> tuple[list[str], list[AddWork]]:
     """The hosts of a run and its items, when all is there that it takes. Raises Problem."""
     known = [name for name, setting in state.hosts().items() if setting.enabled]
     missing = [name for name in body.hosts if name not in known]
     if missing or not known:
-        names = ", ".join(known) or "none yet"
-        raise Problem(Code.NOT_FOUND, f"no host is called {', '.join(missing) or 'anything'}; hosts are {names}")
+        there = ", ".join(known) or "none yet"
+        raise Problem(Code.NOT_FOUND, f"no host is called {', '.join(missing) or 'anything'}; hosts are {there}")
     template = state.template(body.template)
     if template is None:
         raise Problem(Code.NOT_FOUND, f"no setting template/{body.template} exists; add it, or name another template")
-    commands = to_commands(body, body.needs or template.needs or Needs(), at_ms, most)
+    commands = to_commands(body, names, body.needs or template.needs or Needs(), at_ms, most)
     old = state.work.get(commands[0].work)
     if old is not None and replace(old.spec, at_ms=0) != replace(commands[0], at_ms=0):
         raise Problem(Code.CONFLICT, f"the run {body.run_id!r} exists with other content; choose another run_id")
@@ -186,7 +194,9 @@ async def run(call: Call, body: SshTournamentRun) -> SshTournamentStarted:
     """
     services = call.services
     at_ms, most = services.wall_ms(), services.limits.items
-    hosts, commands = await look(call, lambda state: plan(state, body, at_ms, most))
+    # Whatever a body may hold is gone through here and not on the thread of consensus, where the plan is made.
+    participants = tiers_of(body)
+    hosts, commands = await look(call, lambda state: plan(state, body, participants, at_ms, most))
     repeats: list[bool] = [False] * len(commands)
     if not body.dry_run:
         results = await propose(call, [sealed(call, command) for command in commands])
@@ -261,12 +271,18 @@ class SshTournamentQuery(View, frozen=True, kw_only=True):
     run_id: Annotated[str, Meta(min_length=1, max_length=64, description="The run.")]
 
 
+def _number(row: Work, name: str) -> int:
+    """A parameter of an item as a number: whoever may add items may have given such an item any text."""
+    said = row.spec.params.get(name, "")
+    return int(said) if said.isascii() and said.isdecimal() and len(said) < 10 else 0
+
+
 def tournament(state: State, run_id: str) -> SshTournament:
     """What a run has come to. Raises Problem when nothing of it is known."""
     first = state.work.get(work_id(run_id, 0))
     if first is None:
         raise Problem(Code.NOT_FOUND, f"no run {run_id!r} is known; it may be past its retention")
-    total = int(first.spec.params.get("shards", "1"))
+    total = max(1, min(_number(first, "shards"), MAX_SHARDS))
     rows = [row for n in range(total) if (row := state.work.get(work_id(run_id, n))) is not None]
     scores: dict[tuple[str, str], Counter[str]] = {}
     for row in rows:
@@ -287,7 +303,7 @@ def tournament(state: State, run_id: str) -> SshTournament:
         items_total=total,
         by_status={str(status): count for status, count in sorted(by_status.items())},
         games_done=sum(pair.games for pair in pairs),
-        games_total=sum(int(row.spec.params.get("games", "0")) for row in rows),
+        games_total=sum(_number(row, "games") for row in rows),
         items=[_item(state, row) for row in rows],
         pairs=pairs,
         standings=_standings(pairs),
@@ -313,7 +329,7 @@ def _score(state: State, row: Work) -> dict[str, int]:
 
 def _item(state: State, row: Work) -> ItemState:
     job = state.jobs.get(row.job) or state.jobs.get(f"{row.work}.{row.grants}")
-    games = int(row.spec.params.get("games", "0"))
+    games = _number(row, "games")
     host, reason = (job.peer if job else ""), row.reason if row.status is not WorkStatus.COMPLETED else ""
     return ItemState(row.work, *_pair(row), games, row.status, row.attempts, host, reason, row.failed_on)
 

@@ -29,6 +29,8 @@ route = Routes("workload", "Programs and the templates that start them.")
 #: what is shown of each stream of the program
 LINES, TAIL_BYTES = 100, 32 * 1024
 LOOK_S = 0.5
+#: a silent program is told of this often: clients and proxies give up on a connection that says nothing
+BEAT_S = 10.0
 
 
 class Try(Struct, frozen=True, forbid_unknown_fields=True):
@@ -109,17 +111,28 @@ async def try_template(call: Call, body: Try) -> PassedOn:
     async def leave() -> None:
         stop.set()
 
-    return PassedOn(_lines(seen, services.closing), leave, "application/x-ndjson")
+    return PassedOn(_lines(seen, services.trial.is_alive, services.closing), leave, "application/x-ndjson")
 
 
-async def _lines(seen: asyncio.Queue[Seen], closing: Callable[[], bool]) -> AsyncGenerator[bytes, None]:
+async def _lines(
+    seen: asyncio.Queue[Seen], alive: Callable[[], bool], closing: Callable[[], bool], beat_s: float = BEAT_S
+) -> AsyncGenerator[bytes, None]:
+    """A line for each thing that was seen; an empty one tells that a silent program is still there."""
+    quiet_s = 0.0
     while not closing():
+        living = alive()
         try:
             async with asyncio.timeout(LOOK_S):
                 one = await seen.get()
         except TimeoutError:
-            yield b""
+            if not living:
+                raise BrokenOff("the trial ended without a word; its node's log says why") from None
+            quiet_s += LOOK_S
+            if quiet_s >= beat_s:
+                quiet_s = 0.0
+            yield b"" if quiet_s else b"\n"
             continue
+        quiet_s = 0.0
         yield msgspec.json.encode(one) + b"\n"
         if isinstance(one, Ended | NotTried):
             return

@@ -473,7 +473,7 @@ def try_template(session: Session, wanted: Try) -> Flow[None]:
         *lines, rest = (rest + chunk).split(b"\n")
         if len(rest) > MAX_LINE_BYTES:
             raise Invalid(Problem("unexpected", f"a line has no end after {MAX_LINE_BYTES} bytes"))
-        for line in lines:
+        for line in filter(None, lines):
             seen = _seen(line)
             yield Emit(seen)
             if isinstance(seen, Ended | NotTried):

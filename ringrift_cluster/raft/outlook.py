@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 from ringrift_cluster.raft.guard import Guard
 from ringrift_cluster.raft.journal import Journal
@@ -14,6 +15,8 @@ from statemachine.machine import Machine
 
 #: how old the ages in the published status may be
 _PUBLISH_S = 0.05
+#: turns that are further apart than this count into the age of the leader's word
+_LATE_MS = 250
 
 
 class Outlook:
@@ -37,6 +40,7 @@ class Outlook:
         self._election_min_s = election_min_s
         self._clock = clock
         self._published_at = 0.0
+        self._renewed_at = 0.0
 
     @property
     def leader_id(self) -> str | None:
@@ -70,6 +74,14 @@ class Outlook:
         lately = [peer for peer, at in inside.answered_at.items() if at > since]
         return tuple(sorted({membership.node_id, *lately}.intersection(membership.voters)))
 
+    def aged(self) -> ReplicaStatus:
+        """The status for other threads: while this one's turn hangs, on its disk say, nobody's word grows younger."""
+        renewed_at, status = self._renewed_at, self.status
+        late_ms = int((self._clock() - renewed_at) * 1000)
+        if late_ms < _LATE_MS or status.halted is not None:
+            return status
+        return replace(status, contact_age_ms=min(status.contact_age_ms + late_ms, 10**9))
+
     def publish(self, machine: Machine, now: float) -> None:
         """Renew the status when something in it moved; ages and who was heard may be 50 ms old."""
         old, inside = self.status, self._inside
@@ -87,6 +99,7 @@ class Outlook:
             role = "voter"
         elif membership.joining:
             role = "learner"
+        self._renewed_at = now
         #: as of the end of the last turn
         self.status = ReplicaStatus(
             node_id=membership.node_id,

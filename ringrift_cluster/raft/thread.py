@@ -87,7 +87,7 @@ class ConsensusThread:
         return len(self._calls) >= MAX_CALLS
 
     def status(self) -> ReplicaStatus:
-        return self.node.status
+        return self.node.outlook.aged()
 
     def run(self) -> None:
         """The thread's body."""

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from executors.logs import Logs, NoLogs
+from executors.logs import AGAIN_BYTES, Logs, NoLogs
 
 
 def folder(data: Path, name: str, stdout: str = "", ended_s: float | None = None) -> Path:
@@ -71,3 +71,13 @@ def test_old_folders_go_first_and_kept_ones_stay(tmp_path: Path) -> None:
     assert Logs(tmp_path).sweep([live], max_age_s=500, max_bytes=2000) == [old, big]
     assert new.exists()
     assert live.exists()
+
+
+def test_of_a_log_that_was_halved_while_nobody_read_it_the_end_is_shown_again_and_not_all_of_it(tmp_path: Path) -> None:
+    folder(tmp_path, "a.1-3", "x" * (AGAIN_BYTES + 10) + "end\n", ended_s=1.0)
+
+    async def rest(offset: int) -> bytes:
+        return b"".join([chunk async for chunk in Logs(tmp_path).follow("a.1", offset=offset)])
+
+    assert asyncio.run(rest(AGAIN_BYTES + 10)) == b"end\n"
+    assert asyncio.run(rest(10 * AGAIN_BYTES)) == b"x" * (AGAIN_BYTES - 4) + b"end\n"

@@ -19,6 +19,7 @@ from executors.agent import Agent
 from executors.heartbeat import AgentRefused
 from executors.ledger import LedgerError
 from executors.ports import ClusterUnavailable
+from ringrift_cluster.api.services import ShutdownOrder
 from ringrift_cluster.node import EXIT_HALTED, EXIT_MOVED, EXIT_SETUP, Node
 from ringrift_cluster.port import OLD_VIEW_MS, ReplicaPort
 from ringrift_cluster.replica import ReadOnly
@@ -209,6 +210,13 @@ def test_a_second_signal_while_leaving_ends_the_node_at_once(tmp_path: Path) -> 
         assert process.returncode == 128 + signal.SIGINT
     finally:
         process.kill()
+
+
+def test_a_signal_to_leave_outweighs_a_restart_that_was_ordered_before_it(one: Node) -> None:
+    one._leave(ShutdownOrder("a new release", stop_jobs=False, restart=True))
+    assert one.restarts
+    one._obey_signal(signal.SIGTERM)
+    assert not one.restarts
 
 
 def test_jobs_of_an_earlier_process_are_stopped_although_the_node_never_learnt_its_cluster(tmp_path: Path) -> None:

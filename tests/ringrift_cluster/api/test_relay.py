@@ -18,7 +18,9 @@ from typer.testing import CliRunner
 from executors.blobs import Blobs
 from executors.folder import file_name
 from executors.logs import Logs
+from ringrift_cluster.api import workload
 from ringrift_cluster.api.app import create_app
+from ringrift_cluster.api.endpoint import BrokenOff
 from ringrift_cluster.api.locks import Locks
 from ringrift_cluster.api.problems import Problem
 from ringrift_cluster.api.services import AgentStatus, Services, ShutdownOrder
@@ -272,6 +274,15 @@ async def test_a_trial_whose_caller_goes_away_is_stopped_and_one_runs_at_a_time(
     assert trial is not None
     await asyncio.to_thread(trial.join, 20)
     assert not trial.is_alive()
+
+
+async def test_a_trial_that_says_nothing_is_told_of_and_one_that_fell_ends_its_answer() -> None:
+    living = [True]
+    lines = workload._lines(asyncio.Queue(), lambda: living[0], lambda: False, beat_s=workload.LOOK_S)
+    assert await anext(lines) == b"\n"
+    living[0] = False
+    with pytest.raises(BrokenOff, match="without a word"):
+        await anext(lines)
 
 
 def test_a_voters_word_for_a_caller_is_checked_as_far_as_it_can_be() -> None:

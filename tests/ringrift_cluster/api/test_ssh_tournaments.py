@@ -8,7 +8,7 @@ import httpx
 import pytest
 
 from statemachine import settings as st
-from statemachine.commands import ChangeSetting, CompleteJob, FailJob, JoinPeer, PlaceWork, VoidMatch
+from statemachine.commands import AddWork, ChangeSetting, CompleteJob, FailJob, JoinPeer, PlaceWork, VoidMatch
 from statemachine.values import MatchResult, PeerFacts, Tally
 from tests.support.memory_replica import MemoryReplica
 
@@ -88,6 +88,8 @@ async def test_a_dry_run_shows_its_shards_and_adds_nothing(client: httpx.AsyncCl
         ({"tiers": ""}, 400, "two or more"),
         ({"participants": ["a", "b"]}, 400, "one of them"),
         ({"tiers": "D1-D100"}, 400, "4950 items"),
+        ({"tiers": ",".join(["D0-D999"] * 100_000)}, 400, "at most 256 participants"),
+        ({"tiers": "a,b" * 300}, 400, "at most 256 participants"),
         ({"games_per_shard": 1, "games_per_matchup": 10**6}, 400, "3000000 items"),
         ({"run_id": "a/b"}, 400, "run_id"),
         ({"max_parallel_per_host": 2}, 400, "max_parallel_per_host"),
@@ -140,3 +142,13 @@ async def test_a_run_of_which_something_has_no_result_has_failed(
     now = await status(client)
     assert (now["status"], now["items"][0]["status"]) == ("failed", "failed")
     assert "no such board" in now["items"][0]["reason"]
+
+
+async def test_an_item_that_only_looks_like_one_of_a_run_costs_nothing(
+    client: httpx.AsyncClient, replica: MemoryReplica
+) -> None:
+    for name, shards in (("x", "2000000000"), ("y", "abc"), ("z", "٣")):
+        params = {"shards": shards, "games": "many", "participant_a": "a", "participant_b": "b"}
+        replica.run(AddWork(f"ssh-tournament/{name}/0", "tournament", params=params))
+        body = await status(client, name)
+        assert (len(body["items"]), body["games_total"]) == (1, 0)

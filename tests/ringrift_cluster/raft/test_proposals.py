@@ -295,3 +295,15 @@ class TestReads:
         assert isinstance(late[0], Machine)
         voter.wait(0.3)
         assert isinstance(gone[0], Stale)
+
+
+def test_while_a_voters_turn_hangs_the_word_of_its_leader_grows_older_for_whoever_asks(tmp_path):
+    voter = Guarded(tmp_path)
+    outlook = voter.node.outlook
+    voter.get("b", AppendEntries(1, 0, 0, 0, []))
+    voter.turn()
+    fresh = outlook.aged()
+    assert fresh is outlook.status
+    voter.time.now += 60.0
+    assert outlook.status.contact_age_ms == fresh.contact_age_ms
+    assert outlook.aged().contact_age_ms >= fresh.contact_age_ms + 60_000
