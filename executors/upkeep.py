@@ -144,6 +144,8 @@ class Upkeep:
             if reading is not None:
                 self._settle(gpu.uuid, reading.used_bytes - foreign, gpu.uuid in settling)
                 self.suspects.clocks(gpu.uuid, reading.slowdown)
+            elif gpu.uuid in settling and not gpu.fault:
+                self._settling.pop(gpu.uuid, None)  # a device that shows no memory will never show that it is back
             seen.append(Telemetry(gpu, reading, foreign, gpu.uuid in self._settling))
         for device, xid in scan.xids:
             for gpu in scan.gpus:

@@ -6,12 +6,12 @@ from pathlib import Path
 import pytest
 
 from executors import upkeep
-from executors.gpus import Gpus
+from executors.gpus import Gpus, Scan
 from executors.host import DiskFloor
 from executors.options import Options
 from statemachine.commands import DrainGpu, ForgetArtifact, JoinPeer, RegisterArtifact
 from statemachine.rows import WorkStatus
-from statemachine.values import Needs, PeerFacts
+from statemachine.values import Gpu, Needs, PeerFacts
 from tests.executors import nvml
 from tests.executors.agents import GAMES, WAIT, node, program, run
 from tests.executors.memory import eventually
@@ -173,6 +173,35 @@ def test_a_gpu_whose_memory_does_not_come_back_is_reported_until_it_does(
             assert gpu().foreign_bytes == 0
             driver.plays("device uuid=GPU-0 used=1")
             await eventually(lambda: not gpu().fault)
+
+    run(go)
+
+
+class Silent(Gpus):
+    """One device that nobody has readings of."""
+
+    def __init__(self) -> None:
+        super().__init__(None)
+
+    def scan(self) -> Scan:
+        return Scan((Gpu("MPS-0", "Apple M2 Pro MPS", 24 * GIB),))
+
+
+def test_a_gpu_that_shows_no_memory_is_free_again_after_each_job(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(upkeep, "GPU_SETTLE_S", 0.0)
+
+    async def go() -> None:
+        async with node(tmp_path / "n", options=LOOKING, gpus=Silent()) as one:
+            one.cluster.setting("template/t", program(GAMES))
+            for work in ("first", "second"):
+                one.cluster.add(work, "t", needs=Needs(gpus=1))
+                one.cluster.place(work, "n1", gpus=("MPS-0",))
+                await eventually(lambda work=work: one.cluster.work(work).status is WorkStatus.COMPLETED)
+                await eventually(lambda: not one.agent.upkeep.unsettled)
+            facts = await one.agent.upkeep.facts()
+            assert [(gpu.uuid, gpu.fault) for gpu in facts.gpus] == [("MPS-0", "")]
 
     run(go)
 
