@@ -90,7 +90,8 @@ class Notice:
         async with httpx.AsyncClient(timeout=ANSWER_S, trust_env=False, headers=HEADERS) as http:
             try:
                 answer = await http.get(self._url)
-            except httpx.HTTPError as error:
+            # A URL is parsed when it is asked; what httpx or its IDNA finds wrong then is no HTTPError.
+            except (httpx.HTTPError, httpx.InvalidURL, UnicodeError) as error:
                 log.info("notice_not_asked url=%s error=%s", self._url, str(error) or type(error).__name__)
                 return ""
         said = _line(answer.text)

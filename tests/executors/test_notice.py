@@ -90,6 +90,11 @@ def test_a_url_that_does_not_answer_says_nothing() -> None:
     assert asyncio.run(Notice(url="http://127.0.0.1:1/none").look()) == ""
 
 
+@pytest.mark.parametrize("url", ["http://[::1", "http://xn--/", "http://\x01/", "http://" + "a" * 70_000])
+def test_a_url_that_is_none_says_nothing_and_ends_nothing(url: str) -> None:
+    assert asyncio.run(Notice(url=url).look()) == ""
+
+
 def test_a_notice_stops_the_jobs_keeps_what_they_have_and_takes_no_more(tmp_path: Path) -> None:
     file = tmp_path / "terminate"
 
