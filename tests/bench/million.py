@@ -34,6 +34,7 @@ from statemachine.commands import AddWork, ChangeSetting, encode_command
 from statemachine.entries import encode_entry
 from statemachine.machine import Machine
 from statemachine.rows import Actual, Artifact, Desired, Job, Row, Work, WorkStatus
+from statemachine.values import Needs
 from tests.bench.api_requests import one_connection
 from tests.bench.law import processor
 from tests.support.cluster import NodeProcess, eventually, free_ports
@@ -76,7 +77,7 @@ def rows(items: int, ended: float) -> Tables:
             granted_at_ms=n,
             lease_ms=60_000,
             renewed_at_ms=n,
-            needs=spec.needs,
+            needs=spec.needs or Needs(),
             timeout_ms=3_600_000,
             finished_at_ms=n,
             counts=counts,
