@@ -29,6 +29,8 @@ CHUNK_BYTES = 256 * 1024
 WINDOW = 8
 #: the far end hashes this many bytes a second or more, or it is broken off
 SLOWEST_HASH = 20_000_000
+#: and waits so long at most for what else takes its time over there
+QUEUE_S = 600.0
 #: a file that arrived with other bytes is fetched or sent again so often
 TRIES = 3
 #: files of an attempt that are brought while it runs
@@ -167,7 +169,7 @@ def surely(size: int) -> int:
 
 
 def _hash_s(size: int) -> float:
-    return 30.0 + size / SLOWEST_HASH
+    return QUEUE_S + size / SLOWEST_HASH
 
 
 async def _few_at_a_time(steps: Iterable[Callable[[], Awaitable[None]]], most: int) -> None:

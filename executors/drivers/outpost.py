@@ -56,6 +56,10 @@ SAVED = ".saved"
 PACKED = "checkpoint.tar"
 MOST_CHECKPOINT_FILES = 10_000
 MOST_CHECKPOINT_BYTES = 4 * 1024**3
+#: what may take minutes, so many of them at a time
+SLOW = ("furnish", "pack", "drop", "ask", "hash", "seal", "tidy")
+SLOW_THREADS = 4
+THREADS = 16
 
 
 class Superseded(Exception):  # noqa: N818
@@ -101,13 +105,16 @@ class Outpost:
         self._incarnation = -1
 
     def serve(self, stream: BinaryIO) -> None:
-        """Until the stream ends."""
-        with ThreadPoolExecutor(4) as threads:
+        """Until the stream ends. A look waits for nothing else: leases depend on it."""
+        looks, slow, rest = ThreadPoolExecutor(1), ThreadPoolExecutor(SLOW_THREADS), ThreadPoolExecutor(THREADS)
+        with looks, slow, rest:
             while True:
                 signal.alarm(IDLE_S)
                 request = read_frame(stream)
                 if request is None:
                     return
+                op = request[0].get("op")
+                threads = looks if op == "look" else slow if op in SLOW else rest
                 threads.submit(self._answer, *request)
 
     def _answer(self, request: dict[str, Any], body: bytes) -> None:
@@ -138,10 +145,24 @@ class Outpost:
 
     @contextlib.contextmanager
     def _alone(self, what: str = "owner") -> Iterator[None]:
-        """While nobody else does the same: an outpost whose connection is dead may not have noticed yet."""
-        with (self._root / f"{what}.lock").open("w") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)
-            yield
+        """While nobody else does the same: an outpost whose connection is dead may not have noticed yet.
+
+        Of an attempt's lock and the owner's, the attempt's is taken first.
+        """
+        path = self._root / f"{what}.lock"
+        while True:
+            with path.open("w") as file:
+                fcntl.flock(file, fcntl.LOCK_EX)
+                try:
+                    if not os.path.samestat(path.stat(), os.fstat(file.fileno())):
+                        continue
+                except FileNotFoundError:
+                    continue  # who had it before removed it; those who come now make another
+                try:
+                    yield
+                finally:
+                    path.unlink()
+                return
 
     # --- the host ---------------------------------------------------------------------------------
 
@@ -266,7 +287,22 @@ class Outpost:
         links: dict[str, str],
     ) -> dict[str, Any]:
         """Make the folder of an attempt that has not started: directories, small files, inputs by digest."""
-        folder = self._folder(name)
+        with self._alone(self._folder(name).name):
+            self._furnish(self._folder(name), private, tree, checkpoint, packed, texts, links)
+        return {}
+
+    def _furnish(
+        self,
+        folder: Path,
+        private: list[str],
+        tree: str,
+        checkpoint: str,
+        packed: str,
+        texts: dict[str, str],
+        links: dict[str, str],
+    ) -> None:
+        if (folder / "order.json").exists():
+            raise ValueError(f"{folder.name} has started already")  # this is a repeat that waited in a dead connection
         if folder.exists():
             shutil.rmtree(folder)
         folder.mkdir(mode=0o700)
@@ -280,12 +316,11 @@ class Outpost:
             target = folder / "inputs" / file
             target.parent.mkdir(parents=True, exist_ok=True)
             os.link(self._file(digest), target)
-        return {}
 
     def do_start(self, body: bytes, name: str, order: dict[str, Any], lease: float) -> dict[str, Any]:
         """Start the keeper, once: a repeat is answered with what the first one started."""
         folder = self._folder(name)
-        with self._alone():
+        with self._alone(folder.name), self._alone():
             owner = shim.read_record(str(self._root / "owner")) or {}
             if owner.get("incarnation") != self._incarnation:
                 raise Superseded("another agent has this host now")
@@ -343,8 +378,8 @@ class Outpost:
     def do_drop(self, body: bytes, name: str, checkpoint: str = "") -> dict[str, Any]:
         """End what is left of an attempt and delete its folder."""
         folder = self._folder(name)
-        if folder.exists():
-            with self._alone():  # not while it is being started
+        with self._alone(folder.name):  # not while it is being furnished or started
+            if folder.exists():
                 if found := keepers.keeper_of(folder, self._boot_id):
                     keepers.end(found, folder, self._boot_id)
                 keepers.end_leftovers(folder, self._boot_id)
@@ -355,17 +390,20 @@ class Outpost:
 
     def do_pack(self, body: bytes, name: str) -> dict[str, Any]:
         """Pack what an ended attempt has in its checkpoint into one file of its folder; size 0 when it has nothing."""
-        folder = self._folder(name)
+        with self._alone(self._folder(name).name):
+            return {"size": self._pack(self._folder(name))}
+
+    def _pack(self, folder: Path) -> int:
         kept = (folder / "checkpoint").resolve()
         files = sorted(p for p in kept.rglob("*") if p.is_file() and not p.is_symlink() and p.name != SAVED)
         if not files or len(files) > MOST_CHECKPOINT_FILES:
-            return {"size": 0}
+            return 0
         if sum(path.stat().st_size for path in files) > MOST_CHECKPOINT_BYTES:
-            return {"size": 0}
+            return 0
         with tarfile.open(folder / PACKED, "w") as tar:
             for path in files:
                 tar.add(path, str(path.relative_to(kept)), recursive=False)
-        return {"size": (folder / PACKED).stat().st_size}
+        return (folder / PACKED).stat().st_size
 
     # --- what it left -----------------------------------------------------------------------------
 

@@ -47,7 +47,7 @@ IDLE_LOOK_S = 5.0
 #: a host that answered within this time is there
 REACHED_S = 15.0
 GPUS_S = 30.0
-#: a folder is furnished, or a checkpoint packed, within this time
+#: what may take minutes over there is answered within this time, which counts from the request
 PACK_S = 600.0
 TIDY_S = 3600.0
 
@@ -234,8 +234,13 @@ class Ssh:
             self._gpus = str((await link.call("gpus"))["gpus"])
         if now - self._tidied_s >= TIDY_S:
             self._tidied_s = now
-            terms = self._terms
-            await link.call("tidy", files_bytes=terms.files_kept_bytes, checkpoints_s=terms.checkpoints_kept_s)
+            self._errand(self._tidy(link))  # looks do not wait for it
+
+    async def _tidy(self, link: Link) -> None:
+        terms = self._terms
+        await link.call(
+            "tidy", within_s=PACK_S, files_bytes=terms.files_kept_bytes, checkpoints_s=terms.checkpoints_kept_s
+        )
 
     def _over_there(self, at_s: float) -> float:
         """A second of this machine's clock on the host's, at the latest."""
@@ -272,7 +277,7 @@ class Ssh:
 
     async def claim(self, incarnation: int, held: Collection[Path]) -> None:
         self._incarnation = incarnation
-        await self._call("claim", incarnation=incarnation, held=[folder.name for folder in held])
+        await self._call("claim", within_s=PACK_S, incarnation=incarnation, held=[folder.name for folder in held])
 
     def seat(self, folder: Folder) -> Seat:
         environ = {str(k): str(v) for k, v in self._hello["environ"].items()}
@@ -427,7 +432,7 @@ class Ssh:
         limit_s = collect.RESULT_S
         try:
             asked: dict[str, Any] = {"name": folder.name, "argv": list(template.result), "limit_s": limit_s}
-            return bytes((await self._call("ask", within_s=limit_s + 10.0, **asked))["body"])
+            return bytes((await self._call("ask", within_s=limit_s + PACK_S, **asked))["body"])
         finally:
             words = await self._carrier.whole(folder.name, "result-command.log", MAX_BODY_BYTES)
             await self._on_disk(partial((folder / "result-command.log").write_bytes, words or b""))
@@ -439,7 +444,7 @@ class Ssh:
         self._errand(self._drop(folder.path.name, kept))
 
     async def _drop(self, name: str, checkpoint: str) -> None:
-        await self._call("drop", name=name, checkpoint=checkpoint)
+        await self._call("drop", within_s=PACK_S, name=name, checkpoint=checkpoint)
 
     async def _on_disk(self, call: Callable[[], T]) -> T:
         return await self._loop.run_in_executor(self._terms.disk, call)

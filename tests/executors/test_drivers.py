@@ -9,6 +9,8 @@ import signal
 import subprocess
 import sys
 import tarfile
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import msgspec
@@ -178,3 +180,48 @@ def test_what_goes_wrong_is_an_answer_and_no_end(tmp_path: Path) -> None:
         answer = read_frame(out)
         assert answer
         assert (answer[0]["id"], answer[0]["error"]) == (7, "OSError")
+
+
+def test_a_look_and_a_start_are_answered_while_every_slow_thread_is_busy(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(signal, "alarm", lambda seconds: None)
+    busy = threading.Event()
+    monkeypatch.setattr(Outpost, "do_furnish", lambda self, body: {"free": busy.wait(30)})
+    (requests, asking), (answers, answering) = os.pipe(), os.pipe()
+    ask, hear = os.fdopen(asking, "wb"), os.fdopen(answers, "rb")
+    with ask, hear, os.fdopen(requests, "rb") as come, os.fdopen(answering, "wb") as go:
+        serving = threading.Thread(target=Outpost(str(tmp_path), go).serve, args=(come,))
+        serving.start()
+        for number in range(40):
+            ask.write(frame({"id": number, "op": "furnish"}))
+        ask.write(frame({"id": 41, "op": "look", "jobs": {}}))
+        ask.write(frame({"id": 42, "op": "find", "name": "w-1", "pid": 0, "ticks": 0}))
+        ask.flush()
+        first = [read_frame(hear) for _ in range(2)]
+        busy.set()
+        ask.close()
+        serving.join(30)
+    assert sorted(answer[0]["id"] for answer in first if answer) == [41, 42]
+
+
+def test_two_connections_do_not_make_one_folder_at_the_same_time(post: Outpost, tmp_path: Path) -> None:
+    made = tmp_path / "root/jobs/w-1/spec.json"
+    with ThreadPoolExecutor(1) as other:
+        with post._alone("w-1"):
+            furnished = other.submit(post.do_furnish, b"", "w-1", [], "", "w", "", {"spec.json": "{}"}, {})
+            with pytest.raises(TimeoutError):
+                furnished.result(0.1)
+            assert not made.exists()
+        furnished.result(30)
+    assert made.exists()
+    assert list((tmp_path / "root").glob("*.lock")) == []
+
+
+def test_a_late_repeat_does_not_furnish_an_attempt_that_has_started(post: Outpost, tmp_path: Path) -> None:
+    folder = tmp_path / "root/jobs/w-1"
+    folder.mkdir()
+    (folder / "order.json").write_text("{}")
+    with pytest.raises(ValueError, match="w-1 has started already"):
+        post.do_furnish(b"", "w-1", [], "", "w", "", {}, {})
+    assert (folder / "order.json").exists()
