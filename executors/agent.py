@@ -1,9 +1,9 @@
 """The agent of one node: makes this machine look like the committed jobs.
 
-    scan -> adopt -> join -> |  follow   a new index wakes the pass
-                             |  pass     read assignments, plan, perform          (wake or tick)
-                             |  beat     sign of life and progress; leases follow the acknowledged ones
-                             |  upkeep   disk, GPUs, holders, retention
+    scan -> adopt -> join -> claim -> |  follow   a new index wakes the pass
+                                      |  pass     read assignments, plan, perform          (wake or tick)
+                                      |  beat     sign of life and progress; leases follow the acknowledged ones
+                                      |  upkeep   disk, GPUs, holders, retention
 
 A pass acts only on a view that shows this process's own incarnation, and never on an older index than one
 acted on before, also across restarts. Doing nothing is always safe: each attempt has a keeper that ends it
@@ -176,10 +176,6 @@ class Agent:
         try:
             self.heartbeat.facts = await self.bench.on_disk(self.upkeep.first_facts)
             self.heartbeat.incarnation = self.bench.ledger.next_incarnation(self._clock.wall_ms())
-            entries = await self.bench.on_disk(self.bench.ledger.entries)
-            boot_id = self.bench.boot_id
-            held = [Path(e.folder) for e in entries if not e.reported and e.process.boot_id == boot_id]
-            await self.bench.driver.claim(self.heartbeat.incarnation, held)
             await self._adopt()
             self._adopted.set()
             await _first(self._live(), self._halt.wait())
@@ -240,6 +236,7 @@ class Agent:
 
     async def _live(self) -> None:
         await self.heartbeat.join()
+        await self._claim()
         self._admission.seen()
         await _first(
             self._follow(),
@@ -249,6 +246,13 @@ class Agent:
             self.storage.run(),
             self._heed_notice(),
         )
+
+    async def _claim(self) -> None:
+        """Take the machine. Not before the cluster took this process: one that it does not hear takes nothing away."""
+        entries = await self.bench.on_disk(self.bench.ledger.entries)
+        boot_id = self.bench.boot_id
+        held = [Path(e.folder) for e in entries if not e.reported and e.process.boot_id == boot_id]
+        await self.bench.driver.claim(self.heartbeat.incarnation, held)
 
     async def _adopt(self) -> None:
         for attempt in await adopt(self.bench):

@@ -3,6 +3,7 @@
 setting host/NAME  ->  connect  ->  an agent that joins as peer NAME  ->  it goes on as any agent does
 the host cannot be reached      the agent gives no sign of life, so the law suspects the peer
 the host was started anew       another agent, which joins with the new boot
+another gateway took the host   another agent, which has it again when the cluster takes that agent
 the setting changed             another agent, which adopts what runs
 it is not enabled any more      jobs are stopped with their grace, the peer says goodbye
 """

@@ -1,8 +1,8 @@
 """What the agent asks of the machine on which its attempts live.
 
+    find -> has_ended                                                                  after a restart of the node
     claim                                                                              once for an agent
     furnish -> start -> (renew, stop, kill, put_down)* -> gone -> gather -> clear      one attempt
-    find -> has_ended                                                                  after a restart of the node
 
 Folders are named by their path on this machine. A driver of another machine keeps that folder like the one over
 there: logs and progress while the program runs, everything that counts once it has ended, so that nobody who reads
@@ -44,7 +44,10 @@ class Driver(Protocol):
         ...
 
     async def claim(self, incarnation: int, held: Collection[Path]) -> None:
-        """Be the one agent that starts anything there, and end what it does not hold. Called once, before the rest."""
+        """Be the one agent that starts anything there, and end what it does not hold.
+
+        Called once, when the cluster has taken the agent and nothing is furnished yet. Raises OSError.
+        """
         ...
 
     def seat(self, folder: Folder) -> Seat:

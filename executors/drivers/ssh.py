@@ -30,7 +30,7 @@ from executors.collect import NothingLeft
 from executors.drivers.bringing import Carrier, checked, found_by, named_outputs, sizes
 from executors.drivers.dialling import Terms, dial
 from executors.drivers.link import Declined, Door, Link, Unreachable
-from executors.drivers.outpost import MAX_BODY_BYTES, PACKED
+from executors.drivers.outpost import MAX_BODY_BYTES, PACKED, Superseded
 from executors.drivers.remote_gpus import scan_of
 from executors.folder import Folder, Seat, file_name
 from executors.gpus import Scan
@@ -99,6 +99,7 @@ class Ssh:
         self._carrier = Carrier(self._call, terms.disk, terms.moving, terms.pace, name)
         self._errands: set[asyncio.Task[None]] = set()
         self._over = False
+        self._superseded: Declined | None = None
 
     # --- the connection ---------------------------------------------------------------------------
 
@@ -117,6 +118,8 @@ class Ssh:
         """Look at the host and keep the connection, until cancelled. Raises Rebooted, and Declined when superseded."""
         try:
             while True:
+                if self._superseded is not None:
+                    raise self._superseded
                 try:
                     link = self._link or await self._again()
                     more = await self._look(link)
@@ -321,6 +324,12 @@ class Ssh:
             except Unreachable:
                 self._broke(link)
                 continue
+            except Declined as error:
+                if error.kind != Superseded.__name__:
+                    raise
+                self._superseded = error
+                self._wake.set()
+                await self._loop.create_future()  # `run` ends, and so this agent; the next one starts the attempt
             return self._lives_on(folder, Identity(self.boot_id, int(made["pid"]), int(made["ticks"]))).process
 
     def _lives_on(self, folder: Path, process: Identity) -> Life:

@@ -394,7 +394,7 @@ def test_a_lease_that_lapses_ends_the_job_though_gateway_and_connection_are_gone
     run(go)
 
 
-def test_a_host_given_to_another_gateway_is_cleared_before_that_one_joins(server: Sshd, tmp_path: Path) -> None:
+def test_a_host_given_to_another_gateway_is_cleared_before_its_jobs_are_given_up(server: Sshd, tmp_path: Path) -> None:
     async def go() -> None:
         async with site(server, tmp_path) as one:
             job = one.place("w1", program(WAIT))
@@ -405,9 +405,63 @@ def test_a_host_given_to_another_gateway_is_cleared_before_that_one_joins(server
             one.cluster.setting("host/h1", replace_gateway(one.host, "other"))
             one.begin("other")
             await eventually(lambda: one.cluster.state.peers["h1"].address == "http://other:1")
-            assert not one.living()
             await eventually(lambda: one.cluster.state.jobs[job.job].actual is Actual.FAILED)
+            assert not one.living()
             assert one.cluster.state.jobs[job.job].error_class == "infrastructure"
+
+    run(go)
+
+
+async def taken_by_another(one: Site) -> int:
+    """Have another agent claim the host; returns its incarnation."""
+    incarnation = one.cluster.state.peers["h1"].incarnation + 1
+    fields = {"root": f"{one.root}/c1/h1"}
+    other = await Link.open(replace(door(one.server, one.root), **fields))
+    await other.call("claim", incarnation=incarnation, held=None)
+    await other.close()
+    return incarnation
+
+
+def owner(one: Site) -> int:
+    return (shim.read_record(f"{one.root}/c1/h1/owner") or {})["incarnation"]
+
+
+def test_a_gateway_that_the_cluster_does_not_hear_takes_no_host_back(
+    server: Sshd, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("executors.gateway.REST_S", 0.1)
+
+    async def go() -> None:
+        async with site(server, tmp_path) as one:
+            other, before = await taken_by_another(one), one.gateway.posts["h1"].agent
+            one.cluster.cut = True
+            one.proxy.cut()
+
+            def anew() -> bool:
+                agent = one.gateway.posts["h1"].agent
+                return agent not in (None, before) and agent._adopted.is_set()
+
+            await eventually(anew)
+            assert one.gateway.posts["h1"].agent.heartbeat.incarnation > other
+            assert owner(one) == other
+            one.cluster.cut = False
+            await eventually(lambda: owner(one) > other)
+
+    run(go)
+
+
+def test_an_agent_that_lost_the_host_is_followed_by_another_and_the_job_did_not_fail(
+    server: Sshd, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("executors.gateway.REST_S", 0.1)
+
+    async def go() -> None:
+        async with site(server, tmp_path) as one:
+            other = await taken_by_another(one)
+            one.place("w1", program(GAMES))
+            await one.ended("w1")
+            assert one.cluster.state.work["w1"].attempts == 1
+            assert owner(one) > other
 
     run(go)
 
