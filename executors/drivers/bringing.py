@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import logging
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from concurrent.futures import Executor
 from functools import partial
@@ -22,6 +23,7 @@ from executors.outcome import decode_result
 from executors.pace import Pace
 from statemachine.errors import UNDECODABLE
 
+log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 CHUNK_BYTES = 256 * 1024
@@ -125,12 +127,19 @@ class Carrier:
         return data[:most]
 
     async def mirror(self, folder: Path, body: bytes, files: Mapping[str, Any]) -> bool:
-        """Add what a look brought of an attempt's files; returns whether more waits to be brought."""
+        """Add what a look brought of an attempt's files; returns whether more waits to be brought.
+
+        What finds no room here counts as not brought: the next look asks for it again.
+        """
         at, more = 0, False
         for file, (start, count, size) in files.items():
             data, at = body[at : at + count], at + count
             if file in MIRRORED and count:
-                await self._on_disk(partial(_append, folder / file, start, data))
+                try:
+                    await self._on_disk(partial(_append, folder / file, start, data))
+                except OSError as error:
+                    log.warning("not_brought host=%s folder=%s file=%s error=%s", self._host, folder.name, file, error)
+                    continue
                 more = more or start + count < size
         return more
 

@@ -24,6 +24,7 @@ import os
 import platform
 import shutil
 import signal
+import stat
 import struct
 import subprocess
 import sys
@@ -344,18 +345,22 @@ class Outpost:
         return {"pid": found.pid if found else 0, "ticks": found.ticks if found else 0, "ended": ended}
 
     def do_look(self, body: bytes, jobs: dict[str, dict[str, Any]]) -> tuple[dict[str, Any], bytes]:
-        """One look at attempts: leases and signals are passed on, what was added to their files is brought."""
+        """One look at attempts: leases and signals are passed on, what was added to their files is brought.
+
+        What cannot be done for one of them, or read of it, keeps nothing from the others.
+        """
         seen, parts, room = {}, [], ALL_LOOK_BYTES
         for name, asked in jobs.items():
             folder = self._folder(name)
             process = Identity(self._boot_id, asked["pid"], asked["ticks"])
             alive = keepers.alive(process, self._boot_id)  # before the files: nothing is written after its end
             if alive and asked["lease"]:
-                with contextlib.suppress(FileNotFoundError):
+                with contextlib.suppress(OSError):
                     shim.write_lease(str(folder), asked["lease"])
             if alive and asked["signal"]:
                 order = keepers.stop if asked["signal"] == "stop" else keepers.kill
-                order(process, self._boot_id)
+                with contextlib.suppress(OSError):
+                    order(process, self._boot_id)
             files = {}
             for file, offset in asked["files"].items():
                 size, start, data = _added(folder / file, offset, min(LOOK_BYTES, room))
@@ -482,15 +487,26 @@ def _sha256(path: Path) -> str:
 
 
 def _added(path: Path, offset: int, most: int) -> tuple[int, int, bytes]:
-    """Size of a file, a position and what is there: from `offset`, or from 0 when the file was begun anew."""
+    """Size of a file, a position and what is there: from `offset`, or from 0 when the file was begun anew.
+
+    Nothing when it cannot be read, or is none: a program may put anything in its place.
+    """
     try:
-        with path.open("rb") as file:
-            size = os.fstat(file.fileno()).st_size
+        with open(path, "rb", opener=_at_once) as file:
+            about = os.fstat(file.fileno())
+            if not stat.S_ISREG(about.st_mode):
+                return 0, 0, b""
+            size = about.st_size
             start = offset if size >= offset else 0
             file.seek(start)
             return size, start, file.read(most)
-    except FileNotFoundError:
+    except OSError:
         return 0, 0, b""
+
+
+def _at_once(path: str, flags: int) -> int:
+    """Open without waiting for the other end of a pipe."""
+    return os.open(path, flags | os.O_NONBLOCK)
 
 
 _SAID = (Superseded, WrongDigest, keepers.NoTree, keepers.Unanswered)

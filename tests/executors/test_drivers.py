@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import asyncio
 import io
 import os
 import signal
@@ -12,16 +13,18 @@ import tarfile
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
 
-from executors import shim
+from executors import keepers, shim
 from executors.drivers import outpost
-from executors.drivers.bringing import checked, named_outputs, surely
+from executors.drivers.bringing import Carrier, checked, named_outputs, sizes, surely
 from executors.drivers.link import programs
 from executors.drivers.outpost import Outpost, Superseded, WrongDigest, frame, read_frame
 from executors.drivers.remote_gpus import scan_of
+from executors.pace import Pace
 
 SMI = """\
 GPU-aa, NVIDIA GeForce RTX 4090, 24564, 1024, 37, 61, 550.54.15
@@ -225,3 +228,38 @@ def test_a_late_repeat_does_not_furnish_an_attempt_that_has_started(post: Outpos
     with pytest.raises(ValueError, match="w-1 has started already"):
         post.do_furnish(b"", "w-1", [], "", "w", "", {}, {})
     assert (folder / "order.json").exists()
+
+
+def test_what_cannot_be_read_or_written_of_one_attempt_keeps_nothing_from_the_others(
+    post: Outpost, tmp_path: Path
+) -> None:
+    me = {"pid": os.getpid(), "ticks": keepers.start_ticks(os.getpid()), "lease": 7.0, "signal": ""}
+    jobs = tmp_path / "root/jobs"
+    (jobs / "w-1/progress.jsonl").mkdir(parents=True)
+    (jobs / "w-1/lease/full").mkdir(parents=True)
+    (jobs / "w-2").mkdir()
+    os.mkfifo(jobs / "w-2/progress.jsonl")
+    (jobs / "w-3").mkdir()
+    (jobs / "w-3/progress.jsonl").write_text("{}")
+    asked = {name: {**me, "files": {"progress.jsonl": 0}} for name in ("w-1", "w-2", "w-3")}
+    answer, body = post.do_look(b"", asked)
+    files = [answer["jobs"][name]["files"]["progress.jsonl"] for name in asked]
+    assert (files, body) == ([(0, 0, 0), (0, 0, 0), (0, 2, 2)], b"{}")
+    assert (jobs / "w-3/lease").read_text() == "7.000\n"
+
+
+def test_a_log_that_finds_no_room_here_is_not_brought_and_asked_for_again(tmp_path: Path) -> None:
+    async def nobody(op: str, body: bytes = b"", **fields: Any) -> Any:
+        raise AssertionError(op)
+
+    async def go() -> None:
+        with ThreadPoolExecutor(1) as disk:
+            carrier = Carrier(nobody, disk, asyncio.Semaphore(1), Pace(0), "h1")
+            seen = {"stdout.log": (0, 3, 9), "stderr.log": (0, 2, 2)}
+            (tmp_path / "stdout.log").symlink_to(tmp_path / "nowhere/at/all")
+            assert await carrier.mirror(tmp_path, b"abcde", seen) is False
+            assert sizes(tmp_path)["stderr.log"] == 2
+            (tmp_path / "stdout.log").unlink()
+            assert await carrier.mirror(tmp_path, b"abc", {"stdout.log": (0, 3, 9)}) is True
+
+    asyncio.run(go())
