@@ -5,7 +5,7 @@ the host cannot be reached      the agent gives no sign of life, so the law susp
 the host was started anew       another agent, which joins with the new boot
 another gateway took the host   another agent, which has it again when the cluster takes that agent
 the setting changed             another agent, which adopts what runs
-it is not enabled any more      jobs are stopped with their grace, the peer says goodbye
+it is not enabled any more      jobs are stopped with their grace, the peer says goodbye if all of them ended
 """
 
 from __future__ import annotations
@@ -53,6 +53,8 @@ DIALLING = 8
 REST_S = 5.0
 #: stopping a host's jobs may take this much longer than their grace
 STOP_S = 15.0
+#: attempts of which something runs, or may
+BEGUN = (Phase.PREPARING, Phase.RUNNING, Phase.STOPPING)
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,30 +176,35 @@ class Gateway:
         if post.agent is None or not post.agent.status().joined:
             return
         incarnation = post.agent.status().incarnation
-        await self._stop_jobs(post)
+        if not await self._stop_jobs(post):
+            # What a goodbye gives up is granted again at once, so nothing of it may run.
+            log.warning("goodbye_not_said host=%s error=%r", name, "its jobs may run until their leases are over")
+            return
         try:
             await self._cluster.propose([LeavePeer(name, incarnation, "its host is not enabled any more")])
         except ClusterError as error:
             log.warning("goodbye_not_said host=%s error=%s", name, error)
 
-    async def _stop_jobs(self, post: Post) -> None:
+    async def _stop_jobs(self, post: Post) -> bool:
+        """End the agent and, if they can be reached, its jobs; whether all of that is known to have ended."""
         agent, driver = post.agent, post.driver
-        if agent is None or driver is None or not driver.reached():
-            return
+        if agent is None or driver is None:
+            return False
         grace_s = max((a.grace_s for a in agent.attempts.values()), default=0.0)
         try:
             async with asyncio.timeout(grace_s + STOP_S):
-                await agent.stop(stop_jobs=True)
+                await agent.stop(stop_jobs=driver.reached())
         except TimeoutError:
             log.error("jobs_not_stopped host=%s detail=%r", driver.name, "their leases will end them")
+            return False
+        return not any(a.phase in BEGUN for a in agent.attempts.values())
 
     def _room(self) -> int:
         """How many more attempts may be begun on all hosts together."""
         if not self._keys.jobs:
             return 1_000_000
         agents = [post.agent for post in self.posts.values() if post.agent is not None]
-        begun = (Phase.PREPARING, Phase.RUNNING, Phase.STOPPING)
-        return self._keys.jobs - sum(a.phase in begun for agent in agents for a in agent.attempts.values())
+        return self._keys.jobs - sum(a.phase in BEGUN for agent in agents for a in agent.attempts.values())
 
     # --- one host ---------------------------------------------------------------------------------
 

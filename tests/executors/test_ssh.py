@@ -503,6 +503,28 @@ def test_a_host_that_is_not_enabled_any_more_says_goodbye_with_its_jobs_stopped(
     run(go)
 
 
+def test_no_goodbye_is_said_for_a_host_whose_jobs_could_not_be_stopped(server: Sshd, tmp_path: Path) -> None:
+    async def go() -> None:
+        async with site(server, tmp_path) as one:
+            job = one.place("w1", program(STUBBORN))
+            await one.says(job.job, "up")
+            driver = one.gateway.posts["h1"].driver
+            one.proxy.closed = True
+            one.proxy.cut()
+            await eventually(lambda: not driver.reached())
+            fields = {f: getattr(one.host, f) for f in one.host.__struct_fields__}
+            one.cluster.setting("host/h1", settings.Host(**{**fields, "enabled": False}))
+            await eventually(lambda: "h1" not in one.gateway.posts)
+            assert one.living()
+            assert not one.cluster.state.peers["h1"].left
+            assert one.cluster.state.jobs[job.job].actual is Actual.RUNNING
+            one.proxy.closed = False
+            await one.joined()
+            assert len(one.attempts) == 1
+
+    run(go)
+
+
 def test_all_hosts_together_run_no_more_than_the_gateway_may(server: Sshd, tmp_path: Path) -> None:
     async def go() -> None:
         async with site(server, tmp_path, Keys(jobs=1)) as one:
