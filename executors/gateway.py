@@ -226,7 +226,26 @@ class Gateway:
         data_dir.mkdir(parents=True, exist_ok=True)
         post = self.posts[name]
         driver = await Ssh.open(name, self._door(name, setting), data_dir, terms)
-        agent = Agent(
+        try:
+            agent = self._agent(name, setting, data_dir, driver)
+        except (LedgerError, OSError):
+            await driver.hang_up()
+            raise
+        post.agent, post.driver = agent, driver
+        life, looks = asyncio.create_task(agent.run()), asyncio.create_task(driver.run())
+        try:
+            await asyncio.wait({life, looks}, return_when=asyncio.FIRST_COMPLETED)
+            if looks.done():
+                looks.result()
+            await life
+        finally:
+            post.agent = post.driver = None
+            life.cancel()
+            looks.cancel()
+            await asyncio.gather(life, looks, return_exceptions=True)
+
+    def _agent(self, name: str, setting: Host, data_dir: Path, driver: Ssh) -> Agent:
+        return Agent(
             self._cluster,
             peer=name,
             address=self._address,
@@ -242,18 +261,6 @@ class Gateway:
                 self._options, cpu_slots=setting.slots, labels=(SSH, *setting.labels), reserve_cpus=0, notice=Notice()
             ),
         )
-        post.agent, post.driver = agent, driver
-        life, looks = asyncio.create_task(agent.run()), asyncio.create_task(driver.run())
-        try:
-            await asyncio.wait({life, looks}, return_when=asyncio.FIRST_COMPLETED)
-            if looks.done():
-                looks.result()
-            await life
-        finally:
-            post.agent = post.driver = None
-            life.cancel()
-            looks.cancel()
-            await asyncio.gather(life, looks, return_exceptions=True)
 
     def _door(self, name: str, setting: Host) -> Door:
         key_file = Path(setting.key_file).expanduser() if setting.key_file else self._keys.key_file

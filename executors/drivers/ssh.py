@@ -138,8 +138,12 @@ class Ssh:
             for errand in self._errands:
                 errand.cancel()
             await asyncio.gather(*self._errands, return_exceptions=True)
-            if self._link is not None:
-                await self._link.close()
+            await self.hang_up()
+
+    async def hang_up(self) -> None:
+        """End the connection of a driver that does not run."""
+        if self._link is not None:
+            await self._link.close()
 
     async def _lost(self, error: Unreachable) -> None:
         link, self._link = self._link, None

@@ -21,6 +21,7 @@ from executors.blobs import Blobs
 from executors.drivers.link import Declined, Door, Link, Unreachable
 from executors.gateway import Gateway, Keys
 from executors.host import DiskFloor
+from executors.ledger import LedgerError
 from executors.logs import Logs
 from executors.options import Options
 from statemachine import settings
@@ -521,6 +522,28 @@ def test_no_goodbye_is_said_for_a_host_whose_jobs_could_not_be_stopped(server: S
             one.proxy.closed = False
             await one.joined()
             assert len(one.attempts) == 1
+
+    run(go)
+
+
+def test_a_host_whose_agent_cannot_be_made_keeps_no_connection(
+    server: Sshd, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("executors.gateway.REST_S", 0.1)
+    drivers: list[Any] = []
+    made = Gateway._agent
+
+    def fails(gateway: Gateway, name: str, setting: settings.Host, data_dir: Path, driver: Any) -> Any:
+        drivers.append(driver)
+        if len(drivers) == 1:
+            raise LedgerError("the disk is full")
+        return made(gateway, name, setting, data_dir, driver)
+
+    monkeypatch.setattr(Gateway, "_agent", fails)
+
+    async def go() -> None:
+        async with site(server, tmp_path):
+            assert [driver._link.broken for driver in drivers] == ["it was closed", ""]
 
     run(go)
 
