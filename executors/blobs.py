@@ -27,6 +27,7 @@ from pathlib import Path
 from threading import Lock
 from typing import BinaryIO
 
+from executors.arrivals import Arrivals
 from executors.folder import link_or_copy
 
 #: how long a copy that went bad is kept to be looked at
@@ -107,6 +108,8 @@ class Blobs:
         self.quota_bytes = quota_bytes
         #: what the files take, by the last look at the directory and what came and went since
         self.taken_bytes = 0
+        #: what is being fetched; the agents of a node and of its hosts share one store
+        self.arrivals = Arrivals()
         self._pins: Counter[str] = Counter()
         #: held while a file gets or loses its final name
         self._names = Lock()

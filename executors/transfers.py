@@ -17,7 +17,6 @@ import logging
 import os
 import random
 import time
-from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -128,10 +127,6 @@ class Transfers:
     fetched_files: int = 0
     #: by digest: how large a file is that is on its way, and how much of it is here
     under_way: dict[str, tuple[int, int]] = field(default_factory=dict)
-    #: by digest: who sent what is in the unfinished file
-    _senders: dict[str, set[str]] = field(default_factory=dict)
-    _fetching: dict[str, asyncio.Lock] = field(default_factory=dict)
-    _waiting: Counter[str] = field(default_factory=Counter)
     _slots: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(4))
 
     async def fetch(self, item: ResolvedInput, again: Callable[[], Awaitable[ResolvedInput]]) -> Path:
@@ -167,25 +162,18 @@ class Transfers:
         What arrived before a holder was lost is kept and the next one is asked for the rest. A holder
         whose bytes do not fit the digest is not asked again. Raises HoldersGone and OSError.
         """
-        lock = self._fetching.setdefault(digest, asyncio.Lock())
-        self._waiting[digest] += 1
-        try:
-            async with lock:
-                found = await self.run(partial(self.blobs.use, digest))
-                if found is None:
-                    async with self._slots:
-                        self.under_way[digest] = (size_bytes, 0)
-                        try:
-                            found = await self._from_any(digest, size_bytes, holders, gates)
-                        finally:
-                            del self.under_way[digest]
-                    self.arrived.add(digest)
-                    self.news.set()
-                return found
-        finally:
-            self._waiting[digest] -= 1
-            if not self._waiting[digest]:
-                del self._fetching[digest], self._waiting[digest]
+        async with self.blobs.arrivals.alone(digest):
+            found = await self.run(partial(self.blobs.use, digest))
+            if found is None:
+                async with self._slots:
+                    self.under_way[digest] = (size_bytes, 0)
+                    try:
+                        found = await self._from_any(digest, size_bytes, holders, gates)
+                    finally:
+                        del self.under_way[digest]
+                self.arrived.add(digest)
+                self.news.set()
+            return found
 
     async def _from_any(self, digest: str, size_bytes: int, holders: Sequence[Holder], gates: Sequence[Holder]) -> Path:
         said: list[str] = []
@@ -246,7 +234,8 @@ class Transfers:
     async def _from_one(self, digest: str, size_bytes: int, holder: Holder, *, spread: bool) -> Path:
         unfinished = self.blobs.partial / f"fetch-{digest}"
         name, address = holder
-        senders = self._senders.setdefault(digest, {"an earlier process"} if unfinished.exists() else set())
+        known = self.blobs.arrivals.senders
+        senders = known.setdefault(digest, {"an earlier process"} if unfinished.exists() else set())
         url = f"{address.rstrip('/')}/artifacts/{digest}"
         for _ in range(2):
             alone = not senders - {name}
@@ -258,12 +247,12 @@ class Transfers:
                 raise
             if actual == digest:
                 await self.run(partial(self._accept, unfinished, digest))
-                self._senders.pop(digest, None)
+                known.pop(digest, None)
                 self.book.answered(name)
                 self.fetched_files += 1
                 return self.blobs.place(digest)
             await self._forget(digest, unfinished)
-            senders = self._senders.setdefault(digest, set())
+            senders = known.setdefault(digest, set())
             if alone:
                 break
             # The wrong bytes may be another's: the whole file from this one tells.
@@ -277,7 +266,7 @@ class Transfers:
         self.news.set()
 
     async def _forget(self, digest: str, unfinished: Path) -> None:
-        self._senders.pop(digest, None)
+        self.blobs.arrivals.senders.pop(digest, None)
         await self.run(lambda: unfinished.unlink(missing_ok=True))
 
     def _request(self, url: str, have: int, *, spread: bool) -> Any:
@@ -333,7 +322,8 @@ class Transfers:
                     await self.pace.take(len(buffer))
                     self.under_way[digest] = (size_bytes, arrived)
                     if writing is not None:
-                        await writing
+                        # A thread cannot be cancelled: the next one who fetches must not meet its last bytes.
+                        await asyncio.shield(writing)
                     writing = asyncio.ensure_future(self.run(partial(sink.write, buffer)))
                     buffer = bytearray()
         finally:

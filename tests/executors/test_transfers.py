@@ -98,6 +98,21 @@ def test_a_holder_that_was_caught_is_not_asked_again(tmp_path: Path, holder: Cal
     assert len(wrong.ranges) == 1
 
 
+def test_two_that_fetch_one_file_into_one_store_ask_for_it_once(tmp_path: Path, holder: Callable[..., Holder]) -> None:
+    """The agents of a gateway's hosts share its store."""
+    blobs, source = Blobs(tmp_path), holder()
+
+    async def go() -> list[Path]:
+        async with httpx.AsyncClient(timeout=5.0) as client:
+            agents = [Transfers(blobs, client, name) for name in ("gateway", "host")]
+            return await asyncio.gather(
+                *(one.round(DIGEST, len(DATA), [("n0", source.address)]) for one in agents),
+            )
+
+    assert [path.read_bytes() for path in asyncio.run(go())] == [DATA, DATA]
+    assert source.ranges == [None]
+
+
 # --- when to come back ------------------------------------------------------------------------------------------
 
 
