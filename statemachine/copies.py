@@ -9,7 +9,7 @@ from itertools import islice
 from msgspec import Struct
 
 from statemachine.queries import THERE, gates_of, holders_of, keepers_of
-from statemachine.rows import STORE, Artifact, Peer
+from statemachine.rows import STORE, Artifact, Peer, PeerStatus
 from statemachine.state import State
 
 #: rows that one plan looks at, so that it stays short on the thread that applies
@@ -52,9 +52,9 @@ def storage_nodes(state: State) -> dict[str, Peer]:
 
 
 def good_holders(state: State, row: Artifact) -> list[Peer]:
-    """Holders that are there, stay, and whose copy nobody doubts."""
+    """Holders that answer, stay, and whose copy nobody doubts. A suspect may be gone: nothing is deleted because of it."""
     known = [state.peers[h] for h in row.holders if h in state.peers and h not in row.doubted]
-    return [p for p in known if p.status in THERE and not p.draining]
+    return [p for p in known if p.status is PeerStatus.ALIVE and not p.draining]
 
 
 def stores_with(row: Artifact) -> list[str]:

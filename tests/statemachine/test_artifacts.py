@@ -203,6 +203,15 @@ def test_a_copy_on_a_dead_a_drained_or_a_doubted_node_is_none_to_rely_on():
     cluster.refuses(ReleaseHolder(digest_of("none"), "a"), Code.NOT_FOUND)
 
 
+def test_a_copy_on_a_node_that_does_not_answer_lets_nobody_delete_another():
+    cluster = stored(("a", ""), ("b", ""))
+    cluster.after(60_000, beating=("a",))
+    assert cluster.state.peers["b"].status == "suspect"
+    cluster.refuses(ReleaseHolder(X, "a"), Code.CONFLICT, X, "a", "last")
+    cluster.after(2_000, beating=("a", "b"))
+    assert cluster.do(ReleaseHolder(X, "a")) is True
+
+
 def test_a_storage_node_keeps_what_is_wanted_there():
     cluster = stored(("a", "storage"), ("b", "storage"), ("c", ""), holders="ac")
     cluster.refuses(ReleaseHolder(X, "a"), Code.CONFLICT, X, "0 storage nodes", "1 are wanted")
