@@ -314,6 +314,10 @@ class Storage:
             if not isinstance(result, Done):
                 blobs.keep_left(file.digest)
                 self._kept_s[file.digest] = now + KEPT_S
+            elif not result.value:
+                # The row does not name this copy, so nobody has looked whether there is another.
+                blobs.keep_left(file.digest)
+                self.look()
             elif await bench.on_disk(partial(blobs.delete_left, file.digest)):
                 freed += file.size_bytes
                 self._evicted += 1

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from executors.transfers import HoldersGone, Patience
-from statemachine.commands import AddHolder, DoubtHolder, ForgetArtifact, RequestSync
+from statemachine.commands import AddHolder, DoubtHolder, DropHolder, ForgetArtifact, ReleaseHolder, RequestSync
 from tests.executors.memory import eventually
 from tests.support.stores import EAGER, Site, looked_after, site
 
@@ -193,6 +193,30 @@ def test_two_nodes_that_evict_the_same_file_at_once_leave_one_copy(tmp_path: Pat
             await eventually(lambda: all(node.storage._kept_s or node.storage.status().evicted for node in nodes))
         (left,) = made.row(digest).holders
         assert [node.name for node in nodes if node.blobs.path(digest)] == [left]
+
+    run(tmp_path, go)
+
+
+def test_the_last_copy_stays_also_when_its_row_does_not_name_it(tmp_path: Path) -> None:
+    async def go(made: Site) -> None:
+        made.rules('{"copies": {"default": 0}}')
+        one = made.node("one", quota_bytes=10)
+        digest = one.make(b"x" * 100)
+        await asyncio.to_thread(one.blobs.used_bytes)
+        proposed = made.cluster.propose
+
+        async def withdrawn(commands):  # type: ignore[no-untyped-def]
+            if isinstance(commands[0], ReleaseHolder) and "one" in made.row(digest).holders and not asked:
+                made.cluster.must(DropHolder(digest, "one"))
+            asked.extend(type(command) for command in commands)
+            return await proposed(commands)
+
+        asked: list[type] = []
+        made.cluster.propose = withdrawn  # type: ignore[method-assign]
+        async with looked_after(one):
+            await eventually(lambda: digest in one.storage._kept_s)
+        assert asked[:3] == [ReleaseHolder, AddHolder, ReleaseHolder]
+        assert one.blobs.path(digest) is not None
 
     run(tmp_path, go)
 
