@@ -260,18 +260,26 @@ class Blobs:
             with self._names:
                 self._pins.subtract(digests)
 
-    def sweep(self, named: Collection[str], min_age_s: float) -> list[str]:
-        """Delete files that no row names, no pin holds and that are older than `min_age_s`; blocks.
+    def unnamed(self, named: Collection[str], min_age_s: float) -> list[str]:
+        """Files that are not among `named`, that no pin holds and that are older than `min_age_s`; blocks."""
+        return [path.name for path in self._files() if path.name not in named and self._spare(path, min_age_s)]
+
+    def _spare(self, path: Path, min_age_s: float) -> bool:
+        with contextlib.suppress(FileNotFoundError):
+            return time.time() - path.stat().st_ctime >= min_age_s and self._pins[path.name] <= 0
+        return False
+
+    def sweep(self, unnamed: Collection[str], min_age_s: float) -> list[str]:
+        """Delete those of `unnamed` that no pin holds and that are older than `min_age_s`; blocks.
 
         Unfinished files and those in quarantine go at an age of their own. Returns the deleted digests.
         """
         gone, now = [], time.time()
-        for path in self._files():
-            with contextlib.suppress(FileNotFoundError), self._names:
-                old = now - path.stat().st_ctime >= min_age_s
-                if old and path.name not in named and self._pins[path.name] <= 0:
-                    self._unlink(path.name)
-                    gone.append(path.name)
+        for digest in unnamed:
+            with self._names:
+                if self._spare(self.place(digest), min_age_s):
+                    self._unlink(digest)
+                    gone.append(digest)
         for folder, age_s in ((self.partial, max(min_age_s, PARTIAL_S)), (self._quarantine, QUARANTINE_S)):
             for path in folder.iterdir() if folder.is_dir() else ():
                 with contextlib.suppress(FileNotFoundError):

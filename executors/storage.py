@@ -15,7 +15,7 @@ import asyncio
 import hashlib
 import logging
 import random
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -31,7 +31,7 @@ from executors.sending import NotSent, Sender
 from statemachine import copies, queries
 from statemachine.commands import AddHolder, Command, DoubtHolder, DropHolder, ReleaseHolder
 from statemachine.copies import Copy
-from statemachine.errors import Done
+from statemachine.errors import Code, Done, Rejected
 from statemachine.queries import ResolvedInput
 from statemachine.settings import Artifacts
 from statemachine.state import State
@@ -264,10 +264,30 @@ class Storage:
         commands += [AddHolder(digest, self._peer) for digest in strays]
         for at in range(0, len(commands), HOLDERS_PER_BATCH):
             await bench.cluster.propose(commands[at : at + HOLDERS_PER_BATCH])
-        swept = await bench.on_disk(lambda: bench.blobs.sweep(rows.known, self._options.blob_min_age_s))
+        age_s = self._options.blob_min_age_s
+        unnamed = await bench.on_disk(partial(bench.blobs.unnamed, rows.known, age_s))
+        gone = await self._unknown(unnamed, self._peer)
+        swept = await bench.on_disk(partial(bench.blobs.sweep, gone, age_s))
         self._files = [file for file in self._files if file.digest not in swept]
         if swept or missing or strays:
             log.info("files_listed deleted=%d missing=%d found=%d", len(swept), len(missing), len(strays))
+
+    async def _unknown(self, digests: Sequence[str], holder: str) -> list[str]:
+        """Those that the log has no row for; where it has one, `holder` is noted to have the file.
+
+        The rows that are read here may be old, as on a node that is cut off. What is deleted because of them is asked
+        of the log itself. Raises ClusterError.
+        """
+        found: list[str] = []
+        for at in range(0, len(digests), HOLDERS_PER_BATCH):
+            batch = digests[at : at + HOLDERS_PER_BATCH]
+            results = await self._bench.cluster.propose([AddHolder(digest, holder) for digest in batch])
+            found += [
+                digest
+                for digest, result in zip(batch, results, strict=True)
+                if isinstance(result, Rejected) and result.code == Code.NOT_FOUND
+            ]
+        return found
 
     async def _evict(self, wanted_bytes: int = 0) -> None:
         """Bring the store below its quota, with room for so much more, by what was used longest ago."""
@@ -439,6 +459,7 @@ class Storage:
                 there.add(digest)
                 if digest not in known and age_s >= STORED_S:
                     old.append(digest)
+            old = await self._unknown(old, store)
             for digest in old:
                 await vault.delete(digest)
         except BlobError as error:

@@ -204,8 +204,9 @@ def test_no_holder_at_all_is_said_so(tmp_path: Path) -> None:
 def test_the_sweep_spares_what_is_named_pinned_or_young(tmp_path: Path) -> None:
     blobs = Blobs(tmp_path)
     named, pinned, nobody = (blobs.add(text) for text in (b"named", b"pinned", b"nobody"))
-    assert blobs.sweep({named}, min_age_s=3600) == []
+    assert blobs.unnamed({named}, min_age_s=3600) == blobs.sweep([nobody], min_age_s=3600) == []
     with blobs.pinned([pinned]):
-        assert blobs.sweep({named}, min_age_s=0) == [nobody]
+        assert blobs.unnamed({named}, min_age_s=0) == [nobody]
+        assert blobs.sweep([pinned, nobody], min_age_s=0) == [nobody]
     assert blobs.digests() == {named, pinned}
-    assert blobs.sweep({named}, min_age_s=0) == [pinned]
+    assert blobs.sweep(blobs.unnamed({named}, min_age_s=0), min_age_s=0) == [pinned]

@@ -14,7 +14,7 @@ from executors.objectstore import Bucket, ObjectStore
 from statemachine.commands import AddHolder, ForgetArtifact, ReleaseHolder
 from tests.executors.memory import eventually
 from tests.support import s3
-from tests.support.stores import Node, Site, looked_after, site
+from tests.support.stores import Behind, Node, Site, looked_after, site
 
 RULES = '{"collect_ms": 50, "manifest_age_ms": 100, "push_after_ms": 3600000, "store_audit_ms": 50}'
 
@@ -107,6 +107,27 @@ def test_the_bucket_is_compared_with_the_rows(run: Callable[..., None], monkeypa
             await eventually(lambda: made.row(missing).holders == ("gate",))
             await eventually(lambda: store.name in made.row(kept).holders)
         assert [digest async for digest, _ in store.listed()] == [kept]
+
+    run(go)
+
+
+def test_a_node_whose_rows_are_old_deletes_nothing_from_the_bucket_that_the_log_knows(
+    run: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(storage, "STORED_S", -60.0)
+
+    async def go(made: Site, bucket: Callable[[], ObjectStore]) -> None:
+        store = bucket()
+        gate = made.node("gate", vault=store)
+        known, unnamed = gate.make(b"known"), gate.blobs.add(b"unnamed")
+        for digest in (known, unnamed):
+            await store.put(digest, gate.blobs.place(digest))
+        made.cluster.must(AddHolder(known, store.name))
+        gate.bench.cluster = Behind(made.cluster, "gate", RULES)
+        async with looked_after(gate):
+            while [digest async for digest, _ in store.listed()] != [known]:
+                await asyncio.sleep(0.01)
+        assert made.row(known).holders == ("gate", store.name)
 
     run(go)
 

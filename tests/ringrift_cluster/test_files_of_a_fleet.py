@@ -13,7 +13,7 @@ import pytest
 from executors.transfers import HoldersGone, Patience
 from statemachine.commands import AddHolder, DoubtHolder, DropHolder, ForgetArtifact, ReleaseHolder, RequestSync
 from tests.executors.memory import eventually
-from tests.support.stores import EAGER, Site, looked_after, site
+from tests.support.stores import EAGER, Behind, Site, looked_after, site
 
 RULES = '{"collect_ms": 50, "manifest_age_ms": 100, "push_after_ms": %d}'
 
@@ -340,6 +340,21 @@ def test_the_directory_and_the_rows_are_brought_together(tmp_path: Path) -> None
             await eventually(lambda: made.row(missing).holders == ())
             await eventually(lambda: one.blobs.path(unnamed) is None)
             await eventually(lambda: made.row(stray).holders == ("one", "two"))
+
+    run(tmp_path, go)
+
+
+def test_a_node_whose_rows_are_old_deletes_no_file_that_the_log_knows(tmp_path: Path) -> None:
+    async def go(made: Site) -> None:
+        one = made.node("one", options=replace(EAGER, blob_min_age_s=0.0))
+        known, unnamed = one.make(b"known"), one.blobs.add(b"unnamed")
+        one.bench.cluster = Behind(made.cluster, "one", RULES % 60_000)
+        made.cluster.cut = True
+        async with looked_after(one):
+            await eventually(lambda: "cut the cluster off" in one.storage.status().last_error)
+            assert one.blobs.digests() == {known, unnamed}
+            made.cluster.cut = False
+            await eventually(lambda: one.blobs.digests() == {known})
 
     run(tmp_path, go)
 

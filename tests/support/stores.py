@@ -138,6 +138,17 @@ class Node:
         return await self.transfers.fetch(await again(), again)
 
 
+class Behind(MemoryCluster):
+    """The way of one node to the cluster: what it proposes gets there, what it sees is from before there were files."""
+
+    def __init__(self, cluster: MemoryCluster, peer: str, rules: str) -> None:
+        super().__init__()
+        row = cluster.state.peers[peer]
+        join = JoinPeer(peer, row.incarnation, f"boot-{peer}", "follower", row.address, row.facts)
+        self.must(join, ChangeSetting("artifacts", rules))
+        self.propose = cluster.propose  # type: ignore[method-assign]
+
+
 @asynccontextmanager
 async def site(root: Path) -> AsyncIterator[Site]:
     """Serve the nodes of a test below http://127.0.0.1:PORT/NAME until the block ends."""
