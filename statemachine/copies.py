@@ -52,7 +52,7 @@ def storage_nodes(state: State) -> dict[str, Peer]:
 
 
 def good_holders(state: State, row: Artifact) -> list[Peer]:
-    """Holders that answer, stay, and whose copy nobody doubts. A suspect may be gone: nothing is deleted because of it."""
+    """Holders that answer, stay, and whose copy nobody doubts; a suspect may be gone, so nothing is deleted for it."""
     known = [state.peers[h] for h in row.holders if h in state.peers and h not in row.doubted]
     return [p for p in known if p.status is PeerStatus.ALIVE and not p.draining]
 

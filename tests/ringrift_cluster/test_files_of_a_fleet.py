@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from executors import storage
 from executors.transfers import HoldersGone, Patience
 from statemachine.commands import AddHolder, DoubtHolder, DropHolder, ForgetArtifact, ReleaseHolder, RequestSync
 from tests.executors.memory import eventually
@@ -150,6 +151,26 @@ def test_a_sync_that_is_asked_for_happens_at_once_on_every_node(tmp_path: Path) 
             digest = hidden.make(b"games")
             made.cluster.must(RequestSync("by hand"))
             await eventually(lambda: "s" in made.row(digest).holders)
+
+    run(tmp_path, go)
+
+
+def test_a_machine_whose_end_is_near_sends_its_newest_files_in_the_same_look(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(storage.copies.plan_copies, "__defaults__", (0, 2))
+
+    async def go(made: Site) -> None:
+        made.rules('{"collect_ms": 3600000, "push_after_ms": 3600000}')
+        hidden, keeper = made.node("hidden", reachable=False), made.node("s", "storage")
+        digests = [hidden.make(bytes([n])) for n in range(7)]
+        hidden.storage.hurry()
+        async with looked_after(hidden):
+            # A machine that is told of its end again and again never gets to its next look.
+            while not all("s" in made.row(digest).holders for digest in digests):
+                assert hidden.storage.status().sent <= 7
+                hidden.storage.hurry()
+                await asyncio.sleep(0.01)
 
     run(tmp_path, go)
 
