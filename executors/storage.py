@@ -126,7 +126,9 @@ class Storage:
         self._files: list[Stored] = []
         #: where the next plan goes on among the rows
         self._skip = 0
-        #: since when a copy that this node could send has been missing: (digest, target)
+        #: the copies of this node's concern that the present round of plans has met: (digest, target)
+        self._met: set[tuple[str, str]] = set()
+        #: since when a copy that this node could send has been missing
         self._missing_s: dict[tuple[str, str], float] = {}
         #: until when a copy that the log keeps is left alone
         self._kept_s: dict[str, float] = {}
@@ -228,6 +230,7 @@ class Storage:
         if asked:
             self._transfers.book.clear()
             self._missing_s.clear()
+            self._met.clear()
             self._skip = 0
         if asked or now - self._listed_s >= rules.manifest_age_ms / 1000:
             self._listed_s = now
@@ -355,18 +358,28 @@ class Storage:
         """Look at the next rows of the plan; fetch what is this node's to have, send what waits too long for it."""
         plan, _ = await self._bench.cluster.read(lambda state: copies.plan_copies(state, self._skip))
         self._skip = plan.next
-        mine = [copy for copy in plan.copies if self._peer in (copy.target, copy.via)][: self._rules.files_per_job]
-        self._waiting = len(mine)
-        for copy in mine:
-            if await (self._store(copy) if copy.via else self._copy(copy)):
-                self._waiting -= 1
+        mine = [copy for copy in plan.copies if self._peer in (copy.target, copy.via)]
         holds = [
             c
             for c in plan.copies
             if c.address and c.target != self._peer and any(name == self._peer for name, _ in c.sources)
         ]
-        for copy in self._overdue(holds, at_once=at_once)[: self._rules.files_per_job]:
+        due = self._overdue(holds, at_once=at_once)
+        self._remember(mine + holds)
+        mine = mine[: self._rules.files_per_job]
+        self._waiting = len(mine)
+        for copy in mine:
+            if await (self._store(copy) if copy.via else self._copy(copy)):
+                self._waiting -= 1
+        for copy in due[: self._rules.files_per_job]:
             await self._send(copy)
+
+    def _remember(self, met: list[Copy]) -> None:
+        """At the end of the rows, forget what no plan of this round has met."""
+        self._met.update((copy.digest, copy.target) for copy in met)
+        if not self._skip:
+            self._missing_s = {key: at for key, at in self._missing_s.items() if key in self._met}
+            self._met.clear()
 
     async def _copy(self, copy: Copy) -> bool:
         """Fetch a file; whether it is here."""
@@ -480,11 +493,9 @@ class Storage:
     def _overdue(self, missing: list[Copy], *, at_once: bool) -> list[Copy]:
         """Copies that should have been fetched by now, the oldest first."""
         now = self._bench.clock.boot_s()
-        seen = {(copy.digest, copy.target) for copy in missing}
-        since = {key: at for key, at in self._missing_s.items() if key in seen or self._skip}
-        for key in seen:
-            since.setdefault(key, now)
-        self._missing_s = since
+        since = self._missing_s
+        for copy in missing:
+            since.setdefault((copy.digest, copy.target), now)
         wait_s = 0.0 if at_once else self._rules.push_after_ms / 1000
         due = [c for c in missing if now - since[c.digest, c.target] >= wait_s]
         return sorted(due, key=lambda c: since[c.digest, c.target])

@@ -175,6 +175,20 @@ def test_a_machine_whose_end_is_near_sends_its_newest_files_in_the_same_look(
     run(tmp_path, go)
 
 
+def test_a_copy_becomes_due_whatever_part_of_the_rows_it_is_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(storage.copies.plan_copies, "__defaults__", (0, 2))
+
+    async def go(made: Site) -> None:
+        made.rules(RULES % 300)
+        hidden, _ = made.node("hidden", reachable=False), made.node("s", "storage")
+        digests = [hidden.make(bytes([n])) for n in range(5)]
+        async with looked_after(hidden):
+            await eventually(lambda: all("s" in made.row(digest).holders for digest in digests))
+            await eventually(lambda: not hidden.storage._missing_s)
+
+    run(tmp_path, go)
+
+
 # --- quota ----------------------------------------------------------------------------------------------------------
 
 
