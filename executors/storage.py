@@ -130,6 +130,8 @@ class Storage:
         self._met: set[tuple[str, str]] = set()
         #: since when a copy that this node could send has been missing
         self._missing_s: dict[tuple[str, str], float] = {}
+        #: when a copy that failed was last tried
+        self._tried_s: dict[tuple[str, str], float] = {}
         #: until when a copy that the log keeps is left alone
         self._kept_s: dict[str, float] = {}
         #: files whose holders say are bad, to be read before the others
@@ -366,19 +368,34 @@ class Storage:
         ]
         due = self._overdue(holds, at_once=at_once)
         self._remember(mine + holds)
-        mine = mine[: self._rules.files_per_job]
         self._waiting = len(mine)
-        for copy in mine:
-            if await (self._store(copy) if copy.via else self._copy(copy)):
+        for copy in self._in_turn(mine):
+            if await self._try(copy, self._store if copy.via else self._copy):
                 self._waiting -= 1
-        for copy in due[: self._rules.files_per_job]:
-            await self._send(copy)
+        for copy in self._in_turn(due):
+            await self._try(copy, self._send)
+
+    def _in_turn(self, wanted: list[Copy]) -> list[Copy]:
+        """As many as one look carries out: none whose target is left alone for now, and last those that failed last."""
+        able = [copy for copy in wanted if not self._transfers.book.wait_s(copy.target)]
+        able.sort(key=lambda copy: self._tried_s.get((copy.digest, copy.target), float("-inf")))
+        return able[: self._rules.files_per_job]
+
+    async def _try(self, copy: Copy, carry_out: Callable[[Copy], Awaitable[bool]]) -> bool:
+        key = copy.digest, copy.target
+        # Noted before: an error that ends this look must not bring the same copy to the front of the next one.
+        self._tried_s[key] = self._bench.clock.boot_s()
+        done = await carry_out(copy)
+        if done:
+            self._tried_s.pop(key, None)
+        return done
 
     def _remember(self, met: list[Copy]) -> None:
         """At the end of the rows, forget what no plan of this round has met."""
         self._met.update((copy.digest, copy.target) for copy in met)
         if not self._skip:
             self._missing_s = {key: at for key, at in self._missing_s.items() if key in self._met}
+            self._tried_s = {key: at for key, at in self._tried_s.items() if key in self._met}
             self._met.clear()
 
     async def _copy(self, copy: Copy) -> bool:
@@ -500,18 +517,20 @@ class Storage:
         due = [c for c in missing if now - since[c.digest, c.target] >= wait_s]
         return sorted(due, key=lambda c: since[c.digest, c.target])
 
-    async def _send(self, copy: Copy) -> None:
+    async def _send(self, copy: Copy) -> bool:
+        """Send a file; whether its target has it."""
         path = self._bench.blobs.path(copy.digest)
         if path is None or self._transfers.book.wait_s(copy.target):
-            return
+            return False
         try:
             with self._bench.blobs.pinned([copy.digest]):
                 await self._sender.send(path, copy)
         except NotSent as error:
             self._fail(str(error))
             log.info("send_waits digest=%s target=%s error=%s", copy.digest, copy.target, error)
-        else:
-            self._sent += 1
+            return False
+        self._sent += 1
+        return True
 
     # --- scrub ------------------------------------------------------------------------------------
 

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from executors import storage
 from executors.transfers import HoldersGone, Patience
+from statemachine import copies
 from statemachine.commands import AddHolder, DoubtHolder, DropHolder, ForgetArtifact, ReleaseHolder, RequestSync
 from tests.executors.memory import eventually
 from tests.support.stores import EAGER, Behind, Site, looked_after, site
@@ -158,17 +158,16 @@ def test_a_sync_that_is_asked_for_happens_at_once_on_every_node(tmp_path: Path) 
 def test_a_machine_whose_end_is_near_sends_its_newest_files_in_the_same_look(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(storage.copies.plan_copies, "__defaults__", (0, 2))
+    monkeypatch.setattr(copies.plan_copies, "__defaults__", (0, 2))
 
     async def go(made: Site) -> None:
         made.rules('{"collect_ms": 3600000, "push_after_ms": 3600000}')
-        hidden, keeper = made.node("hidden", reachable=False), made.node("s", "storage")
+        hidden, _ = made.node("hidden", reachable=False), made.node("s", "storage")
         digests = [hidden.make(bytes([n])) for n in range(7)]
         hidden.storage.hurry()
         async with looked_after(hidden):
             # A machine that is told of its end again and again never gets to its next look.
             while not all("s" in made.row(digest).holders for digest in digests):
-                assert hidden.storage.status().sent <= 7
                 hidden.storage.hurry()
                 await asyncio.sleep(0.01)
 
@@ -176,7 +175,7 @@ def test_a_machine_whose_end_is_near_sends_its_newest_files_in_the_same_look(
 
 
 def test_a_copy_becomes_due_whatever_part_of_the_rows_it_is_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(storage.copies.plan_copies, "__defaults__", (0, 2))
+    monkeypatch.setattr(copies.plan_copies, "__defaults__", (0, 2))
 
     async def go(made: Site) -> None:
         made.rules(RULES % 300)
@@ -185,6 +184,29 @@ def test_a_copy_becomes_due_whatever_part_of_the_rows_it_is_in(tmp_path: Path, m
         async with looked_after(hidden):
             await eventually(lambda: all("s" in made.row(digest).holders for digest in digests))
             await eventually(lambda: not hidden.storage._missing_s)
+
+    run(tmp_path, go)
+
+
+def test_copies_that_fail_each_time_leave_a_turn_to_the_others(tmp_path: Path) -> None:
+    rules = '{"collect_ms": 50, "manifest_age_ms": 3600000, "push_after_ms": %d, "files_per_job": 2}'
+
+    async def go(made: Site) -> None:
+        made.rules(rules % 3_600_000)
+        hidden, worker = made.node("hidden", reachable=False), made.node("worker")
+        lost, keeper = made.node("lost", "storage", reachable=False), made.node("keeper", "storage")
+        held = [(hidden, hidden.make(bytes([n, 0]))) for n in range(8)]
+        held += [(worker, worker.make(bytes([n, 1]))) for n in range(8)]
+        plan = {copy.digest: copy.target for copy in copies.plan_copies(made.cluster.state).copies}
+        fetched = [digest for node, digest in held if node is worker and plan[digest] == keeper.name]
+        sent = [digest for node, digest in held if node is hidden and plan[digest] == keeper.name]
+        assert min(len(held) // 2 - len(fetched), len(fetched), len(sent), 8 - len(sent)) >= 2, plan
+        async with looked_after(keeper):
+            await eventually(lambda: all(keeper.name in made.row(digest).holders for digest in fetched))
+        made.rules(rules % 0)
+        async with looked_after(hidden):
+            await eventually(lambda: all(keeper.name in made.row(digest).holders for digest in sent))
+        assert lost.blobs.digests() == set()
 
     run(tmp_path, go)
 
