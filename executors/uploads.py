@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 import os
+import time
 from collections.abc import AsyncIterator, Callable
 from functools import partial
 from pathlib import Path
@@ -16,6 +18,8 @@ T = TypeVar("T")
 
 #: bytes gathered before a thread writes them
 WRITE_BYTES = 1024 * 1024
+#: an unfinished file that has not grown for so long takes nobody's place: a sender that goes on comes back sooner
+ABANDONED_S = 120.0
 
 
 class NoRoom(BlobError):  # noqa: N818
@@ -62,8 +66,8 @@ class Uploads:
         What came before the sender was lost is kept. Raises OutOfStep, InUse, NoRoom, TooLarge, WrongDigest, OSError.
         """
         path = self._path(digest, sender)
-        unfinished = await self._run(lambda: sum(1 for p in path.parent.glob("push-*") if p != path))
-        if path in self._writing or unfinished >= self._most:
+        others = self._writing | await self._run(self._recent)
+        if path in self._writing or len(others - {path}) >= self._most:
             raise InUse("the same file is being received, or too many are; come back")
         self._writing.add(path)
         try:
@@ -78,6 +82,15 @@ class Uploads:
             return have, True
         finally:
             self._writing.discard(path)
+
+    def _recent(self) -> set[Path]:
+        """Unfinished files that somebody has written to lately; blocks."""
+        found, since_s = set(), time.time() - ABANDONED_S
+        for path in self._blobs.partial.glob("push-*"):
+            with contextlib.suppress(FileNotFoundError):
+                if path.stat().st_mtime > since_s:
+                    found.add(path)
+        return found
 
     async def _append(self, path: Path, have: int, size_bytes: int, body: AsyncIterator[bytes]) -> int:
         file = await self._run(lambda: path.open("ab"))

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import os
+import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -10,8 +12,10 @@ import httpx
 import msgspec
 import pytest
 
+from executors.blobs import Blobs
 from executors.folder import file_name
 from executors.pace import Pace
+from executors.uploads import ABANDONED_S, InUse, Uploads
 from ringrift_cluster.api.app import create_app
 from ringrift_cluster.api.passing import Forward
 from ringrift_cluster.api.services import ApiLimits, Services
@@ -138,6 +142,23 @@ async def test_wrong_pieces_leave_nothing_and_spoil_nobody_elses(
 
     assert await services.uploads.take(DIGEST, "one", 0, len(BODY), piece()) == (10, False)
     assert services.uploads.received(DIGEST, "another") == 0
+
+
+async def test_files_that_their_senders_gave_up_take_nobodys_place(tmp_path: Path) -> None:
+    uploads = Uploads(Blobs(tmp_path), most=2)
+
+    async def piece() -> AsyncIterator[bytes]:
+        yield BODY[:10]
+
+    for sender in ("one", "two"):
+        await uploads.take(DIGEST, sender, 0, len(BODY), piece())
+    with pytest.raises(InUse, match="too many"):
+        await uploads.take(DIGEST, "three", 0, len(BODY), piece())
+    assert await uploads.take(DIGEST, "two", 10, len(BODY), piece()) == (20, False)
+    for path in (tmp_path / "partial").glob("push-*"):
+        os.utime(path, (0, time.time() - ABANDONED_S))
+    assert await uploads.take(DIGEST, "three", 0, len(BODY), piece()) == (10, False)
+    assert await uploads.take(DIGEST, "one", 10, len(BODY), piece()) == (20, False)
 
 
 async def test_pieces_over_the_limit_or_the_quota_are_refused_at_the_first_byte(
