@@ -10,9 +10,10 @@ most room. The law checks every placement again when it is committed.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
+from itertools import islice
 
 from ringrift_cluster.controllers.items import stand_in
 from ringrift_cluster.controllers.power import gpu_power, strongest
@@ -26,7 +27,7 @@ from statemachine.values import Needs
 
 #: placements in one pass
 MAX_PLACEMENTS = 64
-#: pending items that a pass looks at, over all classes
+#: pending items that a pass looks at, over all classes; each class has its share, or the first would use up all
 MAX_LOOKED = 4_096
 #: a minute of waiting is worth one point of priority, up to this
 MAX_AGEING = 50
@@ -54,8 +55,12 @@ def place(state: State) -> list[Command]:
 
     unserved = cache(partial(queries.unserved, state))
     unmet: set[tuple[bool, Needs]] = set()
-    budget = iter(range(MAX_LOOKED))
-    classes = [_runnable(state, group.queue, running, unserved, unmet, budget) for _, _, group in state.index.groups()]
+    queues = [group.queue for _, _, group in state.index.groups()]
+    looks = shares([len(queue) for queue in queues], MAX_LOOKED)
+    classes = [
+        _runnable(state, islice(queue, most), running, unserved, unmet)
+        for queue, most in zip(queues, looks, strict=True)
+    ]
     heads = {n: row for n, rows in enumerate(classes) if (row := next(rows, None)) is not None}
     commands: list[Command] = []
     while heads and len(commands) < MAX_PLACEMENTS:
@@ -75,17 +80,29 @@ def place(state: State) -> list[Command]:
     return commands
 
 
+def shares(sizes: Sequence[int], budget: int) -> list[int]:
+    """How many of each a pass looks at: all of the small ones, and of the large ones equally many.
+
+    One of each at the least, so the sum is the budget at most or the number of sizes.
+    """
+    given = [0] * len(sizes)
+    smallest_first = sorted(range(len(sizes)), key=sizes.__getitem__)
+    for done, n in enumerate(smallest_first):
+        given[n] = min(sizes[n], max(budget // (len(sizes) - done), 1))
+        budget = max(budget - given[n], 0)
+    return given
+
+
 def _runnable(
     state: State,
     queue: Iterable[tuple[int, int, str]],
     running: Callable[[str, str], int],
     unserved: Callable[[str], bool],
     unmet: set[tuple[bool, Needs]],
-    budget: Iterator[int],
 ) -> Iterator[Work]:
-    """Items of one class that an agent could run, best first; ends with the pass's budget of looks."""
-    for place, _ in zip(queue, budget, strict=False):
-        row = state.work[place[2]]
+    """Items of one class that an agent could run, best first."""
+    for _, _, name in queue:
+        row = state.work[name]
         if not row.spec.template or _demand(state, row) in unmet:
             continue
         if item_obstacle(row, state.now_ms, state.work.get, running) is None and not input_obstacle(row, unserved):

@@ -198,3 +198,30 @@ def test_needs_that_nobody_can_meet_are_asked_about_once_a_pass(fleet: Fleet, mo
     monkeypatch.setattr(placement, "peer_obstacle", counted)
     assert placements(fleet) == []
     assert asked <= 2, "600 waiting items must not cost 600 looks at every peer on the consensus thread"
+
+
+@pytest.mark.parametrize(
+    ("sizes", "budget", "given"),
+    [
+        ([], 10, []),
+        ([4], 10, [4]),
+        ([40], 10, [10]),
+        ([1_000, 1_000, 3], 103, [50, 50, 3]),
+        ([1_000, 0, 1_000], 10, [5, 0, 5]),
+        ([9, 9, 9], 2, [1, 1, 1]),
+    ],
+)
+def test_the_looks_of_a_pass_are_shared_by_all_classes(sizes: list[int], budget: int, given: list[int]) -> None:
+    assert placement.shares(sizes, budget) == given
+
+
+def test_classes_that_cannot_run_now_do_not_keep_a_pass_from_looking_at_the_others(
+    fleet: Fleet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(placement, "MAX_LOOKED", 12)
+    join(fleet, "a", cpu_slots=4)
+    for config in ("hex8_2p", "hex8_3p", "square8_2p"):
+        for n in range(10):
+            add(fleet, f"{config}-{n}", config=config, depends_on=("last",))
+    add(fleet, "last", config="connect4_2p")
+    assert placements(fleet) == [("last", "a")]
