@@ -347,7 +347,7 @@ class Agent:
             fresh = self.attempts[key] = Attempt(self.bench, assignment)
             command: Command = ReleaseJob(*key, action.reason)
             if action.kind is Kind.LOST:
-                error_class = "infrastructure" if assignment.job.desired is Desired.RUN else "stopped"
+                error_class = "lost" if assignment.job.desired is Desired.RUN else "stopped"
                 command = Failure(error_class, action.reason).command(assignment.job, self._clock.wall_ms())
             self._conduct(fresh, fresh.close(command))
         elif attempt is None:

@@ -12,6 +12,7 @@ cuda             the GPU or its libraries failed
 preempted        somebody else than the agent told it to terminate
 timeout          it ran longer than it may
 no_output        it says it succeeded, and shows nothing for it
+lost             it had started, and no process of it is on this node any more
 stopped          it was told to stop and has no part worth keeping
 """
 

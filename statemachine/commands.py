@@ -198,7 +198,7 @@ class FailJob(Base, frozen=True, tag="job.fail"):
 
     job: Ref
     fence: Natural
-    #: user, infrastructure, oom, cuda, preempted, timeout, hung, no_output, stopped
+    #: user, infrastructure, oom, cuda, preempted, timeout, hung, no_output, lost, stopped
     error_class: Id
     error: Annotated[str, Meta(min_length=1, max_length=4096)]
     exit_code: int = 0

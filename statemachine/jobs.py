@@ -42,7 +42,7 @@ _CLAIMED, _WORK_RUNS, _COMPLETED = WorkStatus.CLAIMED, WorkStatus.RUNNING, WorkS
 _STOP = Desired.STOP
 
 #: failures that say nothing about the item: the attempt is given back
-BLAMELESS = frozenset({"infrastructure", "preempted", "stopped"})
+BLAMELESS = frozenset({"infrastructure", "preempted", "lost", "stopped"})
 #: the class of an item that failed on so many nodes that it is held to blame itself
 POISONED = "poisoned"
 #: bindings an item may use up without ever burning its attempts
@@ -218,7 +218,8 @@ def fail(txn: Txn, cmd: FailJob) -> str:
         error=error,
     )
     if to is _FAILED:
-        reputation.blame(txn, row.peer)
+        if error_class != "lost" and not reputation.widespread(txn, row, error_class):
+            reputation.blame(txn, row.peer)
         txn.emit("JobFailed", row.job, peer=row.peer, error_class=error_class, error=error[:200])
     return _give_back(txn, row, error_class, error)
 
@@ -285,7 +286,7 @@ def _give_back(txn: Txn, row: Job, error_class: str, reason: str) -> str:
     work = txn.work.require(row.work)
     if work.status not in LIVE_WORK:
         return work.status
-    blameless = error_class in BLAMELESS or error_class in ("lost", "released")
+    blameless = error_class in BLAMELESS or error_class == "released"
     # A blameless end gives the attempt back; a process may also fail before anybody saw it run.
     burnt = work.attempts - (work.status is _WORK_RUNS) + (not blameless)
     failed_on = work.failed_on if blameless else (*work.failed_on, row.peer)

@@ -1,6 +1,6 @@
 """What a peer is remembered for: failures and returns from silence. Both fade, and so does what follows from them.
 
-an attempt that fails on it     one failure more
+an attempt that fails on it     one failure more, unless the program is as likely to blame (`widespread`)
 an attempt that succeeds        half of the failures are forgiven
 a half-life                     half of everything is forgotten
 too many of either              it is held back: no new work for twice the dead time, then it may try again
@@ -8,9 +8,16 @@ too many of either              it is held back: no new work for twice the dead 
 
 from __future__ import annotations
 
-from statemachine.rows import Peer
+from itertools import islice
+
+from statemachine.rows import Job, Peer, PeerStatus
 from statemachine.settings import Timing
 from statemachine.state import Txn
+
+#: failures that the program causes, or the installation on one machine
+AMBIGUOUS = frozenset({"user", "no_output"})
+#: pending items that are looked at for failures of the same kind; those that were tried stand in front
+MAX_LOOKED = 256
 
 
 def faded(count: int, since_ms: int, now_ms: int, timing: Timing) -> int:
@@ -25,6 +32,25 @@ def failures(peer: Peer, now_ms: int, timing: Timing) -> int:
 
 def hold_ms(timing: Timing) -> int:
     return 2 * timing.dead_after_ms
+
+
+def widespread(txn: Txn, row: Job, error_class: str) -> bool:
+    """Whether a failure speaks against the program rather than against the peer it failed on.
+
+    It does once open items of its type and config have failed so on as many peers as make one item poisoned, or on
+    all of a smaller fleet. Otherwise a broken template would hold every node back, and all other work with it;
+    a broken installation is seen on its own node only, and is held back.
+    """
+    if error_class not in AMBIGUOUS:
+        return False
+    failed_on = {row.peer, *txn.work.require(row.work).failed_on}
+    group = txn.state.index.group(row.work_type, row.config)
+    for _, _, name in islice(group.queue if group is not None else (), MAX_LOOKED):
+        item = txn.work.require(name)
+        if item.error_class in AMBIGUOUS:
+            failed_on.update(item.failed_on)
+    alive = txn.state.index.peers_by_status[PeerStatus.ALIVE]
+    return len(failed_on) >= max(2, min(txn.state.limits.poisoned_after_peers, alive))
 
 
 def blame(txn: Txn, peer: str) -> None:

@@ -408,7 +408,7 @@ def test_a_host_given_to_another_gateway_is_cleared_before_its_jobs_are_given_up
             await eventually(lambda: one.cluster.state.peers["h1"].address == "http://other:1")
             await eventually(lambda: one.cluster.state.jobs[job.job].actual is Actual.FAILED)
             assert not one.living()
-            assert one.cluster.state.jobs[job.job].error_class == "infrastructure"
+            assert one.cluster.state.jobs[job.job].error_class == "lost"
 
     run(go)
 
@@ -481,7 +481,7 @@ def test_a_host_that_was_started_anew_has_nothing_of_before(server: Sshd, tmp_pa
             post.driver.boot_id = "before"
             one.proxy.cut()
             await eventually(lambda: one.cluster.state.jobs[job.job].actual is Actual.FAILED)
-            assert one.cluster.state.jobs[job.job].error_class == "infrastructure"
+            assert one.cluster.state.jobs[job.job].error_class == "lost"
             assert not one.living()
 
     run(go)

@@ -57,6 +57,44 @@ def test_a_peer_on_which_everything_fails_is_held_back_and_tries_again_when_the_
     cluster.do(bound("next", "a"))
 
 
+def test_a_broken_template_dead_letters_its_items_and_holds_no_node_back():
+    peers = ("a", "b", "c")
+    cluster = given(setting("limits", Limits(failures_before_hold=4)), *(node(peer) for peer in peers))
+    items = [f"w{n}" for n in range(30)]
+    cluster.do(*(item(work) for work in items))
+    for turn in range(3):
+        for n, work in enumerate(items):
+            cluster.do(bound(work, peers[(n + turn) % 3]), failed(work, "user" if n % 2 else "no_output"))
+        cluster.after(120_000, beating=peers)
+    assert {cluster.status(work) for work in items} == {"failed"}
+    assert cluster.events("PeerHeld") == []
+
+
+def test_both_of_two_nodes_may_fail_at_a_program_but_one_alone_is_held_back():
+    cluster = given(setting("limits", Limits(failures_before_hold=3)), node("a"), node("b"))
+    cluster.do(item("b0"), bound("b0", "b"), failed("b0", "user"))
+    for n in range(3):
+        cluster.do(item(f"a{n}"), bound(f"a{n}", "a"), failed(f"a{n}", "user"))
+    assert (cluster.state.peers["a"].failures, cluster.state.peers["b"].failures) == (0, 1)
+    for n in range(3):
+        # Of another config nothing has failed on b.
+        cluster.do(item(f"c{n}", config="hex8_3p"), bound(f"c{n}", "a"), failed(f"c{n}", "user"))
+    assert cluster.events("PeerHeld") == ["a"]
+
+
+def test_a_failure_of_the_machine_counts_wherever_else_it_happens():
+    cluster = given(setting("limits", Limits(failures_before_hold=2)), node("a"), node("b"))
+    for work, peer in (("a0", "a"), ("b0", "b"), ("a1", "a"), ("b1", "b")):
+        cluster.do(item(work), bound(work, peer), failed(work, "cuda"))
+    assert cluster.events("PeerHeld") == ["a", "b"]
+
+
+def test_a_job_of_which_no_process_was_found_speaks_against_nobody():
+    cluster = given(node("a"), item("w1"), bound("w1", "a"), started("w1"), failed("w1", "lost"))
+    assert (cluster.state.peers["a"].failures, cluster.state.work["w1"].attempts) == (0, 0)
+    assert cluster.status("w1") == "pending"
+
+
 def test_a_node_that_flaps_is_held_back_and_an_operator_may_lift_it():
     cluster = given(setting("limits", Limits(flaps_before_hold=2)), node("a"), item("w1"))
     for _ in range(2):
