@@ -7,10 +7,11 @@ from msgspec.structs import replace
 
 from statemachine.commands import AddWork, CancelWork, FailJob, RetryWork
 from statemachine.errors import Code
-from statemachine.rows import Desired
+from statemachine.rows import Desired, WorkStatus
 from statemachine.settings import Limits, Retention
 from statemachine.values import Needs
 from tests.support.law import (
+    CONFIG,
     Cluster,
     bound,
     claimable,
@@ -182,3 +183,10 @@ def test_an_item_that_ended_before_the_clock_moved_is_dropped_too():
 def test_needs_and_defaults_are_what_the_item_said():
     cluster = given(item("w1", needs=Needs(cpu_slots=2)), claimed("c1"))
     assert cluster.job("w1").needs == Needs(cpu_slots=2)
+
+
+def test_open_items_are_counted_by_type_config_and_status():
+    cluster = given(node("a"), item("w1"), item("w2"), bound("w1", "a"))
+    count = cluster.state.index.open_items
+    assert [count("selfplay", CONFIG, status) for status in (WorkStatus.PENDING, WorkStatus.CLAIMED)] == [1, 1]
+    assert count("selfplay", "hex8_9p", WorkStatus.PENDING) == count("training", CONFIG, WorkStatus.PENDING) == 0
