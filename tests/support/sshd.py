@@ -181,7 +181,9 @@ async def _session(process: asyncssh.SSHServerProcess[bytes]) -> None:
         await pump(process.stdin, shell.stdin)
         shell.stdin.close()
 
-    await asyncio.gather(fill(), pump(shell.stdout, process.stdout), pump(shell.stderr, process.stderr), shell.wait())
+    filling = asyncio.create_task(fill())
+    await asyncio.gather(pump(shell.stdout, process.stdout), pump(shell.stderr, process.stderr), shell.wait())
+    filling.cancel()  # a client that has nothing more to say and waits for the end says nothing of that
     process.exit(shell.returncode or 0)
 
 
