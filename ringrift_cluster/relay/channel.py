@@ -10,9 +10,21 @@ from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import aclosing
 
 import httpx
+import msgspec
 
-from ringrift_cluster.feed.wire import problem_of
-from ringrift_cluster.relay.frames import SILENCE_S, Ask, BrokenFrame, Frames, ask_of, framed, packed
+from ringrift_cluster.feed.wire import Problem, problem_of
+from ringrift_cluster.relay.frames import (
+    BEAT,
+    BEAT_S,
+    SILENCE_S,
+    Ask,
+    BrokenFrame,
+    Frames,
+    Head,
+    ask_of,
+    framed,
+    packed,
+)
 from ringrift_cluster.relay.inside import Asgi, Broken, Inside
 from ringrift_cluster.relay.passages import passage
 from ringrift_cluster.relay.switchboard import MOST_OPEN
@@ -86,7 +98,7 @@ class Channel:
         try:
             while True:
                 voter, url = self._choose()
-                opened = self.opened
+                opened, pause_s = self.opened, PAUSE_S
                 try:
                     await self._hold(voter, url)
                 except (httpx.HTTPError, BrokenFrame, NotHeld) as error:
@@ -95,7 +107,8 @@ class Channel:
                     log.info('event=channel_lost voter=%s reason="%s"', voter, error or type(error).__name__)
                     failures = 1 if self.opened > opened else failures + 1
                     pause_s = min(PAUSE_S * 2.0 ** min(failures - 1, 10), LONGEST_PAUSE_S)
-                    await asyncio.sleep(self._rng.uniform(0.5, 1.0) * pause_s)
+                # Also before a better voter: two that each look better than the other must not make it spin.
+                await asyncio.sleep(self._rng.uniform(0.5, 1.0) * pause_s)
         finally:
             for task in self._answers:
                 task.cancel()
@@ -108,21 +121,22 @@ class Channel:
     def _choose(self) -> tuple[str, str]:
         """The voter that feeds this node, unless it failed; else the one whose failure is longest ago."""
         urls = self._voters()
-        voter = self._better("")
-        if not voter or voter not in urls:
+        voter = self._better("", urls)
+        if not voter:
             voter = min(urls, key=lambda one: (self._failed_at.get(one, 0.0), self._rng.random()))
         return voter, urls[voter]
 
-    def _better(self, present: str) -> str:
+    def _better(self, present: str, urls: Mapping[str, str]) -> str:
         """The voter that this node should rather have its channel to, if there is one.
 
-        The feed leaves a voter that has lost its leader, and whoever asks for this node is not there either.
+        The feed leaves a voter that has lost its leader, and whoever asks for this node is not there either. What
+        feeds this node may be no voter (any more), or go by another name: that one holds no channel.
         """
-        heard = self._replica.status().voters_heard
-        failed_at = self._failed_at.get(heard[0]) if heard else None
-        if not heard or heard[0] == present or (failed_at is not None and self._clock() - failed_at < AVOID_S):
+        feeding = next(iter(self._replica.status().voters_heard), "")
+        failed_at = self._failed_at.get(feeding)
+        if feeding == present or feeding not in urls:
             return ""
-        return heard[0]
+        return "" if failed_at is not None and self._clock() - failed_at < AVOID_S else feeding
 
     async def _hold(self, voter: str, url: str) -> None:
         """One channel; returns when another voter is the better one. Raises HTTPError, BrokenFrame, NotHeld."""
@@ -145,7 +159,7 @@ class Channel:
                 for payload in frames.feed(data):
                     if payload:
                         self._begin(ask_of(payload), url)
-                if better := self._better(voter):
+                if better := self._better(voter, self._voters()):
                     log.info("event=channel_moves voter=%s to=%s", voter, better)
                     return
             raise NotHeld("it ended the channel")
@@ -154,10 +168,19 @@ class Channel:
             await response.aclose()
 
     def _begin(self, ask: Ask, url: str) -> None:
-        if len(self._answers) >= MOST_OPEN:
-            log.warning("event=relayed_request_dropped path=%s open=%d", ask.path, len(self._answers))
-            return  # no voter that counts asks for so many at a time
-        task = asyncio.create_task(self._answer(ask, url), name="relay-answer")
+        present = len(self._answers)
+        if present >= 2 * MOST_OPEN:
+            log.warning("event=relayed_request_dropped path=%s open=%d", ask.path, present)
+            return  # not even a refusal: no voter that counts sends so many
+        if present >= MOST_OPEN:
+            refusal = Problem("busy", f"{self._node} is answering {present} requests already; come back later", 429)
+            answer = self._refuse(ask, url, refusal)
+        elif passage(ask.method, ask.path) is None:
+            # Of a newer release than this one.
+            answer = self._refuse(ask, url, Problem("forbidden", f"{ask.path} is not passed on by {self._node}", 403))
+        else:
+            answer = self._answer(ask, url)
+        task = asyncio.create_task(answer, name="relay-answer")
         self._answers.add(task)
         task.add_done_callback(self._ended)
 
@@ -168,27 +191,39 @@ class Channel:
 
     async def _answer(self, ask: Ask, url: str) -> None:
         """Answer to the voter that asked, wherever the channel is by then."""
-        if passage(ask.method, ask.path) is None:
-            log.warning("event=relayed_request_refused method=%s path=%r", ask.method, ask.path)
-            return  # no voter that looks at the list sends this
         async with Inside(self._app, ask) as inside, aclosing(_said(inside)) as frames:
-            try:
-                answer = await self._http.post(
-                    f"{url}/relay/answers/{ask.id}",
-                    content=frames,
-                    headers={"content-type": "application/octet-stream"},
-                    timeout=httpx.Timeout(SILENCE_S, connect=CONNECT_S, write=UNREAD_S),
-                )
-            except (httpx.HTTPError, Broken) as error:
-                log.info('event=relay_answer_broke path=%s reason="%s"', ask.path, error or type(error).__name__)
-                return
-            if answer.status_code != httpx.codes.OK:
-                log.info("event=relay_answer_unwanted path=%s status=%d", ask.path, answer.status_code)
+            await self._send(ask, url, frames)
+
+    async def _refuse(self, ask: Ask, url: str, problem: Problem) -> None:
+        log.warning("event=relayed_request_refused method=%s path=%r code=%s", ask.method, ask.path, problem.code)
+        head = Head(problem.status, "application/problem+json")
+        await self._send(ask, url, packed(head) + framed(msgspec.json.encode(problem)))
+
+    async def _send(self, ask: Ask, url: str, frames: AsyncGenerator[bytes, None] | bytes) -> None:
+        try:
+            answer = await self._http.post(
+                f"{url}/relay/answers/{ask.id}",
+                content=frames,
+                headers={"content-type": "application/octet-stream"},
+                timeout=httpx.Timeout(SILENCE_S, connect=CONNECT_S, write=UNREAD_S),
+            )
+        except (httpx.HTTPError, Broken) as error:
+            log.info('event=relay_answer_broke path=%s reason="%s"', ask.path, error or type(error).__name__)
+            return
+        if answer.status_code != httpx.codes.OK:
+            log.info("event=relay_answer_unwanted path=%s status=%d", ask.path, answer.status_code)
 
 
 async def _said(inside: Inside) -> AsyncGenerator[bytes, None]:
-    """The frames of one answer. Raises Broken."""
-    yield packed(await inside.head())
+    """The frames of one answer, with beats while its head is not there yet. Raises Broken."""
+    head: Head | None = None
+    while head is None:
+        try:
+            async with asyncio.timeout(BEAT_S):
+                head = await inside.head()
+        except TimeoutError:
+            yield BEAT
+    yield packed(head)
     async with aclosing(inside.pieces()) as pieces:
         async for piece in pieces:
             yield framed(piece)

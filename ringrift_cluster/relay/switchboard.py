@@ -79,6 +79,16 @@ class Answer:
         self._done.set()
 
 
+class Expected:
+    """An answer that somebody waits for."""
+
+    def __init__(self, node: str) -> None:
+        self.node = node
+        self.begun: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
+        #: the node has said that it works on it
+        self.alive = False
+
+
 class Switchboard:
     """Channels by node, and answers by the id of their request, which nobody but the asked node knows."""
 
@@ -86,7 +96,7 @@ class Switchboard:
         self._new_id = new_id
         self._clock = clock
         self.lines: dict[str, Line] = {}
-        self._expected: dict[str, tuple[str, asyncio.Future[Answer]]] = {}
+        self._expected: dict[str, Expected] = {}
         #: requests under way, by node
         self.open: Counter[str] = Counter()
         self.asked = 0
@@ -149,24 +159,25 @@ class Switchboard:
         if self.open[node] >= MOST_OPEN:
             raise TooMany(f"{node} is answering {MOST_OPEN} requests already; come back later")
         ask = structs.replace(ask, id=self._new_id())
-        begun: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
+        expected = Expected(node)
         answer: Answer | None = None
         line.put(packed(ask))
         self.asked += 1
-        self._expected[ask.id] = (node, begun)
+        self._expected[ask.id] = expected
         self.open[node] += 1
         try:
             async with asyncio.timeout(HEAD_S):
-                answer = await begun
+                answer = await expected.begun
             return answer
         except TimeoutError:
-            # Whatever it is that holds this channel, it does not answer. The node opens another one if it lives.
-            line.close()
+            if not expected.alive:
+                # Whatever it is that holds this channel, it does not answer. The node opens another one if it lives.
+                line.close()
             raise Unanswered(f"{node} did not answer within {HEAD_S:g} s") from None
         finally:
             del self._expected[ask.id]
             if answer is None:
-                self._forsake(node, begun)
+                self._forsake(node, expected.begun)
 
     def _forsake(self, node: str, begun: asyncio.Future[Answer]) -> None:
         """Nobody waits for that answer any more."""
@@ -188,25 +199,37 @@ class Switchboard:
         ASGI messages, `still` says whether the node's token is good.
         Raises Unanswered, BrokenFrame.
         """
-        asked, begun = self._expected.get(id, ("", None))
-        if begun is None or begun.done() or (node and node != asked):
+        expected = self._expected.get(id)
+        if expected is None or expected.begun.done() or (node and node != expected.node):
             return False
+        begun = expected.begun
         pieces = _pieces(receive, still)
         try:
-            head = head_of(await anext(pieces, b""))
+            head = await _head(pieces, expected)
         except (Unanswered, BrokenFrame) as error:
             if not begun.done():
-                begun.set_exception(Unanswered(f"{asked} did not answer: {error}"))
+                begun.set_exception(Unanswered(f"{expected.node} did not answer: {error}"))
             raise
-        if begun.done():
+        if head is None or begun.done():
             return False
         done = asyncio.Event()
         begun.set_result(Answer(head, pieces, done))
         try:
             await done.wait()
         finally:
-            self._over(asked)
+            self._over(expected.node)
         return True
+
+
+async def _head(pieces: AsyncGenerator[bytes, None], expected: Expected) -> Head | None:
+    """The head, after any beats; None once nobody waits for it. Raises Unanswered, BrokenFrame."""
+    async for payload in pieces:
+        if payload:
+            return head_of(payload)
+        expected.alive = True
+        if expected.begun.done():
+            return None
+    raise BrokenFrame("the answer ends before its head")
 
 
 async def _pieces(receive: Callable[[], Awaitable[Any]], still: Callable[[], bool]) -> AsyncGenerator[bytes, None]:

@@ -149,6 +149,36 @@ async def test_a_node_that_does_not_answer_loses_its_channel(
     assert not board.open
 
 
+async def test_a_node_that_works_on_its_answer_keeps_its_channel(
+    board: Switchboard, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sb, "HEAD_S", 0.2)
+    node = Node(board)
+    asking = asyncio.create_task(board.ask("n1", ASK))
+    ask = await node.asked()
+    taking = asyncio.create_task(node.take(ask.id))
+    node.says(BEAT)
+    with pytest.raises(Unanswered, match="did not answer"):
+        await asking
+    assert not node.line.closed
+    assert not board.open
+    node.says(BEAT)
+    assert await asyncio.wait_for(taking, 5) is False, "it need not work on: nobody waits"
+
+
+async def test_a_head_may_come_after_beats(board: Switchboard) -> None:
+    node = Node(board)
+    asking = asyncio.create_task(board.ask("n1", ASK))
+    ask = await node.asked()
+    taking = asyncio.create_task(node.take(ask.id))
+    node.says(BEAT + BEAT)
+    node.says(BEAT + packed(Head(200, "text/plain")) + framed(b"late"), more=False)
+    answer = await asking
+    assert await collected(answer.pieces) == b"late"
+    answer.leave()
+    assert await taking is True
+
+
 async def test_an_answer_is_taken_from_the_asked_node_alone_and_once(board: Switchboard) -> None:
     node = Node(board)
     asking = asyncio.create_task(board.ask("n1", ASK))
