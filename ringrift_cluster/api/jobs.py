@@ -14,7 +14,7 @@ from starlette.responses import StreamingResponse
 from executors.logs import Logs, NoLogs, Stream
 from ringrift_cluster.api import examples
 from ringrift_cluster.api.endpoint import BrokenOff, Call, Routes
-from ringrift_cluster.api.passing import PassedOn, Request, Through, pass_on, passed_on
+from ringrift_cluster.api.passing import NOTHING_SENT, PassedOn, Request, Through, pass_on, passed_on
 from ringrift_cluster.api.problems import Problem
 from ringrift_cluster.api.streams import admit
 from ringrift_cluster.api.views import Cursor, View, look, scan
@@ -29,7 +29,7 @@ route = Routes("jobs", "Attempts of work items: one node, one fence, one end.")
 #: a followed log whose node is gone is taken up again for so long
 RESUME_S, AGAIN_S = 60.0, 0.5
 #: refusals that pass when the node has found another voter
-COMES_BACK = frozenset({"unreachable", "no_channel", "busy", "stale", "not_ready"})
+COMES_BACK = NOTHING_SENT | {"unreachable", "busy"}
 
 
 class JobFilter(Cursor, frozen=True, kw_only=True):

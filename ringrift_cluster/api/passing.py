@@ -2,7 +2,8 @@
 
     any node  -- POST /relay/forward, framed -->  the voter that has the channel, or is the target  -->  the target
 
-A caller's token goes to voters alone; the target is told by the voter whose request it is.
+A caller's token goes to voters alone; the target is told by the voter whose request it is. What a target refuses is
+said again by this node, in its own words: a client sends its token where a refusal says that the leader is.
 """
 
 from __future__ import annotations
@@ -11,8 +12,9 @@ import asyncio
 import logging
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, Any, Literal
+from urllib.parse import parse_qsl
 
 import httpx
 import msgspec
@@ -39,7 +41,7 @@ from ringrift_cluster.relay.frames import (
 from ringrift_cluster.relay.inside import Broken, Inside
 from ringrift_cluster.relay.passages import Passage, passage
 from ringrift_cluster.relay.switchboard import NoChannel, TooMany, Unanswered
-from statemachine.errors import Code
+from statemachine.errors import UNDECODABLE, Code
 from statemachine.tokens import GRANTS
 from statemachine.values import Id, Scope
 
@@ -52,6 +54,14 @@ CONNECT_S = 2.0
 HEAD_S = 15.0
 #: a node whose channel is just moving is waited for
 PATIENCE_S, PAUSE_S = 4.0, 0.3
+#: a read of another node waits for its index at most so long; well below what its head is waited for
+MOST_WAIT_S = 5.0
+#: what is read of a refusal, and for how long
+REFUSAL_BYTES, REFUSAL_S, DETAIL_CHARS = 64 * 1024, 5.0, 1000
+#: refusals of a voter that has sent nothing on: another one may
+NOTHING_SENT = frozenset({"no_channel", "not_ready", "too_many_streams", "too_many_waits", "stale", "halted"})
+#: they say with a 503 what a monitor wants to read
+PROBES = frozenset({"/health", "/ready"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +72,10 @@ class Request:
     path: str
     query: str = ""
     body: bytes = b""
+
+
+class NothingSent(Problem):
+    """A voter did not take the request, or does not answer a read: another may be asked, or the same again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,6 +112,28 @@ class PassedOn(StreamingResponse):
 
 def passed_on(through: Through) -> PassedOn:
     return PassedOn(through.pieces, through.leave, through.head.media_type, through.head.status)
+
+
+def within(through: Through, seconds: float) -> Through:
+    """The same, broken off when it has not ended by then: signs of life alone keep nothing open."""
+    clock = asyncio.get_running_loop().time
+    until_s = clock() + seconds
+
+    async def pieces() -> AsyncGenerator[bytes, None]:
+        async with aclosing(through.pieces) as parts:
+            while True:
+                try:
+                    async with asyncio.timeout_at(until_s):
+                        piece = await anext(parts, None)
+                except TimeoutError:
+                    piece = b""
+                if piece is None:
+                    return
+                if clock() >= until_s:
+                    raise BrokenOff(f"it did not end within {seconds:g} s")
+                yield piece
+
+    return replace(through, pieces=pieces())
 
 
 def in_frames(through: Through) -> PassedOn:
@@ -149,14 +185,55 @@ async def pass_on(call: Call, node: str, asked: Request) -> Through:
         raise Problem(Code.NOT_FOUND, f"no node {node!r} is known; GET /peers lists them")
     until_s = services.monotonic_s() + PATIENCE_S
     while True:
-        found = await at_hand(call, node, asked) or await _at_a_voter(call, node, asked)
-        if found is not None:
-            return found
-        if services.monotonic_s() > until_s:
-            raise Problem(
-                "unreachable", f"{node!r} holds no channel to a voter that answers; is it up? see GET /relay/status"
-            )
+        try:
+            found = await at_hand(call, node, asked) or await _at_a_voter(call, node, asked)
+        except NothingSent as problem:
+            if services.monotonic_s() > until_s:
+                raise Problem(problem.code, problem.detail) from None
+        else:
+            return found if found.head.status < 300 else await _refused(node, asked, found)
         await asyncio.sleep(PAUSE_S)
+
+
+async def _refused(node: str, asked: Request, found: Through) -> Through:
+    """A probe's 503 without anything that a client takes for the leader's address. Raises Problem for all else."""
+    try:
+        body = await _beginning(found)
+    finally:
+        await found.leave()
+    status, kind = found.head.status, found.head.media_type
+    if asked.path in PROBES and status == 503 and kind.startswith("application/json"):
+        try:
+            said = msgspec.json.decode(body, type=dict[str, Any])
+        except UNDECODABLE:
+            raise Problem("unreachable", f"the answer of {node!r} cannot be read") from None
+        said.pop("leader", None)
+        return Through(found.head, _one(msgspec.json.encode(said)), _nothing)
+    problem = problem_of(body)
+    detail = problem.detail[:DETAIL_CHARS] or f"{node!r} answered {status}"
+    raise Problem(problem.code, detail) if problem.code in TABLE else _unanswered(asked, detail)
+
+
+async def _beginning(found: Through) -> bytes:
+    """As much of a body as a refusal has."""
+    body = b""
+    try:
+        async with asyncio.timeout(REFUSAL_S), aclosing(found.pieces) as pieces:
+            async for piece in pieces:
+                body += piece
+                if len(body) > REFUSAL_BYTES:
+                    break
+    except (TimeoutError, BrokenOff) as error:
+        log.info('event=refusal_not_read reason="%s"', error or type(error).__name__)
+    return body
+
+
+async def _one(piece: bytes) -> AsyncGenerator[bytes, None]:
+    yield piece
+
+
+async def _nothing() -> None:
+    return
 
 
 def passing(call: Call, asked: Request) -> Passage:
@@ -170,7 +247,16 @@ def passing(call: Call, asked: Request) -> Passage:
         raise Problem("forbidden", f"token {call.caller.name!r} is not good for this; it needs {found.needs}")
     if len(asked.body) > MAX_BODY_BYTES or len(asked.query) > MAX_QUERY_CHARS:
         raise Problem("too_large", f"a request to another node has at most {MAX_BODY_BYTES} bytes of body")
+    if _waits_long(asked.query):
+        raise Problem(Code.INVALID, f"the query: a request to another node has a `wait` of at most {MOST_WAIT_S:g} s")
     return found
+
+
+def _waits_long(query: str) -> bool:
+    try:
+        return any(not float(value) <= MOST_WAIT_S for name, value in parse_qsl(query) if name == "wait")
+    except ValueError:
+        return False  # no number: the node says so itself
 
 
 async def at_hand(call: Call, node: str, asked: Request) -> Through | None:
@@ -229,8 +315,8 @@ def voter_addresses(call: Call) -> dict[str, str]:
     return urls_of(call.services.replica.live_state()) or dict(call.services.voters)
 
 
-async def _at_a_voter(call: Call, node: str, asked: Request) -> Through | None:
-    """The answer through another voter; None when no voter that answers has the node's channel. Raises Problem."""
+async def _at_a_voter(call: Call, node: str, asked: Request) -> Through:
+    """The answer through another voter. Raises Problem, NothingSent when none that answers has the node's channel."""
     services, voters = call.services, voter_addresses(call)
     own, heard = services.replica.status().node_id, services.replica.status().voters_heard
     if services.http is None:
@@ -241,16 +327,23 @@ async def _at_a_voter(call: Call, node: str, asked: Request) -> Through | None:
         order = sorted(
             (v for v in voters if v != own), key=lambda v: (v != services.routes.get(node), v not in heard, v)
         )
+    last = NothingSent(
+        "unreachable", f"{node!r} holds no channel to a voter that answers; is it up? see GET /relay/status"
+    )
     for voter in order:
-        found = await _forwarded(call, services.http, voters[voter], node, asked)
-        if found is not None:
-            services.routes[node] = voter
-            return found
+        try:
+            found = await _forwarded(call, services.http, voters[voter], node, asked)
+        except NothingSent as problem:
+            last = problem if problem.code != "no_channel" else last
+            continue
+        services.routes[node] = voter
+        return found
     services.routes.pop(node, None)
-    return None
+    raise last
 
 
-async def _forwarded(call: Call, http: httpx.AsyncClient, url: str, node: str, asked: Request) -> Through | None:
+async def _forwarded(call: Call, http: httpx.AsyncClient, url: str, node: str, asked: Request) -> Through:
+    """Raises Problem."""
     body = msgspec.json.decode(asked.body) if asked.body else None
     order = Forward(node, asked.path, asked.method, asked.query, body, framed=True)
     headers = {"content-type": "application/json", "accept-encoding": "identity"}
@@ -267,17 +360,17 @@ async def _forwarded(call: Call, http: httpx.AsyncClient, url: str, node: str, a
         response = await http.send(request, stream=True)
     except (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout) as error:
         log.info('event=voter_not_asked url=%s node=%s reason="%s"', url, node, error or type(error).__name__)
-        return None
+        raise NothingSent("no_channel", f"the voter at {url} cannot be reached") from None
     except httpx.HTTPError as error:
         if asked.method == "GET":
-            return None
+            raise NothingSent("no_channel", f"the voter at {url} does not answer") from None
         raise _unanswered(asked, f"the voter that passes it on to {node} did not answer: {error!r}") from None
     try:
         if response.status_code != httpx.codes.OK:
             said = problem_of(await anext(response.aiter_raw(64 * 1024), b""))
             await response.aclose()
-            if said.code == "no_channel":
-                return None
+            if said.code in NOTHING_SENT:
+                raise NothingSent(said.code, said.detail)
             raise Problem(said.code if said.code in TABLE else "unreachable", said.detail)
         pieces = _unframed(response)
         return Through(head_of(await anext(pieces, b"")), _unbroken(pieces), response.aclose)

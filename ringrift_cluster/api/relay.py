@@ -23,6 +23,7 @@ from ringrift_cluster.api.passing import (
     pass_on,
     passed_on,
     voter_addresses,
+    within,
 )
 from ringrift_cluster.api.problems import Problem
 from ringrift_cluster.api.services import OwnChannel
@@ -37,6 +38,8 @@ log = logging.getLogger("ringrift.relay")
 route = Routes("relay", "Channels of nodes that nobody can dial, and requests through them.")
 
 STATUS_S = 3.0
+#: a look at a node is over by then, however it goes on
+LOOK_S = 30.0
 #: with it an answer's connection ends: its sender may still have much to say
 CLOSE = (b"connection", b"close")
 
@@ -132,7 +135,7 @@ async def answers(call: Call, answer_id: str) -> Reply | Answered:
     stream=True,
 )
 async def forward(call: Call, body: Forward) -> PassedOn:
-    """Passed on: logs of jobs, health, ready, status and metrics; with an admin token also /admin/health,
+    """Passed on: logs of jobs, /health, /ready, /status, /metrics and /admin/health; with an admin token also
     /admin/restart, /admin/shutdown and /workload/try. Nothing else, and only to nodes of the cluster."""
     admit(call.services)
     if not body.framed:
@@ -224,7 +227,13 @@ def _looking_at(what: Literal["health", "ready", "status", "metrics"], summary: 
     )
     async def look(call: Call, node_id: str) -> PassedOn:
         """Any node answers for any other, for a monitor that can only ask by path."""
-        return passed_on(await pass_on(call, node_id, Request("GET", f"/{what}")))
+        asked = Request("GET", f"/{what}")
+        try:
+            async with asyncio.timeout(LOOK_S):
+                found = await pass_on(call, node_id, asked)
+        except TimeoutError:
+            raise Problem("unreachable", f"{node_id!r} did not answer within {LOOK_S:g} s") from None
+        return passed_on(within(found, LOOK_S))
 
 
 _looking_at("health", "Is that node's process alive?")

@@ -9,6 +9,7 @@ import json
 from collections.abc import AsyncIterator
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import httpx
 import msgspec
@@ -26,7 +27,7 @@ from ringrift_cluster.api.problems import Problem
 from ringrift_cluster.api.services import AgentStatus, Services, ShutdownOrder
 from ringrift_cluster.cli.app import app as commands
 from ringrift_cluster.relay.channel import Channel
-from ringrift_cluster.relay.frames import Vouched
+from ringrift_cluster.relay.frames import Head, Vouched
 from ringrift_cluster.relay.inside import VOUCHED
 from ringrift_cluster.relay.switchboard import Switchboard
 from statemachine import settings as st
@@ -283,6 +284,115 @@ async def test_a_trial_that_says_nothing_is_told_of_and_one_that_fell_ends_its_a
     living[0] = False
     with pytest.raises(BrokenOff, match="without a word"):
         await anext(lines)
+
+
+def lying(pair: Pair, head: Head, body: bytes, ends: bool = True) -> None:
+    """From now on the follower answers whatever it is asked with these bytes."""
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        headers = [(b"content-type", head.media_type.encode())]
+        await send({"type": "http.response.start", "status": head.status, "headers": headers})
+        await send({"type": "http.response.body", "body": body, "more_body": not ends})
+        if not ends:
+            await receive()
+            await receive()
+
+    pair.channel._app = app
+
+
+TRAP = {"leader": {"node_id": "x", "address": "http://evil.example:1"}}
+
+
+@pytest.mark.parametrize("status", [307, 404, 429, 502, 503, 504])
+async def test_a_node_that_is_asked_cannot_say_where_the_leader_is(pair: Pair, status: int) -> None:
+    document = json.dumps({"code": "not_ready", "detail": "come later", "status": status, **TRAP}).encode()
+    order = {"node_id": "f1", "path": "/status"}
+    lying(pair, Head(status, "application/problem+json"), document)
+    for answer in (
+        await pair.client.post("/relay/forward", json=order, headers=bearer("read")),
+        await pair.client.get("/relay/f1/health", headers=bearer("read")),
+        await pair.client.get("/jobs/far.1/log", headers=bearer("read")),
+        await pair.client.post("/admin/restart", json={"node_id": "f1"}, headers=bearer("admin")),
+    ):
+        assert (answer.status_code, answer.json()["code"]) == (503, "not_ready")
+        assert answer.json()["detail"] == "come later"
+        assert "evil" not in answer.text
+
+
+async def test_a_probe_that_says_no_keeps_its_words_and_its_status(pair: Pair) -> None:
+    lying(pair, Head(503, "application/json"), json.dumps({"healthy": False, "problems": ["p"], **TRAP}).encode())
+    answer = await pair.client.get("/relay/f1/health", headers=bearer("read"))
+    assert (answer.status_code, answer.json()) == (503, {"healthy": False, "problems": ["p"]})
+    status = await pair.client.get("/relay/f1/status", headers=bearer("read"))
+    assert (status.status_code, status.json()["code"]) == (502, "unreachable")
+
+
+async def test_a_refusal_that_cannot_be_read_leaves_the_outcome_of_an_order_open(pair: Pair) -> None:
+    lying(pair, Head(500, "text/plain"), b"x" * 200_000)
+    answer = await pair.client.post("/admin/restart", json={"node_id": "f1"}, headers=bearer("admin"))
+    assert (answer.status_code, answer.json()["code"]) == (504, "outcome_unknown")
+    await pair.until(lambda: not pair.channel.answering)
+
+
+async def test_a_look_at_a_node_that_never_ends_its_answer_is_broken_off(
+    pair: Pair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ringrift_cluster.api.relay.LOOK_S", 0.5)
+    lying(pair, Head(200, "application/json"), b"{", ends=False)
+    with pytest.raises(httpx.RemoteProtocolError):
+        await pair.client.get("/relay/f1/health", headers=bearer("read"))
+    await pair.until(lambda: not pair.channel.answering)
+
+
+async def test_a_read_of_another_node_waits_for_its_index_a_short_while_only(pair: Pair) -> None:
+    for wait, status in (("60", 400), ("nan", 400), ("0.1", 503)):
+        order = {"node_id": "f1", "path": "/status", "query": f"index=999999&wait={wait}"}
+        answer = await pair.client.post("/relay/forward", json=order, headers=bearer("read"))
+        assert answer.status_code == status, answer.text
+    assert pair.channel.opened == 1
+
+
+async def test_a_node_that_answers_enough_requests_says_so(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ringrift_cluster.relay.channel.MOST_OPEN", 1)
+    pair.log("one\n", ended=False)
+    async with pair.client.stream(
+        "GET", "/jobs/far.1/log", params={"follow": "true"}, headers=bearer("read")
+    ) as followed:
+        assert followed.status_code == 200
+        answer = await pair.client.get("/relay/f1/health", headers=bearer("read"))
+        assert (answer.status_code, answer.json()["code"]) == (429, "busy")
+    assert pair.channel.opened == 1
+
+
+async def test_a_voter_that_is_not_ready_does_not_end_the_search_for_a_channel(
+    pair: Pair, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ringrift_cluster.api.passing.PATIENCE_S", 0.0)
+    others = {"a": pair.url, "b": "http://b", "c": "http://c"}
+    asked: list[str] = []
+
+    async def answer(request: httpx.Request) -> httpx.Response:
+        asked.append(request.url.host)
+        if request.url.host in ("b", "c"):
+            code = "not_ready" if request.url.host == "b" else "no_channel"
+            document = json.dumps({"code": code, "detail": "starting", "status": 503}).encode()
+            return httpx.Response(503, stream=httpx.ByteStream(document))
+        sent = await pair.client.post(request.url.path, content=request.content, headers=request.headers)
+        return httpx.Response(sent.status_code, stream=httpx.ByteStream(sent.content))
+
+    asking = face(peopled(MemoryReplica("d")), tmp_path / "d", [])
+    asking.voters = others
+    asking.routes["f1"] = "b"
+    async with httpx.AsyncClient(transport=httpx.MockTransport(answer)) as asking.http:
+        transport = httpx.ASGITransport(create_app(asking))
+        async with httpx.AsyncClient(transport=transport, base_url="http://d", headers=bearer("read")) as client:
+            found = await client.get("/relay/f1/health")
+            assert (found.status_code, found.json()["node_id"]) == (200, "f1")
+            assert asked[0] == "b"
+            del others["a"]
+            asking.routes.clear()
+            none = await client.get("/relay/f1/health")
+            assert (none.status_code, none.json()["code"]) == (503, "not_ready")
 
 
 def test_a_voters_word_for_a_caller_is_checked_as_far_as_it_can_be() -> None:
