@@ -98,16 +98,17 @@ class Channel:
         try:
             while True:
                 voter, url = self._choose()
-                opened, pause_s = self.opened, PAUSE_S
+                opened, begun_s = self.opened, self._clock()
                 try:
                     await self._hold(voter, url)
+                    # At the first beat already, if there always is a better one: it must not spin.
+                    pause_s = max(0.0, begun_s + PAUSE_S - self._clock())
                 except (httpx.HTTPError, BrokenFrame, NotHeld) as error:
                     self._failed_at[voter] = self._clock()
                     self.last_error = f"voter {voter}: {error or type(error).__name__}"
                     log.info('event=channel_lost voter=%s reason="%s"', voter, error or type(error).__name__)
                     failures = 1 if self.opened > opened else failures + 1
                     pause_s = min(PAUSE_S * 2.0 ** min(failures - 1, 10), LONGEST_PAUSE_S)
-                # Also before a better voter: two that each look better than the other must not make it spin.
                 await asyncio.sleep(self._rng.uniform(0.5, 1.0) * pause_s)
         finally:
             for task in self._answers:

@@ -181,7 +181,7 @@ def _its_log_is_followed_while_its_voter_dies(cluster: HiddenCluster) -> None:
     with cluster.command("f2", "logs", job, "-f", "--api", cluster.nodes["f2"].url) as following:
         assert following.stdout is not None
         assert following.stdout.readline() == "line 0\n"
-        before = cluster.channels()["f1"]
+        before = eventually(lambda: cluster.channels().get("f1", ""), "f1 to have its channel, which may just move")
         cluster.nodes[before].kill()
         eventually(lambda: cluster.channels().get("f1", before) != before, "a new channel", 60.0)
         enough.touch()
