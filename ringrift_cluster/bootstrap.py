@@ -286,6 +286,7 @@ def demo() -> dict[str, Struct]:
             start_within_ms=30_000,
             backoff_ms=1_000,
             backoff_cap_ms=10_000,
+            backoff_jitter_percent=20,
             grace_ms=5_000,
         ),
         **{f"template/{name}": template for name, template in templates(nice=10).items()},
@@ -300,7 +301,7 @@ def fleet() -> dict[str, Struct]:
     training = Needs(gpus=1, ram_bytes=16 * gib)
     configs = {f"{board}_{n}p": fleet_sizes(board, n) for board in BOARDS for n in PLAYERS}
     return {
-        "timing": st.Timing(),
+        "timing": st.Timing(backoff_jitter_percent=20),
         **{f"template/{name}": template for name, template in templates(nice=5).items()},
         **{f"config/{key}": game_config(sizes, selfplay, training) for key, sizes in configs.items()},
     }

@@ -11,6 +11,8 @@ that is over is refused, so what a lost node still finishes counts nowhere.
 
 from __future__ import annotations
 
+from zlib import crc32
+
 from statemachine import artifacts, checkpoints, deadlines, pace, reputation, results
 from statemachine.commands import (
     CompleteJob,
@@ -308,9 +310,15 @@ def _give_back(txn: Txn, row: Job, error_class: str, reason: str) -> str:
     if error_class not in ("stopped", "preempted", "lost"):
         rounds = min(max(len(failed_on), 1), 20)
         delay = min(timing.backoff_ms * 2 ** (rounds - 1), timing.backoff_cap_ms)
+        delay += _jitter(row.job, delay * timing.backoff_jitter_percent // 100)
     txn.work.change(work.work, status=WorkStatus.PENDING, ready_at_ms=txn.now_ms + delay)
     txn.emit("WorkReturned", work.work, reason=reason[:200], error_class=error_class)
     return WorkStatus.PENDING
+
+
+def _jitter(job: str, most_ms: int) -> int:
+    """Between 0 and `most_ms`, by the job's name: no coin is thrown in the law."""
+    return crc32(job.encode()) % (most_ms + 1)
 
 
 def _evidence(txn: Txn, work: Work) -> str:

@@ -48,6 +48,8 @@ class Timing(Struct, frozen=True, forbid_unknown_fields=True):
     #: first retry delay; doubles with each attempt up to the cap
     backoff_ms: Span = 10_000
     backoff_cap_ms: Span = 600_000
+    #: a retry waits up to this much longer, in per cent, so that what failed together does not come back together
+    backoff_jitter_percent: Annotated[int, Meta(ge=0, le=100)] = 0
     #: SIGTERM to SIGKILL
     grace_ms: Span = 60_000
     #: a peer's counts of failures and returns halve in this time

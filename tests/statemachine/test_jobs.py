@@ -213,6 +213,17 @@ def test_a_failure_returns_the_item_with_a_backoff_that_doubles_up_to_its_cap():
     assert waits == [10_000, 20_000, 25_000, 25_000]
 
 
+def test_what_failed_together_does_not_come_back_together():
+    timing = Timing(backoff_ms=10_000, backoff_jitter_percent=20)
+    cluster = given(node("a", slots=9), setting("timing", timing))
+    waits = set()
+    for n in range(9):
+        cluster.do(item(f"w{n}"), bound(f"w{n}", "a"), started(f"w{n}"), failed(f"w{n}"))
+        waits.add(cluster.state.work[f"w{n}"].ready_at_ms - cluster.now_ms)
+    assert len(waits) > 5
+    assert all(10_000 <= wait <= 12_000 for wait in waits)
+
+
 def test_an_item_out_of_attempts_is_a_dead_letter_with_its_reason():
     cluster = given(node("a"), item("w1", max_attempts=2))
     for answer in ("pending", "failed"):
