@@ -90,6 +90,7 @@ def axis(path: Path, array: str) -> int:
                 shape = _shape(member.read(MAX_HEADER_BYTES))
     except KeyError as error:
         raise Uncountable(f"it has no array {array!r}") from error
+    # NotImplementedError is the library's word for an unknown compression, SyntaxError for a header that is no literal.
     except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, ValueError, SyntaxError) as error:
         raise Uncountable(f"it is no NPZ file: {error}") from error
     return shape[0] if shape else 1

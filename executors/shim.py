@@ -232,7 +232,7 @@ class Guard:
         if read_record(f"{self._job_dir}/exit.json") is None:
             for _ in range(2):
                 end_group(recorded_group(self._job_dir), self._job_dir)
-                time.sleep(UNMARKED_S)
+                time.sleep(UNMARKED_S)  # nothing tells when a fork becomes a program that can be found
 
 
 def recorded_group(job_dir: str) -> int:

@@ -140,7 +140,7 @@ class Trial:
                 told(fresh)
             with contextlib.suppress(ChildProcessError):
                 os.waitpid(keeper.pid, os.WNOHANG)
-            time.sleep(LOOK_S)
+            time.sleep(LOOK_S)  # progress is what a file holds: only looking again tells that there is more
         ended_s = time.monotonic()
         last = self.folder.progress() or printed.look() or last
         return self._report(cause, ended_s - began, last, ended_s - told_at if told_at else 0.0)
