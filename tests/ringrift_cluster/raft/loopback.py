@@ -5,13 +5,17 @@ from __future__ import annotations
 import asyncio
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from types import TracebackType
+from typing import TypeVar
 
 from ringrift_cluster.raft.conf import Limits, Timing, VoterConfig
 from ringrift_cluster.raft.engine import RaftReplica
+from ringrift_cluster.replica import NoLeader
 from statemachine.commands import AddWork, encode_command
+
+A = TypeVar("A")
 
 FAST = Timing(heartbeat_s=0.05, election_min_s=0.3, election_max_s=0.6, leader_wait_s=2.0)
 SECRET = b"a secret of this test"
@@ -73,6 +77,18 @@ class Loopback:
         leader = self._leader()
         assert leader is not None
         return leader
+
+    async def of_leader(self, order: Callable[[RaftReplica], Awaitable[A]]) -> A:
+        """What the leader answers to an order that only a leader takes and that may be repeated.
+
+        A busy machine can hold all voters of this process up for longer than an election timeout, so leadership may
+        move between finding the leader and asking it.
+        """
+        while True:
+            try:
+                return await order(await self.leader())
+            except NoLeader:
+                await asyncio.sleep(0.02)
 
     def _leader(self) -> RaftReplica | None:
         for replica in self.running.values():

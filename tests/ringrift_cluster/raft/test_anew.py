@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import shutil
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 from ringrift_cluster.raft.anew import Begun, Refused, recover, restore, survivor
 from ringrift_cluster.raft.datadir import DataDir
+from ringrift_cluster.raft.engine import RaftReplica
 from ringrift_cluster.raft.errors import DataDirLocked
 from ringrift_cluster.raft.snapshots import load
 from ringrift_cluster.raft.verify import verify
@@ -71,11 +73,10 @@ class TestRecover:
             async with Growing(tmp_path, "b") as cluster:
                 recover(tmp_path / "b", Voter("b", cluster.voters["b"]), found)
                 await cluster.start()
-                leader = await cluster.leader()
                 for name in "ac":
                     # What the others still have is of the old cluster: it is moved away.
                     (tmp_path / name / "raft").rename(tmp_path / name / "raft.old")
-                    await leader.add_voter(await cluster.join(name))
+                    await cluster.of_leader(partial(RaftReplica.add_voter, voter=await cluster.join(name)))
                 await cluster.all_count("a", "b", "c")
                 placed = await cluster.running["c"].propose([add("new")])
                 held = await cluster.running["a"].read(lambda s: set(s.work), at_least=placed.index, wait_s=5)

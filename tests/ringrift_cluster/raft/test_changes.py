@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -55,30 +56,29 @@ def test_one_voter_becomes_three_and_one_again(tmp_path: Path):
             for name in "bc":
                 voter = await cluster.join(name)
                 assert cluster.running[name].status().role == "learner"
-                changed = await leader.add_voter(voter, request=f"r{name}")
+                adding = partial(RaftReplica.add_voter, voter=voter, request=f"r{name}")
+                changed = await cluster.of_leader(adding)
                 assert changed.of(name) == voter
-                assert (await leader.add_voter(voter, request=f"r{name}")).index == changed.index
+                assert (await cluster.of_leader(adding)).index == changed.index
             await cluster.all_count("a", "b", "c")
             await until(lambda: all(r.is_voter for r in cluster.running.values()), "they know that they are voters")
             placed = await cluster.running["c"].propose([add("after")])
             seen = await cluster.running["b"].read(lambda s: len(s.work), at_least=placed.index, wait_s=5)
             assert seen.value == 61
-            heir = "b"
-            with pytest.raises(NoLeader, match="handed leadership over"):
-                await leader.remove_voter("a")
             leader = await cluster.leader()
-            heir = leader.status().node_id
-            await leader.remove_voter("a")
-            await until(lambda: cluster.running["a"].removed is not None, "a knows that it is no voter")
-            await cluster.stop("a")
-            other = "c" if heir == "b" else "b"
-            await leader.remove_voter(other)
-            await until(lambda: cluster.running[other].removed is not None, "the other one knows it too")
-            await cluster.stop(other)
+            first = leader.status().node_id
+            with pytest.raises(NoLeader, match="handed leadership over"):
+                await leader.remove_voter(first)
+            second, last = (n for n in "cba" if n != first)
+            for name in (first, second):
+                await cluster.of_leader(partial(RaftReplica.remove_voter, name=name))
+                await until(lambda name=name: cluster.running[name].removed is not None, f"{name} knows that it is out")
+                await cluster.stop(name)
+            leader = await cluster.leader()
             with pytest.raises(ChangeRefused, match="the last voter"):
-                await leader.remove_voter(heir)
+                await leader.remove_voter(last)
             await leader.propose([add("alone")])
-            assert leader.status().voters == (heir,)
+            assert leader.status().voters == (last,)
 
     run(story())
 
@@ -87,8 +87,7 @@ def test_the_list_survives_a_restart_of_all_whatever_is_configured(tmp_path: Pat
     async def story():
         async with Growing(tmp_path, "ab") as cluster:
             await cluster.start()
-            leader = await cluster.leader()
-            await leader.add_voter(await cluster.join("c"))
+            await cluster.of_leader(partial(RaftReplica.add_voter, voter=await cluster.join("c")))
             await cluster.all_count("a", "b", "c")
             for name in "abc":
                 await cluster.stop(name)
