@@ -73,12 +73,15 @@ def test_work_of_a_machine_that_is_taken_away_goes_on_on_another_one_from_its_ch
         row: dict[str, Any] = voter.get("/work/w")["work"]
         return row if row["status"] == "completed" else None
 
+    def told() -> bool:
+        peers = {row["peer"]: row for row in voter.get("/peers")["peers"]}
+        return "in two minutes" in peers[first.name]["facts"].get("not_ready", "")
+
     eventually(sent_away, "the checkpoint to be on the storage node", 60.0)
+    eventually(told, "the cluster to know of the notice", 60.0)
     first.kill()
     voter.propose(PauseCluster(False))
     done = eventually(completed, "the item to be completed elsewhere", 90.0)
     assert done["metrics"] == {"went on at": "a million"}
     last = voter.get(f"/jobs/{done['job']}")["job"]["peer"]
     assert last != first.name
-    peers = {row["peer"]: row for row in voter.get("/peers")["peers"]}
-    assert "in two minutes" in peers[first.name]["facts"]["not_ready"]
