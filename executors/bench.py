@@ -15,6 +15,8 @@ from executors.drivers.driver import Driver
 from executors.ledger import Ledger, LedgerError
 from executors.ports import Clock, Cluster
 from executors.transfers import Transfers
+from statemachine import queries
+from statemachine.queries import ResolvedInput
 from statemachine.settings import Timing
 
 log = logging.getLogger(__name__)
@@ -60,6 +62,10 @@ class Bench:
 
     async def on_disk(self, call: Callable[[], T]) -> T:
         return await asyncio.get_running_loop().run_in_executor(self.disk, call)
+
+    async def resolved(self, digest: str) -> ResolvedInput:
+        """Who has a file, by the rows as they are now. Raises ClusterUnavailable."""
+        return (await self.cluster.read(lambda state: queries.resolve(state, "", digest)))[0]
 
     def note(self, write: Callable[[str, int], None], key: tuple[str, int]) -> None:
         """Write to the ledger what saves work after a restart but is not needed to be right."""

@@ -7,8 +7,8 @@ import logging
 from collections.abc import Iterable
 
 from executors.bench import Bench
+from executors.inventory import HOLDERS_PER_BATCH, file_rows
 from executors.ports import ClusterError
-from executors.storage import HOLDERS_PER_BATCH, file_rows
 from statemachine.commands import AddHolder, Command, DropHolder
 
 log = logging.getLogger(__name__)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from executors import objectstore, storage
+from executors import objectstore, offsite
 from executors.objectstore import Bucket, ObjectStore
 from statemachine.commands import AddHolder, ForgetArtifact, ReleaseHolder
 from tests.executors.memory import eventually
@@ -91,7 +91,7 @@ def test_other_bytes_in_the_bucket_are_found_doubted_and_put_right(run: Callable
 
 
 def test_the_bucket_is_compared_with_the_rows(run: Callable[..., None], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(storage, "STORED_S", -60.0)
+    monkeypatch.setattr(offsite, "STORED_S", -60.0)
 
     async def go(made: Site, bucket: Callable[[], ObjectStore]) -> None:
         store = bucket()
@@ -114,7 +114,7 @@ def test_the_bucket_is_compared_with_the_rows(run: Callable[..., None], monkeypa
 def test_a_node_whose_rows_are_old_deletes_nothing_from_the_bucket_that_the_log_knows(
     run: Callable[..., None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(storage, "STORED_S", -60.0)
+    monkeypatch.setattr(offsite, "STORED_S", -60.0)
 
     async def go(made: Site, bucket: Callable[[], ObjectStore]) -> None:
         store = bucket()

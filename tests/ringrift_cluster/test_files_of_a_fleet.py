@@ -104,7 +104,7 @@ def test_a_node_that_nobody_reaches_sends_its_files_and_the_storage_node_serves_
         made.rules(RULES % 100)
         hidden, storage, reader = made.node("hidden", reachable=False), made.node("s", "storage"), made.node("r")
         data = os.urandom(2_500_000)
-        hidden.storage._sender._piece_bytes = 1_000_000
+        hidden.storage.copying._sender._piece_bytes = 1_000_000
         digest = hidden.make(data)
         async with looked_after(hidden, storage):
             assert (await reader.fetch(digest)).read_bytes() == data
@@ -120,7 +120,7 @@ def test_a_broken_upload_goes_on_where_it_stopped(tmp_path: Path) -> None:
         made.rules(RULES % 0)
         hidden, storage = made.node("hidden", reachable=False), made.node("s", "storage")
         data = os.urandom(900_000)
-        hidden.storage._sender._piece_bytes = 300_000
+        hidden.storage.copying._sender._piece_bytes = 300_000
         digest = hidden.make(data)
         url = f"{made.url}/s/artifacts/{digest}"
         first = {"Content-Range": f"bytes 0-299999/{len(data)}"}
@@ -183,7 +183,7 @@ def test_a_copy_becomes_due_whatever_part_of_the_rows_it_is_in(tmp_path: Path, m
         digests = [hidden.make(bytes([n])) for n in range(5)]
         async with looked_after(hidden):
             await eventually(lambda: all("s" in made.row(digest).holders for digest in digests))
-            await eventually(lambda: not hidden.storage._missing_s)
+            await eventually(lambda: not hidden.storage.copying._missing_s)
 
     run(tmp_path, go)
 
@@ -247,7 +247,9 @@ def test_two_nodes_that_evict_the_same_file_at_once_leave_one_copy(tmp_path: Pat
             await asyncio.to_thread(node.blobs.used_bytes)
         async with looked_after(*nodes):
             await eventually(lambda: sum(node.storage.status().evicted for node in nodes) == 1)
-            await eventually(lambda: all(node.storage._kept_s or node.storage.status().evicted for node in nodes))
+            await eventually(
+                lambda: all(node.storage.inventory._kept_s or node.storage.status().evicted for node in nodes)
+            )
         (left,) = made.row(digest).holders
         assert [node.name for node in nodes if node.blobs.path(digest)] == [left]
 
@@ -271,7 +273,7 @@ def test_the_last_copy_stays_also_when_its_row_does_not_name_it(tmp_path: Path) 
         asked: list[type] = []
         made.cluster.propose = withdrawn  # type: ignore[method-assign]
         async with looked_after(one):
-            await eventually(lambda: digest in one.storage._kept_s)
+            await eventually(lambda: digest in one.storage.inventory._kept_s)
         assert asked[:3] == [ReleaseHolder, AddHolder, ReleaseHolder]
         assert one.blobs.path(digest) is not None
 
