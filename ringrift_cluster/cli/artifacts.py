@@ -11,31 +11,29 @@ from typer import Argument, Option
 
 from ringrift_cluster.api.artifacts import ArtifactList
 from ringrift_cluster.api.sync import ManifestList, NodeFiles, SyncStatus
+from ringrift_cluster.cli.call import Call, asks
 from ringrift_cluster.cli.cluster import said
-from ringrift_cluster.cli.options import DEFAULT_API, Api, Json, Token, TokenFile, connect
-from ringrift_cluster.cli.output import emit, short, size, table
+from ringrift_cluster.cli.options import Limit, Reason
+from ringrift_cluster.cli.output import short, size, table
 
 app = typer.Typer(no_args_is_help=True, help="Files by their sha256: where they are, and where copies are missing.")
 
-Limit = Annotated[int, Option(help="Rows in one answer.", min=1, max=1000)]
 After = Annotated[str, Option(help="Where the answer before said to go on.")]
 
 
 @app.command("list")
+@asks
 def list_(
+    call: Call,
     kind: Annotated[str, Option(help="Only files of this kind (games, model, ...).")] = "",
     config: Annotated[str, Option(help="Only files of this game config.")] = "",
     node: Annotated[str, Option(help="Only files that this node holds.")] = "",
     limit: Limit = 100,
     after: After = "",
-    api: Api = DEFAULT_API,
-    as_json: Json = False,
-    token: Token = None,
-    token_file: TokenFile = None,
 ) -> None:
     """Known files, newest first, and who holds them."""
-    with connect(api, token, token_file) as client:
-        emit(client.artifacts(kind=kind, config=config, node_id=node, limit=limit, after=after), as_json, _files)
+    with call.client() as client:
+        call.emit(client.artifacts(kind=kind, config=config, node_id=node, limit=limit, after=after), _files)
 
 
 def _files(value: ArtifactList) -> Iterable[RenderableType]:
@@ -54,21 +52,19 @@ def _more(after: str | int) -> str:
 
 
 @app.command()
+@asks
 def manifest(
+    call: Call,
     node: Annotated[str, Argument(help="The files of this node; all nodes in short when left out.")] = "",
     limit: Limit = 100,
     after: After = "",
-    api: Api = DEFAULT_API,
-    as_json: Json = False,
-    token: Token = None,
-    token_file: TokenFile = None,
 ) -> None:
     """What each node holds by kind and config, or the files of one."""
-    with connect(api, token, token_file) as client:
+    with call.client() as client:
         if node:
-            emit(client.node_files(node, limit=limit, after=after), as_json, _of_node)
+            call.emit(client.node_files(node, limit=limit, after=after), _of_node)
         else:
-            emit(client.manifest(limit=limit, after=after), as_json, _nodes)
+            call.emit(client.manifest(limit=limit, after=after), _nodes)
 
 
 def _nodes(value: ManifestList) -> Iterable[RenderableType]:
@@ -112,16 +108,14 @@ def _of_node(value: NodeFiles) -> Iterable[RenderableType]:
 
 
 @app.command()
+@asks
 def status(
+    call: Call,
     after: Annotated[int, Option(help="Where the answer before said to go on.", min=0)] = 0,
-    api: Api = DEFAULT_API,
-    as_json: Json = False,
-    token: Token = None,
-    token_file: TokenFile = None,
 ) -> None:
     """Which copies are missing where, what is lost or doubted, and what the asked node does about it."""
-    with connect(api, token, token_file) as client:
-        emit(client.sync_status(after=after), as_json, _status)
+    with call.client() as client:
+        call.emit(client.sync_status(after=after), _status)
 
 
 def _status(value: SyncStatus) -> Iterable[RenderableType]:
@@ -154,13 +148,8 @@ def _status(value: SyncStatus) -> Iterable[RenderableType]:
 
 
 @app.command()
-def sync(
-    reason: Annotated[str, Option(help="Why, for people.")] = "",
-    api: Api = DEFAULT_API,
-    as_json: Json = False,
-    token: Token = None,
-    token_file: TokenFile = None,
-) -> None:
+@asks
+def sync(call: Call, reason: Reason = "") -> None:
     """Have every node look at its files now, and copy what is missing."""
-    with connect(api, token, token_file) as client:
-        emit(client.sync(reason=reason), as_json, said("every node looks at its files now"))
+    with call.client() as client:
+        call.emit(client.sync(reason=reason), said("every node looks at its files now"))

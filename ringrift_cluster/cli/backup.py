@@ -12,17 +12,8 @@ from msgspec import Struct
 from rich.console import RenderableType
 from typer import Argument, Option
 
-from ringrift_cluster.cli.options import (
-    DEFAULT_API,
-    EXIT_UNAVAILABLE,
-    EXIT_USAGE,
-    Api,
-    Json,
-    Token,
-    TokenFile,
-    connect,
-    fail,
-)
+from ringrift_cluster.cli.call import Call, asks
+from ringrift_cluster.cli.options import EXIT_UNAVAILABLE, EXIT_USAGE, Json, fail
 from ringrift_cluster.cli.output import emit, size
 from ringrift_cluster.members import Member, SettingsError, parse_member
 from statemachine.machine import Machine
@@ -45,12 +36,10 @@ class Taken(Struct, frozen=True):
     size_bytes: int
 
 
+@asks
 def backup(
+    call: Call,
     file: Annotated[Path, Argument(help="Where it goes; an earlier file of that name is replaced once it is whole.")],
-    api: Api = DEFAULT_API,
-    as_json: Json = False,
-    token: Token = None,
-    token_file: TokenFile = None,
 ) -> None:
     """Copy the whole state of a running cluster into a file.
 
@@ -58,7 +47,7 @@ def backup(
     """
     draft = file.with_name(f"{file.name}.part")
     try:
-        with connect(api, token, token_file) as client:
+        with call.client() as client:
             head = _fetch(client.backup(), draft)
         draft.replace(file)
         _sync_folder(file)
@@ -75,7 +64,7 @@ def backup(
         rows=sum(head.rows.values()),
         size_bytes=file.stat().st_size,
     )
-    emit(taken, as_json, _taken_lines)
+    call.emit(taken, _taken_lines)
 
 
 def _fetch(chunks: Iterator[bytes], draft: Path) -> Header:

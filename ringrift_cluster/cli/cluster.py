@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -20,8 +21,9 @@ from ringrift_cluster.api.relay import RelayStatus
 from ringrift_cluster.api.settings import SettingList, SettingView
 from ringrift_cluster.api.status import Status
 from ringrift_cluster.api.writes import Outcome
-from ringrift_cluster.cli.options import DEFAULT_API, EXIT_USAGE, Api, Json, Token, TokenFile, connect, fail
-from ringrift_cluster.cli.output import console, emit, emit_json, pairs, short, size, span, table
+from ringrift_cluster.cli.call import Call, asks
+from ringrift_cluster.cli.options import EXIT_USAGE, Reason, fail
+from ringrift_cluster.cli.output import console, emit_json, pairs, short, size, span, table
 from ringrift_cluster.client.errors import Conflict
 from statemachine import settings as st
 from statemachine.errors import UNDECODABLE
@@ -30,10 +32,11 @@ from statemachine.rows import Event, Peer
 settings_app = typer.Typer(no_args_is_help=True, help="What all nodes agree on; changed through the log.")
 
 
-def status(api: Api = DEFAULT_API, as_json: Json = False, token: Token = None, token_file: TokenFile = None) -> None:
+@asks
+def status(call: Call) -> None:
     """The cluster on one page, as the asked node sees it."""
-    with connect(api, token, token_file) as client:
-        emit(client.status(), as_json, status_lines)
+    with call.client() as client:
+        call.emit(client.status(), status_lines)
 
 
 def status_lines(value: Status) -> Iterable[RenderableType]:
@@ -76,12 +79,13 @@ def status_lines(value: Status) -> Iterable[RenderableType]:
         )
 
 
-def peers(api: Api = DEFAULT_API, as_json: Json = False, token: Token = None, token_file: TokenFile = None) -> None:
+@asks
+def peers(call: Call) -> None:
     """All known nodes."""
-    with connect(api, token, token_file) as client:
+    with call.client() as client:
         found = client.peers()
-        clock_ms = 0 if as_json else client.raft_state().clock_ms
-        emit(found, as_json, lambda value: peer_lines(value, clock_ms))
+        clock_ms = 0 if call.as_json else client.raft_state().clock_ms
+        call.emit(found, lambda value: peer_lines(value, clock_ms))
 
 
 def peer_lines(value: PeerList, clock_ms: int) -> Iterable[RenderableType]:
@@ -114,20 +118,18 @@ def _note(row: Peer) -> str:
     return "; ".join(part for part in (left, drained, held, row.facts.not_ready, blamed) if part)
 
 
+@asks
 def leader(
+    call: Call,
     transfer: Annotated[bool, Option("--transfer", help="Hand leadership over.")] = False,
     to: Annotated[str | None, Option("--to", help="The voter that should lead; with --transfer.")] = None,
-    api: Api = DEFAULT_API,
-    as_json: Json = False,
-    token: Token = None,
-    token_file: TokenFile = None,
 ) -> None:
     """Who leads; with --transfer, hand leadership over (to the most up-to-date voter unless --to names one)."""
-    with connect(api, token, token_file) as client:
+    with call.client() as client:
         if transfer or to:
-            emit(client.transfer_leadership(to), as_json, _now_leads)
+            call.emit(client.transfer_leadership(to), _now_leads)
         else:
-            emit(client.leader(), as_json, _leads)
+            call.emit(client.leader(), _leads)
 
 
 def _now_leads(value: Transferred) -> Iterable[RenderableType]:
@@ -143,68 +145,58 @@ def said(sentence: str) -> Callable[[Outcome], Iterable[RenderableType]]:
     return lambda outcome: [f"{sentence} (entry {outcome.index})"]
 
 
-def pause(
-    reason: Annotated[str, Option(help="Why, for people.")] = "",
-    api: Api = DEFAULT_API,
-    as_json: Json = False,
-    token: Token = None,
-    token_file: TokenFile = None,
-) -> None:
+@asks
+def pause(call: Call, reason: Reason = "") -> None:
     """Stop placement and claims in the whole cluster; what runs goes on."""
-    with connect(api, token, token_file) as client:
-        emit(client.pause(True, reason), as_json, said("the cluster is paused"))
+    with call.client() as client:
+        call.emit(client.pause(True, reason), said("the cluster is paused"))
 
 
-def resume(api: Api = DEFAULT_API, as_json: Json = False, token: Token = None, token_file: TokenFile = None) -> None:
+@asks
+def resume(call: Call) -> None:
     """Go on after a pause."""
-    with connect(api, token, token_file) as client:
-        emit(client.pause(False), as_json, said("the cluster goes on"))
+    with call.client() as client:
+        call.emit(client.pause(False), said("the cluster goes on"))
 
 
 NodeId = Annotated[str | None, Argument(help="The node; the one at --api when left out.")]
+LogReason = Annotated[str, Option(help="Why, for the log.")]
 
 
+@asks
 def shutdown(
+    call: Call,
     node_id: NodeId = None,
-    reason: Annotated[str, Option(help="Why, for the log.")] = "",
+    reason: LogReason = "",
     stop_jobs: Annotated[bool, Option("--stop-jobs", help="Stop its jobs instead of leaving them.")] = False,
-    api: Api = DEFAULT_API,
-    as_json: Json = False,
-    token: Token = None,
-    token_file: TokenFile = None,
 ) -> None:
     """Stop a node: the one at --api, or any other by its name, also one that nobody can dial."""
-    with connect(_only(api, node_id), token, token_file) as client:
+    with _to(call, node_id).client() as client:
         stopping = client.shutdown(reason=reason, stop_jobs=stop_jobs, node_id=node_id)
-        emit(stopping, as_json, _leaves)
+        call.emit(stopping, _leaves)
 
 
-def restart(
-    node_id: NodeId = None,
-    reason: Annotated[str, Option(help="Why, for the log.")] = "",
-    api: Api = DEFAULT_API,
-    as_json: Json = False,
-    token: Token = None,
-    token_file: TokenFile = None,
-) -> None:
+@asks
+def restart(call: Call, node_id: NodeId = None, reason: LogReason = "") -> None:
     """Have a node's process begin anew, with the release that is installed there now; its jobs go on."""
-    with connect(_only(api, node_id), token, token_file) as client:
-        emit(client.restart(reason=reason, node_id=node_id), as_json, _leaves)
+    with _to(call, node_id).client() as client:
+        call.emit(client.restart(reason=reason, node_id=node_id), _leaves)
 
 
-def _only(api: str, node_id: str | None) -> str:
-    """Whom to ask: an order without a name is for the first address and for no other."""
-    return api if node_id else api.split(",")[0]
+def _to(call: Call, node_id: str | None) -> Call:
+    """An order without a name is for the first address and for no other."""
+    return call if node_id else replace(call, api=call.api.split(",")[0])
 
 
 def _leaves(value: ShuttingDown) -> Iterable[RenderableType]:
     yield f"{value.node_id}: {value.detail}"
 
 
-def channels(api: Api = DEFAULT_API, as_json: Json = False, token: Token = None, token_file: TokenFile = None) -> None:
+@asks
+def channels(call: Call) -> None:
     """Which node, that nobody need be able to dial, has its channel open to which voter."""
-    with connect(api, token, token_file) as client:
-        emit(client.channels(), as_json, _channel_lines)
+    with call.client() as client:
+        call.emit(client.channels(), _channel_lines)
 
 
 def _channel_lines(value: RelayStatus) -> Iterable[RenderableType]:
@@ -217,19 +209,17 @@ def _channel_lines(value: RelayStatus) -> Iterable[RenderableType]:
 
 
 @settings_app.command("get")
+@asks
 def settings_get(
+    call: Call,
     name: Annotated[str | None, Argument(help="One setting; all of them when left out.")] = None,
-    api: Api = DEFAULT_API,
-    as_json: Json = False,
-    token: Token = None,
-    token_file: TokenFile = None,
 ) -> None:
     """Show cluster settings."""
-    with connect(api, token, token_file) as client:
+    with call.client() as client:
         if name is None:
-            emit(client.settings(), as_json, _setting_table)
+            call.emit(client.settings(), _setting_table)
         else:
-            emit(client.setting(name), as_json, _setting_text)
+            call.emit(client.setting(name), _setting_text)
 
 
 def _setting_table(value: SettingList) -> Iterable[RenderableType]:
@@ -245,17 +235,15 @@ def _setting_text(value: SettingView) -> Iterable[RenderableType]:
 
 
 @settings_app.command("set")
+@asks
 def settings_set(
+    call: Call,
     name: Annotated[
         str, Argument(help="timing, limits, retention, artifacts, config/KEY, template/NAME or controller/NAME.")
     ],
     value: Annotated[str, Argument(help="JSON, or @FILE, or - for stdin.")],
     expected_version: Annotated[int, Option(help="Only if nobody changed it since; -1 is whatever is there.")] = -1,
     by: Annotated[str, Option(help="Who, for people.")] = "cli",
-    api: Api = DEFAULT_API,
-    as_json: Json = False,
-    token: Token = None,
-    token_file: TokenFile = None,
 ) -> None:
     """Change a cluster setting. The whole value is given; fields left out get their defaults."""
     text = read_text(value)
@@ -263,9 +251,9 @@ def settings_set(
         encoded = msgspec.Raw(msgspec.json.encode(msgspec.json.decode(text)))
     except UNDECODABLE as error:
         raise fail(f"the value is not JSON: {error}.", EXIT_USAGE) from error
-    with connect(api, token, token_file) as client:
+    with call.client() as client:
         done = client.change_setting(name, encoded, expected_version=expected_version, by=by)
-        emit(done, as_json, said(f"{name} is set"))
+        call.emit(done, said(f"{name} is set"))
 
 
 class Seeded(msgspec.Struct, frozen=True):
@@ -277,17 +265,15 @@ class Seeded(msgspec.Struct, frozen=True):
 
 
 @settings_app.command("seed")
+@asks
 def settings_seed(
+    call: Call,
     profile: Annotated[bootstrap.Profile, Argument(help="fleet: GPU machines; demo: two cores.")],
-    api: Api = DEFAULT_API,
-    as_json: Json = False,
-    token: Token = None,
-    token_file: TokenFile = None,
 ) -> None:
     """Give a new cluster its first settings; what exists is left as it is."""
     made: list[str] = []
     kept: list[str] = []
-    with connect(api, token, token_file) as client:
+    with call.client() as client:
         for name, value in bootstrap.PROFILES[profile]().items():
             encoded = msgspec.Raw(st.encode(value).encode())
             try:
@@ -296,7 +282,7 @@ def settings_seed(
                 kept.append(name)
             else:
                 made.append(name)
-        emit(Seeded(str(profile), made, kept), as_json, _seeded_lines)
+        call.emit(Seeded(str(profile), made, kept), _seeded_lines)
 
 
 def _seeded_lines(value: Seeded) -> Iterable[RenderableType]:
@@ -317,22 +303,20 @@ def read_text(value: str) -> str:
         raise fail(f"{value[1:]} cannot be read: {error}.", EXIT_USAGE) from error
 
 
+@asks
 def events(
+    call: Call,
     follow: Annotated[bool, Option("--follow", "-f", help="Go on with what happens next.")] = False,
     since: Annotated[int, Option(help="Only events after this number; -1 is from now on.")] = 0,
     kinds: Annotated[str, Option(help="Only these kinds, separated by commas.")] = "",
     key: Annotated[str, Option(help="Only events of this thing.")] = "",
-    api: Api = DEFAULT_API,
-    as_json: Json = False,
-    token: Token = None,
-    token_file: TokenFile = None,
 ) -> None:
     """What happened, oldest first."""
     wanted = [kind for kind in kinds.split(",") if kind]
-    with connect(api, token, token_file) as client:
+    with call.client() as client:
         out = console()
         for event in client.events(since=since, follow=follow, kinds=wanted, key=key):
-            if as_json:
+            if call.as_json:
                 emit_json(event)
             else:
                 out.print(event_line(event), markup=False)

@@ -9,21 +9,12 @@ from typing import Annotated
 
 import msgspec
 import typer
-from typer import Argument, Option
+from typer import Option
 
+from ringrift_cluster.cli.call import Call, asks
 from ringrift_cluster.cli.cluster import said
-from ringrift_cluster.cli.options import (
-    DEFAULT_API,
-    EXIT_REFUSED,
-    EXIT_USAGE,
-    Api,
-    Json,
-    Token,
-    TokenFile,
-    connect,
-    fail,
-)
-from ringrift_cluster.cli.output import console, emit, emit_json
+from ringrift_cluster.cli.options import EXIT_REFUSED, EXIT_USAGE, Node, Reason, fail
+from ringrift_cluster.cli.output import console, emit_json
 from ringrift_cluster.client import Client, Unavailable, Unreachable
 
 #: how often the jobs of a node that is being drained are looked at
@@ -51,28 +42,26 @@ class Watched(msgspec.Struct, frozen=True):
     problem: str = ""
 
 
+@asks
 def drain(
-    node_id: Annotated[str, Argument(help="The node.")],
-    reason: Annotated[str, Option(help="Why, for people.")] = "",
+    call: Call,
+    node_id: Node,
+    reason: Reason = "",
     deadline: Annotated[
         str, Option(help="Stop the jobs that still run after this: 90s, 10m, 2h. Left out: let them finish.")
     ] = "0",
     monitor: Annotated[bool, Option("--monitor", help="Show its jobs end, and return when it is empty.")] = False,
-    api: Api = DEFAULT_API,
-    as_json: Json = False,
-    token: Token = None,
-    token_file: TokenFile = None,
 ) -> None:
     """Take a node out of placement. With --monitor exit code 0: it is empty. 1: it was put back, or is overdue."""
     deadline_s = seconds(deadline)
-    with connect(api, token, token_file) as client:
+    with call.client() as client:
         done = client.drain(node_id, reason=reason, deadline_s=deadline_s)
         if not monitor:
-            emit(done, as_json, said(f"{node_id} gets no new work"))
+            call.emit(done, said(f"{node_id} gets no new work"))
             return
         last = Watched(node_id, (), 0)
         for last in watch(client, node_id, deadline_s):
-            _show(last, as_json)
+            _show(last, call.as_json)
         if last.problem:
             raise typer.Exit(EXIT_REFUSED)
 
@@ -121,26 +110,15 @@ def _show(value: Watched, as_json: bool) -> None:
         out.print(f"{value.node} is empty", markup=False)
 
 
-def undrain(
-    node_id: Annotated[str, Argument(help="The node.")],
-    api: Api = DEFAULT_API,
-    as_json: Json = False,
-    token: Token = None,
-    token_file: TokenFile = None,
-) -> None:
+@asks
+def undrain(call: Call, node_id: Node) -> None:
     """Put a node back into placement."""
-    with connect(api, token, token_file) as client:
-        emit(client.undrain(node_id), as_json, said(f"{node_id} takes work again"))
+    with call.client() as client:
+        call.emit(client.undrain(node_id), said(f"{node_id} takes work again"))
 
 
-def retire(
-    node_id: Annotated[str, Argument(help="The node.")],
-    reason: Annotated[str, Option(help="Why, for people.")] = "",
-    api: Api = DEFAULT_API,
-    as_json: Json = False,
-    token: Token = None,
-    token_file: TokenFile = None,
-) -> None:
+@asks
+def retire(call: Call, node_id: Node, reason: Reason = "") -> None:
     """Forget a node for good, with its token. It must be drained, or dead, and its process must have ended."""
-    with connect(api, token, token_file) as client:
-        emit(client.remove_peer(node_id, reason), as_json, said(f"{node_id} is no node of the cluster any more"))
+    with call.client() as client:
+        call.emit(client.remove_peer(node_id, reason), said(f"{node_id} is no node of the cluster any more"))

@@ -10,27 +10,22 @@ from rich.console import RenderableType
 from typer import Argument, Option
 
 from ringrift_cluster.api.gpus import GpuList, GpuView
+from ringrift_cluster.cli.call import Call, asks
 from ringrift_cluster.cli.cluster import said
-from ringrift_cluster.cli.options import DEFAULT_API, Api, Json, Token, TokenFile, connect
-from ringrift_cluster.cli.output import emit, size, span, table
+from ringrift_cluster.cli.options import Node, Reason
+from ringrift_cluster.cli.output import size, span, table
 
 app = typer.Typer(no_args_is_help=True, help="GPUs, one by one: what is on them, and which are out of placement.")
 
-Node = Annotated[str, Argument(help="The node.")]
 Uuid = Annotated[str, Argument(help="The GPU's UUID, as `gpus list` shows it.")]
 
 
 @app.command("list")
-def list_(
-    node: Annotated[str, Option(help="Only this node's.")] = "",
-    api: Api = DEFAULT_API,
-    as_json: Json = False,
-    token: Token = None,
-    token_file: TokenFile = None,
-) -> None:
+@asks
+def list_(call: Call, node: Annotated[str, Option(help="Only this node's.")] = "") -> None:
     """All GPUs, with memory, strangers on them, jobs, and why one is out."""
-    with connect(api, token, token_file) as client:
-        emit(client.gpus(node), as_json, lines)
+    with call.client() as client:
+        call.emit(client.gpus(node), lines)
 
 
 def lines(value: GpuList) -> Iterable[RenderableType]:
@@ -61,31 +56,23 @@ def _note(row: GpuView) -> str:
 
 
 @app.command()
+@asks
 def drain(
+    call: Call,
     node: Node,
     gpu: Uuid,
-    reason: Annotated[str, Option(help="Why, for people.")] = "",
+    reason: Reason = "",
     for_s: Annotated[float, Option(help="It comes back by itself then; 0 is until it is put back.", min=0)] = 0,
-    api: Api = DEFAULT_API,
-    as_json: Json = False,
-    token: Token = None,
-    token_file: TokenFile = None,
 ) -> None:
     """Take one GPU out of placement; the node's others go on."""
-    with connect(api, token, token_file) as client:
+    with call.client() as client:
         done = client.drain_gpu(node, gpu, reason=reason, for_s=for_s)
-        emit(done, as_json, said(f"{gpu} of {node} gets no new work"))
+        call.emit(done, said(f"{gpu} of {node} gets no new work"))
 
 
 @app.command()
-def undrain(
-    node: Node,
-    gpu: Uuid,
-    api: Api = DEFAULT_API,
-    as_json: Json = False,
-    token: Token = None,
-    token_file: TokenFile = None,
-) -> None:
+@asks
+def undrain(call: Call, node: Node, gpu: Uuid) -> None:
     """Put one GPU back into placement, also one that its node doubted."""
-    with connect(api, token, token_file) as client:
-        emit(client.undrain_gpu(node, gpu), as_json, said(f"{gpu} of {node} takes work again"))
+    with call.client() as client:
+        call.emit(client.undrain_gpu(node, gpu), said(f"{gpu} of {node} takes work again"))

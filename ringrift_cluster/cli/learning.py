@@ -12,9 +12,10 @@ from typer import Argument, Option
 from ringrift_cluster.api.elo import RankingQuery, RankingTable
 from ringrift_cluster.api.gauntlets import GauntletFilter, GauntletList, GauntletRun, Thoroughness
 from ringrift_cluster.api.models import ModelFilter, ModelList
+from ringrift_cluster.cli.call import Call, asks
 from ringrift_cluster.cli.cluster import said
-from ringrift_cluster.cli.options import DEFAULT_API, Api, Json, Token, TokenFile, connect
-from ringrift_cluster.cli.output import emit, short, table
+from ringrift_cluster.cli.options import Config, Limit, OfConfig, Reason
+from ringrift_cluster.cli.output import short, table
 from statemachine.rows import Gauntlet
 
 models_app = typer.Typer(help="Trained networks, newest first; and the way back to an older one.")
@@ -22,16 +23,14 @@ matches_app = typer.Typer(no_args_is_help=True, help="Counted matches.")
 gauntlet_app = typer.Typer(no_args_is_help=True, help="Evaluations of a candidate against its champion.")
 
 
+@asks
 def elo(
+    call: Call,
     config: Annotated[str, Argument(help="A game config; all of them when left out.")] = "",
-    api: Api = DEFAULT_API,
-    as_json: Json = False,
-    token: Token = None,
-    token_file: TokenFile = None,
 ) -> None:
     """Ratings, best first."""
-    with connect(api, token, token_file) as client:
-        emit(client.elo(RankingQuery(config=config)), as_json, _rated)
+    with call.client() as client:
+        call.emit(client.elo(RankingQuery(config=config)), _rated)
 
 
 def _rated(value: RankingTable) -> Iterable[RenderableType]:
@@ -59,21 +58,19 @@ def _rated(value: RankingTable) -> Iterable[RenderableType]:
 
 
 @models_app.callback(invoke_without_command=True)
+@asks
 def models(
+    call: Call,
     context: typer.Context,
-    config: Annotated[str, Option(help="Only this game config.")] = "",
+    config: OfConfig = "",
     status: Annotated[str, Option(help="candidate, champion, former or rejected.")] = "",
-    limit: Annotated[int, Option(help="Rows in one answer.", min=1, max=1000)] = 50,
-    api: Api = DEFAULT_API,
-    as_json: Json = False,
-    token: Token = None,
-    token_file: TokenFile = None,
+    limit: Limit = 50,
 ) -> None:
     """Trained networks, newest first."""
     if context.invoked_subcommand is not None:
         return
-    with connect(api, token, token_file) as client:
-        emit(client.models(ModelFilter(config=config, status=status, limit=limit)), as_json, _modelled)
+    with call.client() as client:
+        call.emit(client.models(ModelFilter(config=config, status=status, limit=limit)), _modelled)
 
 
 def _modelled(value: ModelList) -> Iterable[RenderableType]:
@@ -94,18 +91,16 @@ def _modelled(value: ModelList) -> Iterable[RenderableType]:
 
 
 @models_app.command("rollback")
+@asks
 def rollback(
-    config: Annotated[str, Argument(help="The game config.")],
+    call: Call,
+    config: Config,
     model: Annotated[str, Argument(help="A former champion: its whole sha256.")],
-    reason: Annotated[str, Option(help="Why, for people.")],
-    api: Api = DEFAULT_API,
-    as_json: Json = False,
-    token: Token = None,
-    token_file: TokenFile = None,
+    reason: Reason,
 ) -> None:
     """Make a former champion the champion again."""
-    with connect(api, token, token_file) as client:
-        emit(client.rollback(config, model, reason), as_json, said(f"{short(model)} is the champion of {config}"))
+    with call.client() as client:
+        call.emit(client.rollback(config, model, reason), said(f"{short(model)} is the champion of {config}"))
 
 
 @matches_app.callback()
@@ -114,52 +109,42 @@ def _matches() -> None:
 
 
 @matches_app.command("void")
-def void(
-    match: Annotated[str, Argument(help="The match's id.")],
-    reason: Annotated[str, Option(help="Why, for people.")],
-    api: Api = DEFAULT_API,
-    as_json: Json = False,
-    token: Token = None,
-    token_file: TokenFile = None,
-) -> None:
+@asks
+def void(call: Call, match: Annotated[str, Argument(help="The match's id.")], reason: Reason) -> None:
     """Take a match out of the ratings; voiding it again changes nothing."""
-    with connect(api, token, token_file) as client:
-        emit(client.void_match(match, reason), as_json, said(f"match {match} is out of the ratings"))
+    with call.client() as client:
+        call.emit(client.void_match(match, reason), said(f"match {match} is out of the ratings"))
 
 
 @gauntlet_app.command("run")
+@asks
 def run(
-    config: Annotated[str, Argument(help="The game config.")],
+    call: Call,
+    config: Config,
     mode: Annotated[
         Thoroughness, Option(help="At most 20, 50 or 100 games; the config's floor if more.")
     ] = Thoroughness.STANDARD,
     model: Annotated[str | None, Option(help="The candidate's digest; else the newest that waits.")] = None,
     opponent: Annotated[str | None, Option(help="Another opponent than the champion.")] = None,
     gauntlet_id: Annotated[str | None, Option("--id", help="Its id; running it again starts no second.")] = None,
-    api: Api = DEFAULT_API,
-    as_json: Json = False,
-    token: Token = None,
-    token_file: TokenFile = None,
 ) -> None:
     """Test a candidate against the champion."""
     wanted = GauntletRun(config=config, mode=mode, model=model, opponent=opponent, gauntlet_id=gauntlet_id)
-    with connect(api, token, token_file) as client:
-        emit(client.gauntlet_run(wanted), as_json, said(f"a gauntlet of {config} is on"))
+    with call.client() as client:
+        call.emit(client.gauntlet_run(wanted), said(f"a gauntlet of {config} is on"))
 
 
 @gauntlet_app.command("results")
+@asks
 def results(
-    config: Annotated[str, Option(help="Only this game config.")] = "",
+    call: Call,
+    config: OfConfig = "",
     status: Annotated[str, Option(help="running, accepted, rejected, inconclusive or abandoned.")] = "",
-    limit: Annotated[int, Option(help="Rows in one answer.", min=1, max=1000)] = 50,
-    api: Api = DEFAULT_API,
-    as_json: Json = False,
-    token: Token = None,
-    token_file: TokenFile = None,
+    limit: Limit = 50,
 ) -> None:
     """Gauntlets, newest first."""
-    with connect(api, token, token_file) as client:
-        emit(client.gauntlet_results(GauntletFilter(config=config, status=status, limit=limit)), as_json, _judged)
+    with call.client() as client:
+        call.emit(client.gauntlet_results(GauntletFilter(config=config, status=status, limit=limit)), _judged)
 
 
 def _judged(value: GauntletList) -> Iterable[RenderableType]:

@@ -1,18 +1,12 @@
-"""What every command that talks to a node takes, and how it gets its client."""
+"""Options and arguments that several commands take, what the process exits with, and how it says why."""
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
 import typer
-from typer import Option
-
-from ringrift_cluster.client import Client, ClientError, NotFound, OutcomeUnknown, Unavailable, Unreachable
-from ringrift_cluster.tls import TlsError
+from typer import Argument, Option
 
 DEFAULT_API = "http://127.0.0.1:8770"
 
@@ -71,54 +65,24 @@ Token = Annotated[
         callback=_not_in_the_open,
     ),
 ]
+Reason = Annotated[str, Option(help="Why, for people.")]
+Limit = Annotated[int, Option(help="Rows in one answer.", min=1, max=1000)]
+OfConfig = Annotated[str, Option(help="Only this game config.")]
+Node = Annotated[str, Argument(help="The node.")]
+Item = Annotated[str, Argument(help="The item.")]
+Config = Annotated[str, Argument(help="The game config.")]
+Params = Annotated[list[str] | None, Option("--param", "-p", help="name=value; may be repeated.")]
+
+
+def named(text: str, option: str) -> tuple[str, str]:
+    """The two halves of `name=value`. Exits with a sentence when it is not that."""
+    name, equals, value = text.partition("=")
+    if not equals or not name:
+        raise fail(f"{option} {text!r} is not name=value.", EXIT_USAGE)
+    return name, value
 
 
 def fail(sentence: str, code: int) -> typer.Exit:
     """Say one sentence on stderr; raise what comes back."""
     typer.echo(f"ringrift-node: {sentence}", err=True)
     return typer.Exit(code)
-
-
-def exit_code(error: ClientError) -> int:
-    match error:
-        case OutcomeUnknown():
-            return EXIT_UNKNOWN
-        case Unreachable() | Unavailable():
-            return EXIT_UNAVAILABLE
-        case NotFound():
-            return EXIT_NOT_FOUND
-    return EXIT_REFUSED
-
-
-def secured(api: str) -> str:
-    """Addresses without a scheme, and the default one, under https."""
-    if api == DEFAULT_API:
-        return api.replace("http:", "https:")
-    return ",".join(one if "://" in one else f"https://{one.strip()}" for one in api.split(",") if one.strip())
-
-
-@contextmanager
-def connect(api: str, token: str | None = None, token_file: Path | None = None) -> Iterator[Client]:
-    """A client for one command; its errors end the command with a sentence and an exit code."""
-    if token is None and token_file is not None:
-        try:
-            token = token_file.expanduser().read_text(encoding="utf-8").strip()
-        except (OSError, UnicodeDecodeError) as error:
-            raise fail(f"the token file {token_file} cannot be read: {error}.", EXIT_USAGE) from error
-    ca = Path(named).expanduser() if (named := os.environ.get("RINGRIFT_TLS_CA")) else None
-    if ca is not None:
-        api = secured(api)
-    try:
-        client = Client(api, token=token, ca=ca, retry_s=15.0, contact_s=2.0)
-    except TlsError as error:
-        raise fail(f"RINGRIFT_TLS_CA: {error}.", EXIT_USAGE) from error
-    except ValueError as error:
-        raise fail(f"--api: {error}.", EXIT_USAGE) from error
-    with client:
-        try:
-            yield client
-        except ClientError as error:
-            hint = f" (is a node running? --api {api})" if isinstance(error, Unreachable) else ""
-            raise fail(f"{error}{hint}", exit_code(error)) from error
-        except KeyboardInterrupt:
-            raise typer.Exit(130) from None

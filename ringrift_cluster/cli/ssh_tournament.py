@@ -10,14 +10,16 @@ from rich.console import RenderableType
 from typer import Argument, Option
 
 from ringrift_cluster.api.ssh_tournaments import SshTournament, SshTournamentRun, SshTournamentStarted
-from ringrift_cluster.cli.options import DEFAULT_API, Api, Json, Token, TokenFile, connect
-from ringrift_cluster.cli.output import emit, table
+from ringrift_cluster.cli.call import Call, asks
+from ringrift_cluster.cli.output import table
 
 app = typer.Typer(no_args_is_help=True, help="Tournaments played on hosts that have only an SSH server.")
 
 
 @app.command("run")
+@asks
 def run(
+    call: Call,
     run_id: Annotated[str, Argument(help="Its name; the same run again adds nothing.")],
     board: Annotated[str, Option(help="The board, such as square8.")],
     tiers: Annotated[str, Option(help="Who plays: D1-D6, or names separated by commas.")],
@@ -31,10 +33,6 @@ def run(
     template: Annotated[str, Option(help="How a pair is played on a host.")] = "tournament",
     param: Annotated[list[str] | None, Option("--param", "-p", help="A further parameter: name=value.")] = None,
     dry_run: Annotated[bool, Option("--dry-run", help="Show the items and add nothing.")] = False,
-    api: Api = DEFAULT_API,
-    as_json: Json = False,
-    token: Token = None,
-    token_file: TokenFile = None,
 ) -> None:
     """Let every pair of participants play on hosts."""
     given = [one.partition("=") for one in param or ()]
@@ -55,8 +53,8 @@ def run(
         params={name: value for name, _, value in given},
         dry_run=dry_run,
     )
-    with connect(api, token, token_file) as client:
-        emit(client.ssh_tournament_run(wanted), as_json, _started)
+    with call.client() as client:
+        call.emit(client.ssh_tournament_run(wanted), _started)
 
 
 def _started(value: SshTournamentStarted) -> Iterable[RenderableType]:
@@ -68,16 +66,11 @@ def _started(value: SshTournamentStarted) -> Iterable[RenderableType]:
 
 
 @app.command("status")
-def status(
-    run_id: Annotated[str, Argument(help="The run's name.")],
-    api: Api = DEFAULT_API,
-    as_json: Json = False,
-    token: Token = None,
-    token_file: TokenFile = None,
-) -> None:
+@asks
+def status(call: Call, run_id: Annotated[str, Argument(help="The run's name.")]) -> None:
     """Show how far a run is, what its items wait for, and who won."""
-    with connect(api, token, token_file) as client:
-        emit(client.ssh_tournament_status(run_id), as_json, _told)
+    with call.client() as client:
+        call.emit(client.ssh_tournament_status(run_id), _told)
 
 
 def _told(value: SshTournament) -> Iterable[RenderableType]:

@@ -11,17 +11,8 @@ import typer
 from rich.console import RenderableType
 from typer import Option
 
-from ringrift_cluster.cli.options import (
-    DEFAULT_API,
-    EXIT_NOT_FOUND,
-    EXIT_USAGE,
-    Api,
-    Json,
-    Token,
-    TokenFile,
-    connect,
-    fail,
-)
+from ringrift_cluster.cli.call import Call, asks
+from ringrift_cluster.cli.options import EXIT_NOT_FOUND, EXIT_USAGE, fail
 from ringrift_cluster.cli.output import emit, emit_json, table
 from ringrift_cluster.client.flows import Dump
 from statemachine.machine import Machine
@@ -41,14 +32,12 @@ def _state() -> None:
 
 
 @app.command("dump")
+@asks
 def dump(
+    call: Call,
     name: Annotated[str, Option("--table", help=f"One table, as lines: {', '.join(TABLES)}.")] = "",
     data_dir: Annotated[Path | None, Option(help="Read a stopped node's files instead of asking a node.")] = None,
     index: Annotated[int | None, Option(help="With --data-dir: the state after this entry.", min=0)] = None,
-    api: Api = DEFAULT_API,
-    as_json: Json = False,
-    token: Token = None,
-    token_file: TokenFile = None,
 ) -> None:
     """All replicated rows with index, term and digest; two nodes at one index print the same digest."""
     if name and name not in TABLES:
@@ -58,9 +47,9 @@ def dump(
     if data_dir is not None:
         found = offline(data_dir, index, name)
     else:
-        with connect(api, token, token_file) as client:
+        with call.client() as client:
             found = client.dump(name)
-    if as_json:
+    if call.as_json:
         emit_json(found)
     elif name:
         emit(found, False, lambda value: _lines(value, name))

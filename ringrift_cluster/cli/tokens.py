@@ -13,16 +13,19 @@ from rich.console import RenderableType
 from typer import Argument, Option
 
 from ringrift_cluster.api.tokens import Made, NewToken, TokenList
+from ringrift_cluster.cli.call import Call, asks
 from ringrift_cluster.cli.cluster import said
-from ringrift_cluster.cli.options import DEFAULT_API, EXIT_USAGE, Api, Json, Token, TokenFile, connect, fail
-from ringrift_cluster.cli.output import emit, span, table
+from ringrift_cluster.cli.options import EXIT_USAGE, Reason, fail
+from ringrift_cluster.cli.output import span, table
 from statemachine.values import Scope
 
 app = typer.Typer(no_args_is_help=True, help="Who may do what. Needs a token of scope admin, or the configured one.")
 
 
 @app.command("create")
+@asks
 def create(
+    call: Call,
     name: Annotated[str, Argument(help="What it is called in lists and in the events of its acts.")],
     scope: Annotated[
         Scope,
@@ -34,16 +37,12 @@ def create(
     out: Annotated[
         Path | None, Option("--out", help="Write the secret into this new file, for its owner alone.")
     ] = None,
-    api: Api = DEFAULT_API,
-    as_json: Json = False,
-    token: Token = None,
-    token_file: TokenFile = None,
 ) -> None:
     """Make a token and show its secret, this once."""
     wanted = NewToken(name=name, scope=scope, node_id=node, expires_seconds=expires_s, uses=uses)
-    with connect(api, token, token_file) as client:
+    with call.client() as client:
         if out is None:
-            emit(client.token_create(wanted), as_json, _made_lines)
+            call.emit(client.token_create(wanted), _made_lines)
             return
         try:
             file = os.open(out.expanduser(), os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
@@ -57,9 +56,7 @@ def create(
             os.close(file)
             if made is None:
                 out.expanduser().unlink()
-        emit(
-            msgspec.structs.replace(made, secret=""), as_json, lambda value: [*_about(value), f"its secret is in {out}"]
-        )
+        call.emit(msgspec.structs.replace(made, secret=""), lambda value: [*_about(value), f"its secret is in {out}"])
 
 
 def _about(value: Made) -> Iterable[str]:
@@ -73,10 +70,11 @@ def _made_lines(value: Made) -> Iterable[RenderableType]:
 
 
 @app.command("list")
-def listing(api: Api = DEFAULT_API, as_json: Json = False, token: Token = None, token_file: TokenFile = None) -> None:
+@asks
+def listing(call: Call) -> None:
     """All tokens; those that are over stay for a week."""
-    with connect(api, token, token_file) as client:
-        emit(client.tokens(), as_json, _token_lines)
+    with call.client() as client:
+        call.emit(client.tokens(), _token_lines)
 
 
 def _token_lines(value: TokenList) -> Iterable[RenderableType]:
@@ -102,19 +100,17 @@ def _token_lines(value: TokenList) -> Iterable[RenderableType]:
 
 
 @app.command("revoke")
+@asks
 def revoke(
+    call: Call,
     name: Annotated[str, Argument(help="The token; a node's own is called node:ID.")],
-    reason: Annotated[str, Option(help="Why, for people.")] = "",
-    api: Api = DEFAULT_API,
-    as_json: Json = False,
-    token: Token = None,
-    token_file: TokenFile = None,
+    reason: Reason = "",
 ) -> None:
     """End a token at once."""
-    with connect(api, token, token_file) as client:
+    with call.client() as client:
         outcome = client.token_revoke(name, reason)
-        emit(outcome, as_json, said(f"token {name} is over"))
-        if as_json:
+        call.emit(outcome, said(f"token {name} is over"))
+        if call.as_json:
             return
         rows = {row.name: row for row in client.tokens().tokens}
         bought = rows[name].bought_with if name in rows else ""

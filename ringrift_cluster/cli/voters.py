@@ -11,8 +11,8 @@ from rich.console import RenderableType
 from typer import Argument, Option
 
 from ringrift_cluster.api.voters import VoterList, VotersChanged
-from ringrift_cluster.cli.options import DEFAULT_API, Api, Json, Token, TokenFile, connect
-from ringrift_cluster.cli.output import emit, span, table
+from ringrift_cluster.cli.call import Call, asks
+from ringrift_cluster.cli.output import span, table
 
 app = typer.Typer(no_args_is_help=True, help="Who votes; changed one voter at a time, on the live cluster.")
 
@@ -20,10 +20,11 @@ Request = Annotated[str, Option("--request-id", help="Repeat an earlier call und
 
 
 @app.command("list")
-def list_(api: Api = DEFAULT_API, as_json: Json = False, token: Token = None, token_file: TokenFile = None) -> None:
+@asks
+def list_(call: Call) -> None:
     """The voters, with how far each one is."""
-    with connect(api, token, token_file) as client:
-        emit(client.voters(), as_json, lines)
+    with call.client() as client:
+        call.emit(client.voters(), lines)
 
 
 def lines(value: VoterList) -> Iterable[RenderableType]:
@@ -49,31 +50,27 @@ def lines(value: VoterList) -> Iterable[RenderableType]:
 
 
 @app.command()
+@asks
 def add(
+    call: Call,
     node_id: Annotated[str, Argument(help="A follower that runs, is caught up and reachable on its raft port.")],
     request_id: Request = "",
-    api: Api = DEFAULT_API,
-    as_json: Json = False,
-    token: Token = None,
-    token_file: TokenFile = None,
 ) -> None:
     """Make a follower a voter: it catches up first, then it counts."""
-    with connect(api, token, token_file) as client:
-        emit(client.add_voter(node_id, request_id or uuid.uuid4().hex), as_json, changed)
+    with call.client() as client:
+        call.emit(client.add_voter(node_id, request_id or uuid.uuid4().hex), changed)
 
 
 @app.command()
+@asks
 def remove(
+    call: Call,
     node_id: Annotated[str, Argument(help="A voter. A leader hands over first.")],
     request_id: Request = "",
-    api: Api = DEFAULT_API,
-    as_json: Json = False,
-    token: Token = None,
-    token_file: TokenFile = None,
 ) -> None:
     """Let a voter vote no longer; it goes on as a follower, and its log is set aside."""
-    with connect(api, token, token_file) as client:
-        emit(client.remove_voter(node_id, request_id or uuid.uuid4().hex), as_json, changed)
+    with call.client() as client:
+        call.emit(client.remove_voter(node_id, request_id or uuid.uuid4().hex), changed)
 
 
 def changed(value: VotersChanged) -> Iterable[RenderableType]:

@@ -14,19 +14,10 @@ from typer import Argument, Option
 from ringrift_cluster.api.items import NewWork, decode_items
 from ringrift_cluster.api.jobs import JobFilter, JobList
 from ringrift_cluster.api.work import Added, AddedItems, WorkFilter, WorkItems, WorkView
+from ringrift_cluster.cli.call import Call, asks
 from ringrift_cluster.cli.cluster import read_text, said
-from ringrift_cluster.cli.options import (
-    DEFAULT_API,
-    EXIT_REFUSED,
-    EXIT_USAGE,
-    Api,
-    Json,
-    Token,
-    TokenFile,
-    connect,
-    fail,
-)
-from ringrift_cluster.cli.output import emit, emit_json, pairs, span, table
+from ringrift_cluster.cli.options import EXIT_REFUSED, EXIT_USAGE, Item, Limit, OfConfig, Params, Reason, fail, named
+from ringrift_cluster.cli.output import emit_json, pairs, span, table
 from statemachine.errors import UNDECODABLE
 from statemachine.rows import Job
 
@@ -34,19 +25,17 @@ app = typer.Typer(no_args_is_help=True, help="The queue of work items.")
 
 
 @app.command("add")
+@asks
 def add(
+    call: Call,
     work_type: Annotated[str | None, Argument(help="selfplay, training, evaluation, or any other word.")] = None,
     config: Annotated[str, Option(help="Game config, such as hex8_2p.")] = "",
     template: Annotated[str, Option(help="How its program is started; a setting template/NAME.")] = "",
-    param: Annotated[list[str] | None, Option("--param", "-p", help="name=value; may be repeated.")] = None,
+    param: Params = None,
     priority: Annotated[int, Option(help="Higher goes first.", min=0, max=1000)] = 50,
     work_id: Annotated[str | None, Option("--id", help="Its id; adding it again adds nothing.")] = None,
     count: Annotated[int, Option(help="So many alike.", min=1, max=1000)] = 1,
     file: Annotated[str | None, Option(help="JSON items instead: @FILE, or - for stdin.")] = None,
-    api: Api = DEFAULT_API,
-    as_json: Json = False,
-    token: Token = None,
-    token_file: TokenFile = None,
 ) -> None:
     """Queue one item, several alike, or those of a file."""
     if (file is None) == (work_type is None):
@@ -59,16 +48,16 @@ def add(
             work_id=work_id,
             config=config,
             template=template,
-            params=dict(_pair(text) for text in param or ()),
+            params=dict(named(text, "--param") for text in param or ()),
             priority=priority,
         )
         items = [one] if count == 1 else [_numbered(one, number) for number in range(1, count + 1)]
-    with connect(api, token, token_file) as client:
+    with call.client() as client:
         if len(items) == 1:
-            emit(client.work_add(items[0]), as_json, _added)
+            call.emit(client.work_add(items[0]), _added)
             return
         answer = client.work_add_many(items)
-        emit(answer, as_json, _added_many)
+        call.emit(answer, _added_many)
         if answer.rejected:
             raise typer.Exit(EXIT_REFUSED)
 
@@ -79,13 +68,6 @@ def _items_of(file: str) -> list[NewWork]:
     except UNDECODABLE as error:
         raise fail(f"the items of {file.lstrip('@')}: {error}.", EXIT_USAGE) from error
     return decoded if isinstance(decoded, list) else [decoded]
-
-
-def _pair(text: str) -> tuple[str, str]:
-    name, equals, value = text.partition("=")
-    if not equals or not name:
-        raise fail(f"--param {text!r} is not name=value.", EXIT_USAGE)
-    return name, value
 
 
 def _numbered(item: NewWork, number: int) -> NewWork:
@@ -103,21 +85,19 @@ def _added_many(value: AddedItems) -> Iterable[RenderableType]:
 
 
 @app.command("list")
+@asks
 def listing(
+    call: Call,
     status: Annotated[str, Option(help="pending, claimed, running, completed, failed, cancelled, expired.")] = "",
     work_type: Annotated[str, Option("--type", help="Only this type.")] = "",
-    config: Annotated[str, Option(help="Only this game config.")] = "",
-    limit: Annotated[int, Option(help="Rows in one answer.", min=1, max=1000)] = 50,
+    config: OfConfig = "",
+    limit: Limit = 50,
     after: Annotated[str, Option(help="Go on after this id.")] = "",
-    api: Api = DEFAULT_API,
-    as_json: Json = False,
-    token: Token = None,
-    token_file: TokenFile = None,
 ) -> None:
     """Items, newest first."""
     query = WorkFilter(status=status, work_type=work_type, config=config, limit=limit, after=after)
-    with connect(api, token, token_file) as client:
-        emit(client.work_list(query), as_json, _listed)
+    with call.client() as client:
+        call.emit(client.work_list(query), _listed)
 
 
 def _listed(value: WorkItems) -> Iterable[RenderableType]:
@@ -142,16 +122,11 @@ def _listed(value: WorkItems) -> Iterable[RenderableType]:
 
 
 @app.command("show")
-def show(
-    work_id: Annotated[str, Argument(help="The item.")],
-    api: Api = DEFAULT_API,
-    as_json: Json = False,
-    token: Token = None,
-    token_file: TokenFile = None,
-) -> None:
+@asks
+def show(call: Call, work_id: Item) -> None:
     """One item, and why it is where it is."""
-    with connect(api, token, token_file) as client:
-        emit(client.work(work_id), as_json, _shown)
+    with call.client() as client:
+        call.emit(client.work(work_id), _shown)
 
 
 def _shown(value: WorkView) -> Iterable[RenderableType]:
@@ -180,47 +155,33 @@ def _shown(value: WorkView) -> Iterable[RenderableType]:
 
 
 @app.command("cancel")
-def cancel(
-    work_id: Annotated[str, Argument(help="The item.")],
-    reason: Annotated[str, Option(help="Why, for people.")] = "",
-    api: Api = DEFAULT_API,
-    as_json: Json = False,
-    token: Token = None,
-    token_file: TokenFile = None,
-) -> None:
+@asks
+def cancel(call: Call, work_id: Item, reason: Reason = "") -> None:
     """End an item; a running attempt is told to stop."""
-    with connect(api, token, token_file) as client:
-        emit(client.work_cancel(work_id, reason), as_json, said(f"{work_id} is cancelled"))
+    with call.client() as client:
+        call.emit(client.work_cancel(work_id, reason), said(f"{work_id} is cancelled"))
 
 
 @app.command("retry")
-def retry(
-    work_id: Annotated[str, Argument(help="The item.")],
-    reason: Annotated[str, Option(help="Why, for people.")] = "",
-    api: Api = DEFAULT_API,
-    as_json: Json = False,
-    token: Token = None,
-    token_file: TokenFile = None,
-) -> None:
+@asks
+def retry(call: Call, work_id: Item, reason: Reason = "") -> None:
     """Give a failed, cancelled or expired item its attempts back."""
-    with connect(api, token, token_file) as client:
-        emit(client.work_retry(work_id, reason), as_json, said(f"{work_id} is pending again"))
+    with call.client() as client:
+        call.emit(client.work_retry(work_id, reason), said(f"{work_id} is pending again"))
 
 
+@asks
 def jobs(
+    call: Call,
     ended: Annotated[bool, Option("--ended", help="Those that are over, too.")] = False,
     peer: Annotated[str, Option(help="Only jobs of this node.")] = "",
-    limit: Annotated[int, Option(help="Rows in one answer.", min=1, max=1000)] = 100,
-    api: Api = DEFAULT_API,
-    as_json: Json = False,
-    token: Token = None,
-    token_file: TokenFile = None,
+    limit: Limit = 100,
 ) -> None:
     """What runs where."""
-    with connect(api, token, token_file) as client:
+    with call.client() as client:
         found = client.jobs(JobFilter(ended=ended, peer=peer, limit=limit))
-        clock_ms = 0 if as_json else client.raft_state().clock_ms
-        emit(found, as_json, lambda value: _job_lines(value, clock_ms))
+        clock_ms = 0 if call.as_json else client.raft_state().clock_ms
+        call.emit(found, lambda value: _job_lines(value, clock_ms))
 
 
 def _job_lines(value: JobList, clock_ms: int) -> Iterable[RenderableType]:
@@ -253,20 +214,18 @@ def _since(row: Job, clock_ms: int) -> str:
     return span(end_ms - row.started_at_ms) if row.started_at_ms and end_ms else ""
 
 
+@asks
 def logs(
+    call: Call,
     job_id: Annotated[str, Argument(help="The job, as `ringrift-node jobs` names it.")],
     follow: Annotated[bool, Option("--follow", "-f", help="The whole log, and what is added to it.")] = False,
     tail: Annotated[int, Option(help="How many of the last lines.", min=0, max=100_000)] = 200,
     stream: Annotated[str, Option(help="stdout, stderr, or shim.")] = "stdout",
-    api: Api = DEFAULT_API,
-    as_json: Json = False,
-    token: Token = None,
-    token_file: TokenFile = None,
 ) -> None:
     """A job's log, from whichever node has it."""
-    with connect(api, token, token_file) as client:
+    with call.client() as client:
         for chunk in client.job_log(job_id, tail=tail, follow=follow, stream=stream):
-            if as_json:
+            if call.as_json:
                 emit_json({"job": job_id, "text": chunk.decode(errors="replace")})
             else:
                 sys.stdout.write(chunk.decode(errors="replace"))

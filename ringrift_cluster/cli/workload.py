@@ -18,18 +18,9 @@ from typer import Argument, Option
 from executors.outcome import Progress
 from executors.trial import Report, Trial, TrialError
 from ringrift_cluster.api.workload import Advanced, Ended, NotTried, Started, Try
+from ringrift_cluster.cli.call import Call, asks
 from ringrift_cluster.cli.cluster import read_text
-from ringrift_cluster.cli.options import (
-    DEFAULT_API,
-    EXIT_REFUSED,
-    EXIT_USAGE,
-    Api,
-    Json,
-    Token,
-    TokenFile,
-    connect,
-    fail,
-)
+from ringrift_cluster.cli.options import EXIT_REFUSED, EXIT_USAGE, Params, fail, named
 from ringrift_cluster.cli.output import emit, emit_json, pairs, size, table
 from statemachine import settings as st
 from statemachine.settings import Template
@@ -47,9 +38,11 @@ class DryRun(msgspec.Struct, frozen=True):
 
 
 @app.command("try")
+@asks
 def try_template(
+    call: Call,
     template: Annotated[str, Argument(help="A template of the cluster by its name, or @FILE with its JSON.")],
-    param: Annotated[list[str] | None, Option("--param", "-p", help="name=value; may be repeated.")] = None,
+    param: Params = None,
     input_file: Annotated[list[str] | None, Option("--input", "-i", help="name=path of an input file.")] = None,
     config: Annotated[str, Option(help="Game config, such as hex8_2p.")] = "",
     stop_after: Annotated[float, Option(help="End it after so many seconds, as the cluster would.", min=0)] = 0,
@@ -57,21 +50,17 @@ def try_template(
     dry_run: Annotated[bool, Option("--dry-run", help="Say what would be started, and start nothing.")] = False,
     node: Annotated[str, Option(help="Run it on this node instead; inputs are files there.")] = "",
     folder: Annotated[Path | None, Option(help="Work here; else in a new directory, which is kept.")] = None,
-    api: Api = DEFAULT_API,
-    as_json: Json = False,
-    token: Token = None,
-    token_file: TokenFile = None,
 ) -> None:
     """Run one template here or on a node, outside the queue, and say what the executor saw: how it ended, what
     counts, why not."""
-    wanted = _template(template, api, token, token_file)
-    params = dict(_pair(text, "--param") for text in param or ())
-    given = dict(_pair(text, "--input") for text in input_file or ())
+    wanted = _template(template, call)
+    params = dict(named(text, "--param") for text in param or ())
+    given = dict(named(text, "--input") for text in input_file or ())
     if node:
         if dry_run or folder is not None:
             raise fail("--dry-run and --folder are for a trial here, without --node.", EXIT_USAGE)
         wish = Try(msgspec.Raw(st.encode(wanted).encode()), node, params, given, config, stop_after, grace)
-        _try_there(wish, api, as_json, token, token_file)
+        _try_there(wish, call)
         return
     inputs = {name: Path(path).expanduser() for name, path in given.items()}
     for name, path in inputs.items():
@@ -85,7 +74,7 @@ def try_template(
         raise fail(f"the template {template}: {error}.", EXIT_USAGE) from error
     if dry_run:
         made = trial.rendered
-        emit(DryRun(made.argv, made.cwd, trial.env, made.result), as_json, _dry)
+        call.emit(DryRun(made.argv, made.cwd, trial.env, made.result), _dry)
         return
     interrupts: list[int] = []
 
@@ -94,14 +83,14 @@ def try_template(
 
     before = signal.signal(signal.SIGINT, interrupt)
     try:
-        if not as_json:
+        if not call.as_json:
             sys.stderr.write(f"running in {trial.folder.path} (Ctrl-C stops it as the cluster would)\n")
         report = trial.run(stop_after_s=stop_after, told=_tell, interrupted=lambda: bool(interrupts))
     except TrialError as error:
         raise fail(f"{error}.", EXIT_USAGE) from error
     finally:
         signal.signal(signal.SIGINT, before)
-    if as_json:
+    if call.as_json:
         emit_json(report)
     else:
         emit(report, False, lambda said: [*_said(said), f"logs         {trial.folder.path}"])
@@ -109,19 +98,19 @@ def try_template(
         raise typer.Exit(EXIT_REFUSED)
 
 
-def _try_there(wish: Try, api: str, as_json: bool, token: str | None, token_file: Path | None) -> None:
+def _try_there(wish: Try, call: Call) -> None:
     """The same on a node of the cluster, which nobody need be able to dial. Ctrl-C stops it there."""
-    with connect(api, token, token_file) as client:
+    with call.client() as client:
         for seen in client.try_template(wish):
-            if as_json:
+            if call.as_json:
                 emit_json(seen)
             match seen:
-                case Started() if not as_json:
+                case Started() if not call.as_json:
                     sys.stderr.write(f"running on {seen.node_id} in {seen.folder} (Ctrl-C stops it)\n")
-                case Advanced() if not as_json:
+                case Advanced() if not call.as_json:
                     _tell(seen.progress)
                 case Ended():
-                    if not as_json:
+                    if not call.as_json:
                         emit(seen, False, _said_there)
                     if seen.report.verdict == "failed":
                         raise typer.Exit(EXIT_REFUSED)
@@ -143,11 +132,11 @@ def _tell(progress: Progress) -> None:
     sys.stderr.write(f"progress {pairs(progress.counts)}{aims}\n")
 
 
-def _template(template: str, api: str, token: str | None, token_file: Path | None) -> Template:
+def _template(template: str, call: Call) -> Template:
     if template.startswith("@"):
         raw = read_text(template).encode()
     else:
-        with connect(api, token, token_file) as client:
+        with call.client() as client:
             raw = bytes(client.setting(f"template/{template}").value)
     try:
         decoded = st.decode("template/tried", raw.decode())
@@ -155,13 +144,6 @@ def _template(template: str, api: str, token: str | None, token_file: Path | Non
         raise fail(f"the template {template.lstrip('@')}: {error}.", EXIT_USAGE) from error
     assert isinstance(decoded, Template)  # the group says so
     return decoded
-
-
-def _pair(text: str, option: str) -> tuple[str, str]:
-    name, equals, value = text.partition("=")
-    if not equals or not name:
-        raise fail(f"{option} {text!r} is not name=value.", EXIT_USAGE)
-    return name, value
 
 
 def _dry(run: DryRun) -> Iterable[RenderableType]:

@@ -19,8 +19,8 @@ from executors.logs import Logs
 from ringrift_cluster.api.app import create_app
 from ringrift_cluster.api.services import Services
 from ringrift_cluster.cli.app import app
+from ringrift_cluster.cli.call import secured
 from ringrift_cluster.cli.main import SIBLINGS, stranger
-from ringrift_cluster.cli.options import secured
 from ringrift_cluster.cli.output import short, size, span
 from ringrift_cluster.feed import FeedRouter
 from ringrift_cluster.raft.mark import Mark, encode_mark, read_mark
