@@ -5,7 +5,8 @@
     result    a command that prints the result as one JSON object, run when the program ended well
 
 What comes out is what the program would have written to result.json, and is judged like it. Zero is never a
-result: something must have been left, and every rule that counts must have counted something.
+result: something must have been left, and every rule that counts must have counted something. Nothing counts twice: a
+file belongs to the first rule that fits it, and what was counted in files holds over what was said about them.
 """
 
 from __future__ import annotations
@@ -24,10 +25,13 @@ from executors.outcome import MAX_RESULT_BYTES, Failure, ResultFile, ResultOutpu
 from executors.processes import Exit
 from statemachine.rows import Work
 from statemachine.settings import OutputRule, Template
+from statemachine.values import MOST
 
 RESULT_S = 60.0
 LAST_LINES = 20
 MAX_OUTPUTS = 1024
+#: of an output's path (a bound of `values.Short`)
+MAX_NAME_CHARS = 256
 #: places other than out/ in which a rule may look
 CORNERS = ("tree", "home")
 #: SQLite's own files beside a database
@@ -101,9 +105,10 @@ def _nothing(template: Template) -> str:
 
 
 def _files(folder: Path, rules: tuple[OutputRule, ...], result: ResultFile, whole: bool) -> ResultFile:
-    counts, outputs = Counter(result.counts), list(result.outputs)
-    for rule in rules if whole else [rule for rule in rules if rule.partial]:
-        found = _by_rule(folder, rule, whole)
+    counts: Counter[str] = Counter()
+    outputs = list(result.outputs)
+    for rule, files in files_of(folder, rules if whole else tuple(rule for rule in rules if rule.partial)):
+        found = _by_rule(folder, rule, files, whole)
         total = sum(output.counts.get(rule.unit, 0) for output in found)
         if whole and not rule.optional and not found:
             raise NothingLeft(f"it left no file {rule.glob!r}, which its template says it makes")
@@ -115,12 +120,16 @@ def _files(folder: Path, rules: tuple[OutputRule, ...], result: ResultFile, whol
         outputs += [output for output in found if not rule.unit or output.counts]
     if len(outputs) > MAX_OUTPUTS:
         raise NothingLeft(f"it left {len(outputs)} files that fit its template, at most {MAX_OUTPUTS} are taken")
-    return msgspec.structs.replace(result, counts=dict(counts), outputs=tuple(outputs))
+    return msgspec.structs.replace(result, counts=result.counts | counts, outputs=tuple(outputs))
 
 
-def _by_rule(folder: Path, rule: OutputRule, whole: bool) -> list[ResultOutput]:
+def _by_rule(folder: Path, rule: OutputRule, files: list[Path], whole: bool) -> list[ResultOutput]:
     made = []
-    for path in matches(folder, rule):
+    for path in files:
+        if wrong := _unfit_name(str(_below_out(folder, path))):
+            if whole:
+                raise NothingLeft(f"its file {path.name!a} cannot be published: {wrong}; choose another name")
+            continue
         counts = {}
         if rule.count:
             if rule.count == "lines" and not whole:
@@ -138,7 +147,18 @@ def _by_rule(folder: Path, rule: OutputRule, whole: bool) -> list[ResultOutput]:
     return made
 
 
-def matches(folder: Path, rule: OutputRule) -> list[Path]:
+def files_of(folder: Path, rules: tuple[OutputRule, ...]) -> list[tuple[OutputRule, list[Path]]]:
+    """Each rule with its files; a file that several fit is the first one's."""
+    taken: set[Path] = set()
+    found = []
+    for rule in rules:
+        files = [path for path in _matches(folder, rule) if path not in taken]
+        taken.update(files)
+        found.append((rule, files))
+    return found
+
+
+def _matches(folder: Path, rule: OutputRule) -> list[Path]:
     """Regular files that fit a rule, none of them reached through a link out of the attempt's folder."""
     root = folder if rule.glob.split("/")[0] in CORNERS else folder / "out"
     inside = folder.resolve()
@@ -152,15 +172,31 @@ def matches(folder: Path, rule: OutputRule) -> list[Path]:
     ]
 
 
+def _below_out(folder: Path, path: Path) -> Path:
+    """Where below out/ a file is published from."""
+    out = folder / "out"
+    return path.relative_to(out if path.is_relative_to(out) else folder)
+
+
+def _unfit_name(name: str) -> str:
+    """Why a path cannot be an output's in the log; empty when it can."""
+    if len(name) > MAX_NAME_CHARS:
+        return f"its path has {len(name)} characters, {MAX_NAME_CHARS} are taken"
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return "its path is no UTF-8 text"
+    return ""
+
+
 def _settle(folder: Path, path: Path) -> str:
     """The file's path below out/; one that was made elsewhere is moved there."""
-    out = folder / "out"
-    if path.is_relative_to(out):
-        return str(path.relative_to(out))
-    target = out / path.relative_to(folder)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    path.replace(target)
-    return str(target.relative_to(out))
+    below = _below_out(folder, path)
+    target = folder / "out" / below
+    if path != target:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        path.replace(target)
+    return str(below)
 
 
 # --- words --------------------------------------------------------------------------------------------------
@@ -170,7 +206,8 @@ def _summary(folder: Path, pattern: str, result: ResultFile) -> ResultFile:
     if not pattern:
         return result
     groups = _last_match(folder, re.compile(pattern))
-    counts = {name: int(re.sub("[,_]", "", text)) for name, text in groups.items() if _WHOLE.fullmatch(text)}
+    whole = {name: int(re.sub("[,_]", "", text)) for name, text in groups.items() if _WHOLE.fullmatch(text)}
+    counts = {name: number for name, number in whole.items() if number <= MOST}
     metrics: dict[str, str | int | float | bool | None] = {n: t for n, t in groups.items() if n not in counts}
     return msgspec.structs.replace(result, counts=counts | result.counts, metrics=metrics | result.metrics)
 

@@ -1,7 +1,8 @@
 """Progress of a program that does not report any: from what it prints, and from lines in the files it makes.
 
 Each look reads what was added since the last one. Counts are cumulative; one that goes down (a program that
-counts each phase anew) is told as it is and the cluster keeps the larger.
+counts each phase anew) is told as it is and the cluster keeps the larger. What a program prints is its own affair: a
+number that no count can be (a time stamp, a hash) is passed over, since one beat carries the progress of all jobs.
 """
 
 from __future__ import annotations
@@ -9,11 +10,13 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+from collections import Counter
 from pathlib import Path
 
 from executors import collect
 from executors.outcome import Progress
 from statemachine.settings import Template
+from statemachine.values import MOST
 
 #: of what was added to a log since the last look, the newest part is read
 WINDOW_BYTES = 256 * 1024
@@ -28,7 +31,7 @@ class Printed:
     def __init__(self, folder: Path, template: Template) -> None:
         self._folder = folder
         self._pattern = re.compile(template.progress) if template.progress else None
-        self._rules = tuple(rule for rule in template.outputs if rule.count == "lines")
+        self._rules = template.outputs
         self._read_to: dict[Path, int] = {}
         self._lines: dict[Path, int] = {}
         self._told: Progress | None = None
@@ -42,10 +45,11 @@ class Printed:
         """New totals, or None when nothing changed; blocks on the disk."""
         counts: dict[str, int] = dict(self._told.counts) if self._told else {}
         total: dict[str, int] = dict(self._told.total) if self._told else {}
-        for rule in self._rules:
-            made = sum(self._grown(path) for path in collect.matches(self._folder, rule))
-            if made:
-                counts[rule.unit] = made
+        made: Counter[str] = Counter()
+        for rule, files in collect.files_of(self._folder, self._rules):
+            if rule.count == "lines":
+                made[rule.unit] += sum(self._grown(path) for path in files)
+        counts |= +made
         if self._pattern is not None:
             for name, value in self._newest(self._pattern).items():
                 aim = name.endswith(AIM)
@@ -64,7 +68,7 @@ class Printed:
                 if match:
                     # A group may hold 1,234 or nothing.
                     texts = {k: (v or "").replace(",", "") for k, v in match.groupdict().items()}
-                    return {k: int(v) for k, v in texts.items() if v.isdecimal()}
+                    return {k: n for k, v in texts.items() if v.isdecimal() and (n := int(v)) <= MOST}
         return found
 
     def _added(self, path: Path) -> bytes:

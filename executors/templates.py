@@ -29,6 +29,9 @@ THREADS = (
     "VECLIB_MAXIMUM_THREADS",
 )
 
+#: named groups of a pattern; with the units of all rules they are as many as a job has counts
+MAX_GROUPS = 32
+
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:@/+-]*")
 _CONFIG = re.compile(r"(.+)_([0-9]+)p")
 _BRACES = re.compile(r"\{\{|\}\}|\{([^{}]*)\}|[{}]")
@@ -127,6 +130,8 @@ def _pattern(place: str, text: str, groups: bool) -> list[str]:
         return [f"{place} {text!r} is no regular expression: {error}"]
     if groups and not compiled.groupindex:
         return [f"{place} {text!r} has no named group; write what it counts as (?P<games>[0-9]+)"]
+    if len(compiled.groupindex) > MAX_GROUPS:
+        return [f"{place} has {len(compiled.groupindex)} named groups, {MAX_GROUPS} are taken"]
     return []
 
 

@@ -23,7 +23,8 @@ Text = Annotated[str, Meta(max_length=4096)]
 Short = Annotated[str, Meta(max_length=256)]
 Natural = Annotated[int, Meta(ge=0, le=2**62)]
 #: small enough that the sum of millions of them is still an integer of the wire format
-Count = Annotated[int, Meta(ge=0, le=2**40)]
+MOST = 2**40
+Count = Annotated[int, Meta(ge=0, le=MOST)]
 Priority = Annotated[int, Meta(ge=0, le=1000)]
 Elo = Annotated[int, Meta(ge=-4_000, le=4_000)]
 Counts = Annotated[dict[Short, Count], Meta(max_length=64)]

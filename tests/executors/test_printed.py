@@ -57,3 +57,21 @@ def test_a_template_without_anything_to_read_is_left_alone() -> None:
     assert not Printed.reads(Template(argv=("p",)))
     assert Printed.reads(SAYS)
     assert Printed.reads(MAKES)
+
+
+def test_a_number_that_no_count_can_be_is_passed_over(tmp_path: Path) -> None:
+    says = Template(argv=("p",), progress=r"at (?P<at>\d+): (?P<games>\d+) games")
+    printed = Printed(folder(tmp_path), says)
+    (tmp_path / "stdout.log").write_text("at 1795735654254: 7 games\n")
+    assert printed.look() == Progress({"games": 7})
+    (tmp_path / "stderr.log").write_text("at 99999999999999999999999999: 8 games\n")
+    assert printed.look() == Progress({"games": 8})
+
+
+def test_a_line_in_a_file_that_two_rules_fit_is_counted_once(tmp_path: Path) -> None:
+    both = (OutputRule("*.jsonl", "games", "lines", "games"), OutputRule("games_*.jsonl", "games", "lines", "games"))
+    printed = Printed(folder(tmp_path), Template(argv=("p",), outputs=both))
+    (tmp_path / "out/games_1.jsonl").write_text("1\n2\n")
+    assert printed.look() == Progress({"games": 2})
+    (tmp_path / "out/more.jsonl").write_text("1\n")
+    assert printed.look() == Progress({"games": 3})

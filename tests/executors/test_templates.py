@@ -117,6 +117,7 @@ def test_list_files_are_found_everywhere_and_have_flat_names() -> None:
         (Template(argv=(" ",)), "argv[0] is empty"),
         (Template(argv=("p",), env={"A=B": "x"}), "'A=B'"),
         (Template(argv=("p\0",)), "zero byte"),
+        (Template(argv=("p",), progress="".join(f"(?P<a{n}>.)" for n in range(33))), "33 named groups"),
     ],
 )
 def test_a_template_that_can_fit_no_item_is_refused(template: Template, problem: str) -> None:

@@ -211,6 +211,35 @@ def test_a_result_command_that_fails_is_named(tmp_path: Path) -> None:
     assert "exited with 3" in report.error
 
 
+def test_a_file_that_two_rules_fit_counts_and_is_published_once(tmp_path: Path) -> None:
+    rules = (OutputRule("games_*.jsonl", "games", "lines", "games"), OutputRule("*.jsonl", "log", optional=True))
+    report, _ = habit(tmp_path, "open('out/games_1.jsonl', 'w').write('1\\n2\\n')", outputs=rules)
+    assert (report.counts, [made.kind for made in report.outputs]) == ({"games": 2}, ["games"])
+
+
+def test_what_was_counted_in_files_holds_over_what_was_said_of_them(tmp_path: Path) -> None:
+    code = "open('out/a.jsonl', 'w').write('1\\n2\\n'); print('made games=500 draws=1')"
+    report, _ = habit(tmp_path, code, outputs=(GAMES,), summary=r"games=(?P<games>\d+) draws=(?P<draws>\d+)")
+    assert report.counts == {"games": 2, "draws": 1}
+
+
+def test_a_printed_number_that_no_count_can_be_is_a_metric(tmp_path: Path) -> None:
+    code = "open('out/a.jsonl', 'w').write('1\\n'); print('ended at=1795735654254')"
+    report, _ = habit(tmp_path, code, outputs=(GAMES,), summary=r"at=(?P<at>\d+)")
+    assert (report.counts, report.metrics) == ({"games": 1}, {"at": "1795735654254"})
+
+
+@pytest.mark.parametrize(
+    ("name", "words"), [("b'g\\xff.jsonl'", "no UTF-8"), ("'d' * 200 + '/' + 'f' * 200 + '.jsonl'", "407 characters")]
+)
+def test_a_file_whose_name_cannot_enter_the_log_is_named_as_the_fault(tmp_path: Path, name: str, words: str) -> None:
+    code = f"import os; os.mkdir('out/' + 'd' * 200); os.chdir('out'); open({name}, 'w').write('1\\n')"
+    anywhere = (OutputRule("*.jsonl", "games", optional=True), OutputRule("*/*.jsonl", "games", optional=True))
+    report, _ = habit(tmp_path, code, outputs=anywhere)
+    assert (report.verdict, report.error_class) == ("failed", "no_output")
+    assert words in report.error
+
+
 def test_exit_codes_mean_what_the_template_says(tmp_path: Path) -> None:
     report, _ = habit(tmp_path, "raise SystemExit(75)", exit_codes={75: "preempted"})
     assert (report.verdict, report.error_class) == ("failed", "preempted")
