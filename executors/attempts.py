@@ -12,37 +12,31 @@ Nothing here decides whether an attempt should live; `reconcile` does.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
-from collections.abc import Awaitable, Callable
 from functools import partial
-from pathlib import Path
-from typing import Any, TypeVar
 
 import msgspec
 
-from executors import collect, outcome, processes, templates
+from executors import collect, outcome, processes
 from executors.bench import Bench
 from executors.checkpoints import BadCheckpoint, Checkpoint
-from executors.folder import BadInputName, Folder
-from executors.keepers import NoTree
-from executors.ledger import Entry, LedgerError
+from executors.folder import Folder
+from executors.ledger import Entry
 from executors.outcome import Failure, Progress, Success
 from executors.ports import ClusterError
+from executors.preparation import Preparation
 from executors.printed import Printed
 from executors.reconcile import Held, Phase
+from executors.steps import Steps
 from executors.transfers import HoldersGone
-from statemachine import queries
 from statemachine.commands import Command, CompleteJob, FailJob, ReleaseJob, ReportJob, SaveCheckpoint
 from statemachine.errors import Code, Done, Rejected, Result
-from statemachine.queries import Assignment, ResolvedInput
+from statemachine.queries import Assignment
 from statemachine.rows import Actual
 from statemachine.settings import Template
 from statemachine.values import Output
 
 log = logging.getLogger(__name__)
-T = TypeVar("T")
-_encode = msgspec.msgpack.Encoder().encode
 _decode = msgspec.msgpack.Decoder(Assignment).decode
 
 
@@ -74,8 +68,7 @@ class Attempt:
         self.progress_sent_s = 0.0
         template = assignment.template
         self._printed = Printed(self.folder.path, template) if template and Printed.reads(template) else None
-        #: what may be cancelled at any time
-        self._step: asyncio.Future[Any] | None = None
+        self._steps = Steps()
         self._said: asyncio.Future[Result | None] | None = None
 
     @classmethod
@@ -153,18 +146,14 @@ class Attempt:
     def disown(self) -> None:
         """The job is not ours any more: end it, report nothing, publish nothing."""
         self.unwanted = True
-        self._abandon()
+        self._steps.call_off()
         self.kill()
 
     def release(self, reason: str) -> None:
         """Hand it back unless it has started meanwhile."""
         self.release_reason = reason
         self.told_at_s = self.bench.clock.boot_s()
-        self._abandon()
-
-    def _abandon(self) -> None:
-        if self._step is not None:
-            self._step.cancel()
+        self._steps.call_off()
 
     def renew(self, ends_at_s: float) -> None:
         """Let the keeper know the lease's new end."""
@@ -246,16 +235,18 @@ class Attempt:
             return Failure("user", text).command(self.job, now)
         saved = self.assignment.checkpoint
         with self.bench.blobs.pinned([item.digest for item in (*self.assignment.inputs, *([saved] if saved else []))]):
-            return await self._begin(now)
+            return await self._begin(template, now)
 
-    async def _begin(self, now: int) -> Command | None:
+    async def _begin(self, template: Template, now: int) -> Command | None:
         """Get the inputs and start the keeper; the inputs are pinned until it has them."""
+        before = Preparation(self.bench, self.assignment, template, self.folder, self._steps, self.grace_s)
         try:
-            files = await self._inputs()
-            await self._take_up_checkpoint()
+            files = await before.inputs(self._say_starting)
+            if not self._called_off():
+                await before.take_up(self.checkpoint, self._say_starting)
             if self._called_off():
                 return ReleaseJob(*self.key, self._called_off())
-            started = await self._start(files)
+            started = await before.start(files)
         except asyncio.CancelledError:
             if not self._called_off():
                 raise  # the agent itself is being stopped
@@ -266,21 +257,12 @@ class Attempt:
             return Failure("infrastructure", f"its inputs could not be stored: {error}").command(self.job, now)
         if isinstance(started, Failure):
             return started.command(self.job, now)
-        self.process = started
+        self.process, self.started_at_s = started, before.begun_s
         self.phase = Phase.RUNNING
         self.bench.started += 1
         log.debug("job_started job=%s fence=%d pid=%d", *self.key, started.pid)
         self._heed()
         return None
-
-    async def _while_wanted(self, step: Awaitable[T]) -> T:
-        """Take a step that is cancelled when the attempt is called off."""
-        taken: asyncio.Future[T] = asyncio.ensure_future(step)
-        self._step = taken
-        try:
-            return await taken
-        finally:
-            self._step = None
 
     def _called_off(self) -> str:
         """Why it should not start after all; empty when it should."""
@@ -293,40 +275,17 @@ class Attempt:
         elif self.release_reason:
             self.stop("asked")
 
-    async def _inputs(self) -> dict[str, Path]:
-        """Input names to verified local files. Raises HoldersGone, OSError."""
-        inputs = self.assignment.inputs
-        found = await self.bench.on_disk(self._at_hand) if inputs else {}
-        missing = [item for item in inputs if item.name not in found]
-        if missing:
-            self._say_starting()
-            found |= dict(await self._while_wanted(asyncio.gather(*(self._fetch(item) for item in missing))))
-        return found
-
     def _say_starting(self) -> None:
         """Nothing waits for the answer: a fence that is over calls the attempt off by itself."""
         if self._said is None:
             command = ReportJob(*self.key, Actual.STARTING, self.bench.clock.wall_ms())
             self._said = asyncio.ensure_future(self.report(command))
 
-    async def _take_up_checkpoint(self) -> None:
-        """Have what an attempt on another node left. When nobody can give it, go on with what is here."""
-        saved, bench, here = self.assignment.checkpoint, self.bench, self.checkpoint
-        if saved is None or self._called_off() or await bench.on_disk(partial(here.goes_on_from, saved.digest)):
-            return
-        self._say_starting()
-        try:
-            with bench.blobs.pinned([saved.digest]):
-                _, packed = await self._while_wanted(self._fetch(saved))
-                await bench.on_disk(partial(here.unpack, packed, saved.digest))
-        except (HoldersGone, BadCheckpoint) as error:
-            log.warning("checkpoint_lost job=%s digest=%s error=%s", self.job.job, saved.digest, error)
-
     async def _save_checkpoint(self) -> None:
         """Let the next attempt go on from what this one has, wherever that is."""
         bench = self.bench
         try:
-            brought = await self._while_wanted(bench.driver.checkpoint(self.folder))
+            brought = await self._steps.take(bench.driver.checkpoint(self.folder))
             if brought is not None:
                 await bench.on_disk(partial(self.checkpoint.unpack, brought, ""))
             packed = await bench.on_disk(self.checkpoint.pack)
@@ -345,78 +304,6 @@ class Attempt:
             bench.made([digest])
             bench.saved()
 
-    def _at_hand(self) -> dict[str, Path]:
-        paths = {item.name: self.bench.blobs.use(item.digest) for item in self.assignment.inputs}
-        return {name: path for name, path in paths.items() if path is not None}
-
-    async def _fetch(self, item: ResolvedInput) -> tuple[str, Path]:
-        async def again() -> ResolvedInput:
-            with contextlib.suppress(ClusterError):
-                return (await self.bench.cluster.read(lambda s: queries.resolve(s, item.name, item.digest)))[0]
-            return item
-
-        return item.name, await self.bench.transfers.fetch(item, again)
-
-    async def _start(self, files: dict[str, Path]) -> processes.Identity | Failure:
-        """Make the folder and start the keeper. Raises CancelledError when it was called off before the start."""
-        bench, driver, path = self.bench, self.bench.driver, self.folder.path
-        order = await self._on_starts(partial(self._order, files))
-        if isinstance(order, Failure):
-            return order
-        template = self.assignment.template
-        assert template is not None  # checked by the caller
-        try:
-            saved = self.assignment.checkpoint
-            packed = bench.blobs.path(saved.digest) if saved else None
-            await self._while_wanted(driver.furnish(self.folder, files, template, packed))
-        except NoTree as error:
-            return Failure("user", str(error))
-        except OSError as error:
-            return Failure("infrastructure", f"its folder could not be made: {error}")
-        now = bench.clock.boot_s()
-        lease_end_s = bench.heard_s + self.job.lease_ms / 1000
-        intend = partial(bench.ledger.intend, *self.key, _encode(self.assignment), str(path), bench.boot_id, now)
-        await self._on_starts(intend)
-        try:
-            process = await driver.start(path, order, lease_end_s)
-        except OSError as error:
-            return Failure("infrastructure", f"its keeper could not be started: {error}")
-        try:
-            await self._on_starts(partial(bench.ledger.handle, *self.key, process))
-        except LedgerError as error:
-            # The item is given back: nothing may run on for it that nobody knows of.
-            await driver.end(path, process)
-            return Failure("infrastructure", f"its start could not be noted, so it was ended: {error}")
-        self.started_at_s = now
-        return process
-
-    async def _on_starts(self, call: Callable[[], T]) -> T:
-        return await asyncio.get_running_loop().run_in_executor(self.bench.starts, call)
-
-    def _order(self, files: dict[str, Path]) -> processes.Order | Failure:
-        """Write what tells the program about its item, and fill in its template; blocks."""
-        bench, work, template = self.bench, self.assignment.work, self.assignment.template
-        assert template is not None  # checked by the caller
-        seat = bench.driver.seat(self.folder)
-        try:
-            paths = self.folder.prepare(self.assignment, files, template, seat)
-            rendered = templates.render(template, work.spec, self.job, paths, seat.environ)
-        except (templates.TemplateError, BadInputName) as error:
-            return Failure("user", str(error))
-        except OSError as error:
-            return Failure("infrastructure", f"its folder could not be made: {error}")
-        return processes.Order(
-            argv=rendered.argv,
-            env=rendered.env,
-            cwd=rendered.cwd,
-            nice=rendered.nice,
-            cpus=bench.cpus,
-            grace_s=self.grace_s,
-            margin_s=bench.margin_s,
-            max_log_bytes=bench.max_log_bytes,
-            result=rendered.result,
-        )
-
     # --- after ------------------------------------------------------------------------------------
 
     async def _finish(self) -> None:
@@ -425,7 +312,7 @@ class Attempt:
         verdict: Success | Failure | None = None
         if not self.unwanted:
             try:
-                await self._while_wanted(driver.gather(path, template))
+                await self._steps.take(driver.gather(path, template))
             except asyncio.CancelledError:
                 if not self.unwanted:
                     raise  # the agent itself is being stopped
