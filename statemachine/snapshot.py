@@ -14,13 +14,15 @@ from __future__ import annotations
 
 import gc
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
+from itertools import islice
 from typing import Any, BinaryIO, TypeVar
 
 import msgspec
 from msgspec import Struct
 
 from statemachine.errors import UNDECODABLE
+from statemachine.image import Image
 from statemachine.machine import Machine
 from statemachine.pool import Pool
 from statemachine.rows import TABLES, Row
@@ -72,13 +74,29 @@ class Frozen(Struct, frozen=True):
     term: int
     chain: bytes
     feature_level: int
-    tables: dict[str, list[Row]]
+    tables: dict[str, Collection[Row]]
+    #: the image that the view is of and that stands still for it; None when the view has lists of its own
+    image: Image | None
+
+    def release(self) -> None:
+        """It is written: its image may move on. For the thread that applies entries."""
+        if self.image is not None:
+            self.image.release()
 
 
 def freeze(machine: Machine) -> Frozen:
-    """List the tables' rows; for the thread that applies entries."""
-    tables = {name: list(rows.values()) for name, rows in machine.state.tables.items()}
-    return Frozen(machine.index, machine.term, machine.chain, machine.state.cluster.feature_level, tables)
+    """View the state as it is now; for the thread that applies entries. `release` it once it is written.
+
+    One view at a time is of the state's image of the long tables and costs nothing; another lists all rows.
+    """
+    state = machine.state
+    held = state.image.hold(state.tables)
+    shown = held or {}
+    tables: dict[str, Collection[Row]] = {
+        name: shown[name].values() if name in shown else list(rows.values()) for name, rows in state.tables.items()
+    }
+    image = state.image if held is not None else None
+    return Frozen(machine.index, machine.term, machine.chain, state.cluster.feature_level, tables, image)
 
 
 def header(frozen: Frozen, cluster_id: str, voters: tuple[str, ...], index: int = 0, term: int = 0) -> Header:
@@ -112,8 +130,9 @@ def write(frozen: Frozen, head: Header, out: BinaryIO) -> bytes:
     total = 0
     for name, rows in frozen.tables.items():
         total += len(rows)
-        for at in range(0, len(rows), SLICE):
-            frame((name, rows[at : at + SLICE]))
+        each = iter(rows)
+        while part := list(islice(each, SLICE)):
+            frame((name, part))
     frame((_END, total))
     checksum = digest.digest()
     out.write(checksum)

@@ -19,6 +19,7 @@ from statemachine import deadlines
 from statemachine import settings as st
 from statemachine.commands import AddWork
 from statemachine.errors import Code, Refused
+from statemachine.image import Image
 from statemachine.indexes import Indexes
 from statemachine.rows import (
     CLUSTER_KEY,
@@ -74,6 +75,7 @@ class State:
         self.paces = cast(dict[str, Pace], self.tables["paces"])
         self._voters = cast(dict[str, Voters], self.tables["voters"])
         self.index = Indexes()
+        self.image = Image()
         self.timing = st.Timing()
         self.limits = st.Limits()
         self.retention = st.Retention()
@@ -140,6 +142,7 @@ class State:
                 for key, setting in self.settings.items():
                     self.take_setting(key, setting.value)
         self.cluster = cast(Cluster, self.tables["cluster"][CLUSTER_KEY])
+        self.image.begin(self.tables)
         self.reschedule()
 
     def reschedule(self) -> None:
@@ -294,6 +297,11 @@ class Txn:
                 at = due(row, state.timing, state.retention)
                 if at:
                     state.index.schedule(table.name, key, at)
+        followed = state.image.tables
+        if followed:
+            for table, key, _, row in self.undo:
+                if table.name in followed:
+                    state.image.note(table.name, key, row)
         self.undo.clear()
         self._mark = (self.cluster, self.fence, self.seq, self.event_seq, len(self.written))
 
@@ -325,4 +333,5 @@ class Txn:
         # Numbers are consecutive, so the ones that fall out are known.
         for seq in range(self.event_seq - len(state.events) + 1, self.event_seq - state.limits.events + 1):
             del state.events[str(seq)]
+        state.image.follow()
         return self.written

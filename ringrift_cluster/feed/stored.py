@@ -124,6 +124,8 @@ class OwnSnapshot:
             self.error = f"the snapshot {self.path} cannot be written: {error}"
             log.warning("event=own_snapshot_failed file=%s reason=%r", self.path, str(error))
             return
+        finally:
+            frozen.release()
         if age == self._age:
             self._latest = stored
         else:

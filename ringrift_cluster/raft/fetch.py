@@ -65,7 +65,7 @@ class Fetch:
         self._send(transfer.peer, FetchPart(offer.index, offer.snapshot_term, transfer.offset))
 
     def take(self, peer: str, part: Part, now: float) -> SnapshotFile | None:
-        """Store one part; returns the file (not verified) once it is complete."""
+        """Store one part; returns the file (neither verified nor synced) once it is complete."""
         transfer = self._transfer
         if transfer is None or transfer.complete or peer != transfer.peer:
             return None
@@ -80,9 +80,6 @@ class Fetch:
                 out.seek(transfer.offset)
                 out.write(part.data)
                 transfer.offset += len(part.data)
-                if transfer.offset == offer.size_bytes:
-                    out.flush()
-                    os.fsync(out.fileno())
         except OSError as error:
             raise DiskFailed(f"storing the snapshot part {transfer.path} failed ({error})") from error
         if transfer.offset < offer.size_bytes:
@@ -106,10 +103,19 @@ class Fetch:
 
 
 def verified(file: SnapshotFile) -> tuple[Header, Machine] | None:
-    """Load a fetched file, or None when it is not what was offered or cannot be read."""
+    """Load a fetched file that is durable now, or None when it is not what was offered or cannot be read.
+
+    Any thread: a large file takes seconds. Raises DiskFailed.
+    """
     if file.path.stat().st_size != file.size_bytes or digest(file.path) != file.sha256:
         return None
     try:
-        return load(file.path)
+        found = load(file.path)
     except JournalDamaged:
         return None
+    try:
+        with file.path.open("rb") as stored:
+            os.fsync(stored.fileno())
+    except OSError as error:
+        raise DiskFailed(f"storing the snapshot {file.path} failed ({error})") from error
+    return found

@@ -35,7 +35,7 @@ class SnapshotFile:
 
 
 class SnapshotDir:
-    """The directory and what lies in it. Only the consensus thread calls `adopt` and `prune`."""
+    """The directory and what lies in it. Only the consensus thread calls `adopt` and `doomed`."""
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
@@ -94,12 +94,14 @@ class SnapshotDir:
             self._latest = adopted
         return adopted
 
-    def prune(self, now: float) -> None:
-        """Remove old files, but none that somebody is fetching."""
+    def doomed(self, now: float) -> list[Path]:
+        """Old files, but none that somebody is fetching. Another thread removes them: that takes a large file long."""
+        found = []
         for index, term in self.positions()[:-KEPT]:
             if now - self._fetched_at.get((index, term), -FETCH_GRACE_S) >= FETCH_GRACE_S:
                 self._fetched_at.pop((index, term), None)
-                self.path(index, term).unlink(missing_ok=True)
+                found.append(self.path(index, term))
+        return found
 
     def part(self, index: int, term: int, offset: int, length: int, now: float) -> bytes:
         """Bytes of a snapshot for a voter that fetches it; empty when the file is not here."""

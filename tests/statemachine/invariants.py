@@ -211,3 +211,9 @@ def check_indexes(state: State) -> None:
         assert [name for _, _, name in group.queue] == [
             w.work for w in sorted(here, key=lambda w: (-w.spec.priority, w.seq))
         ]
+
+
+def check_image(state: State) -> None:
+    """The image has the rows of its tables in their order."""
+    for name, rows in state.image.tables.items():
+        assert list(rows.items()) == list(state.tables[name].items()), name

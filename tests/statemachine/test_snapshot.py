@@ -117,7 +117,7 @@ def test_a_frozen_view_does_not_move_with_its_machine():
     frozen = snapshot.freeze(cluster.machine)
     before = list(frozen.tables["work"])
     cluster.do(item("later"))
-    assert frozen.tables["work"] == before
+    assert list(frozen.tables["work"]) == before
     assert frozen.index == cluster.index - 1
 
 

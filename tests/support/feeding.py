@@ -82,6 +82,7 @@ class Voter(MemoryReplica):
         frozen = freeze(self.machine)
         with path.open("wb") as out:
             write(frozen, header(frozen, self.says.cluster_id, self.says.voters), out)
+        frozen.release()
         return File(path)
 
     async def record(self, beat: Beat) -> int:
