@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
@@ -29,6 +29,9 @@ from statemachine import settings as st
 from statemachine.errors import UNDECODABLE
 from statemachine.rows import Event, Peer
 
+#: an age that says that there was no contact at all (a bound of what a node tells)
+NEVER_MS = 10**9
+
 settings_app = typer.Typer(no_args_is_help=True, help="What all nodes agree on; changed through the log.")
 
 
@@ -45,7 +48,8 @@ def status_lines(value: Status) -> Iterable[RenderableType]:
     leader = f"{value.leader_id} at {value.leader_address or '?'}" if value.leader_id else "none known"
     yield f"leader {leader}, term {value.term}; voters heard {len(value.voters_heard)} of {len(value.voters)}"
     behind = f", {value.lag} behind" if value.lag else ""
-    yield f"applied {value.applied}{behind}, last contact {span(value.contact_age_ms)} ago, digest {value.digest[:16]}"
+    contact = f"last contact {span(value.contact_age_ms)} ago" if value.contact_age_ms < NEVER_MS else "no contact yet"
+    yield f"applied {value.applied}{behind}, {contact}, digest {value.digest[:16]}"
     yield f"peers {value.alive_peers} alive of {value.total_peers}; jobs {pairs(value.jobs) or 'none'}"
     yield f"work {pairs(queue) or 'none'}"
     for sentence in (value.halted, value.read_only, value.exposure, *value.complaints, *value.refused.values()):
@@ -57,9 +61,8 @@ def status_lines(value: Status) -> Iterable[RenderableType]:
         yield f"! nothing runs: {value.stalled.sentence}"
     for alarm in value.alarms:
         yield f"! {alarm.sentence}"
-    failed = value.event_subscription_status.critical_failed
-    if failed:
-        yield f"! not healthy here: {', '.join(failed)}"
+    for sentence in _unwell(value):
+        yield f"! {sentence}"
     if value.totals:
         yield ""
         yield table(
@@ -77,6 +80,22 @@ def status_lines(value: Status) -> Iterable[RenderableType]:
                 for key, t in sorted(value.totals.items())
             ),
         )
+
+
+def _unwell(value: Status) -> Iterator[str]:
+    """What does not work on the node that was asked, part by part."""
+    agent, files = value.managers.job_manager, value.managers.sync_planner
+    if value.leader_id is None:
+        yield "no leader is known here: a majority of the voters must run and hear each other (GET /raft/state on each)"
+    elif not value.ready and value.halted is None:
+        yield "this node has still to catch up with the log"
+    if not agent.healthy:
+        yield f"this node runs no jobs: {agent.not_ready or 'its agent has not joined the cluster yet'}"
+    if files.last_error:
+        yield f"the last look at this node's files failed: {files.last_error}"
+    for name, loop in sorted(value.loops.items()):
+        if loop.enabled and loop.last_error:
+            yield f"the last run of {name} failed: {loop.last_error}"
 
 
 @asks

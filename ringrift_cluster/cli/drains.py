@@ -16,6 +16,7 @@ from ringrift_cluster.cli.cluster import said
 from ringrift_cluster.cli.options import EXIT_REFUSED, EXIT_USAGE, Node, Reason, fail
 from ringrift_cluster.cli.output import console, emit_json
 from ringrift_cluster.client import Client, Unavailable, Unreachable
+from ringrift_cluster.client.errors import Conflict
 
 #: how often the jobs of a node that is being drained are looked at
 LOOK_S = 1.0
@@ -121,4 +122,11 @@ def undrain(call: Call, node_id: Node) -> None:
 def retire(call: Call, node_id: Node, reason: Reason = "") -> None:
     """Forget a node for good, with its token. It must be drained, or dead, and its process must have ended."""
     with call.client() as client:
-        call.emit(client.remove_peer(node_id, reason), said(f"{node_id} is no node of the cluster any more"))
+        try:
+            done = client.remove_peer(node_id, reason)
+        except Conflict as error:
+            if not client.peer(node_id).peer.draining:
+                raise
+            hint = f"if its process has ended, ask again when `ringrift-node peers` shows {node_id} as suspect"
+            raise fail(f"{error}; {hint}", EXIT_REFUSED) from error
+        call.emit(done, said(f"{node_id} is no node of the cluster any more"))

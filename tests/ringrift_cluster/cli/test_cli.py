@@ -12,14 +12,17 @@ from typing import Any
 
 import pytest
 import typer
+from msgspec.structs import replace
 from typer.testing import CliRunner
 
 from executors.folder import file_name
 from executors.logs import Logs
+from ringrift_cluster.api import status
 from ringrift_cluster.api.app import create_app
-from ringrift_cluster.api.services import Services
+from ringrift_cluster.api.services import LoopStatus, Services
 from ringrift_cluster.cli.app import app
 from ringrift_cluster.cli.call import secured
+from ringrift_cluster.cli.cluster import status_lines
 from ringrift_cluster.cli.main import SIBLINGS, stranger
 from ringrift_cluster.cli.output import short, size, span
 from ringrift_cluster.feed import FeedRouter
@@ -260,6 +263,23 @@ def test_a_champion_is_rolled_back_by_a_command(cli: Any) -> None:
     words = ("models", "rollback", "hex8_2p", "a" * 64)
     assert "no champion to roll back from" in cli(*words, "--reason", "loses to random", code=5)
     assert "--reason" in cli(*words, code=2)
+
+
+def test_status_names_the_parts_of_a_node_that_do_not_work_and_why() -> None:
+    well = status.EXAMPLE
+    assert not [line for line in status_lines(well) if str(line).startswith("!")]
+    managers = replace(
+        well.managers,
+        job_manager=status.JobsHealth(False, 0, 0.0, "its agent is being started again"),
+        sync_planner=status.SyncHealth(False, 0, 0.0, "no space left on the device"),
+    )
+    loops = {"placement": LoopStatus(True, True, last_error="KeyError: 'w1'")}
+    ill = replace(well, leader_id=None, contact_age_ms=10**9, managers=managers, loops=loops)
+    said = "\n".join(map(str, status_lines(ill)))
+    assert "no contact yet" in said
+    for words in ("a majority of the voters", "is being started again", "no space left", "placement failed: KeyError"):
+        assert words in said
+    assert "still to catch up" in "\n".join(map(str, status_lines(replace(well, ready=False))))
 
 
 def test_status_and_show_say_why_nothing_runs(cli: Any) -> None:
@@ -504,7 +524,9 @@ def _answer(port: int, node: subprocess.Popen[bytes]) -> dict[str, Any]:
 def test_a_drain_that_is_watched_returns_when_the_node_is_empty_and_it_can_be_retired(cli: Any, voter: Voter) -> None:
     assert "gpu-1 is empty" in cli("drain", "gpu-1", "--deadline", "10m", "--monitor")
     assert json.loads(cli("drain", "gpu-1", "--monitor", "--json"))["running"] == 0
-    assert "drain it and end its process" in cli("retire", "gpu-1", code=1)
+    refused = cli("retire", "gpu-1", code=1)
+    assert "drain it and end its process" in refused
+    assert "shows gpu-1 as suspect" in refused
     voter.run(LeavePeer("gpu-1", 1, "its machine was given back"))
     assert "no node of the cluster any more" in cli("retire", "gpu-1", "--reason", "given back")
     assert "gpu-1" not in cli("peers")
