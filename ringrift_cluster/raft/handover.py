@@ -1,4 +1,9 @@
-"""Leadership transfer that works under load: hold proposals, let the target catch up, then hand over."""
+"""Leadership transfer that works under load: hold proposals, let the target catch up, then hand over.
+
+A voter that is not connected to a majority lets the order pass: its election would only leave the cluster without a
+leader. One that was just named is not for a moment. The order is repeated, and where no target was named it goes to
+the next voter that has caught up.
+"""
 
 from __future__ import annotations
 
@@ -13,6 +18,9 @@ from ringrift_cluster.raft.privates import LEADER, Inside
 from ringrift_cluster.raft.proposals import Proposals
 
 Done = Callable[[str | None], None]
+
+#: an order that shows no effect is repeated after so many
+ORDER_AGAIN_HEARTBEATS = 2
 
 
 @dataclass(slots=True)
@@ -42,10 +50,11 @@ class Handover:
         self._proposals = proposals
         self._send = send
         self._wishes: list[_Wish] = []
-        #: the running transfer: target (None: anyone), until when proposals are held, whether it was ordered
+        #: the running transfer: target (None: anyone), until when proposals are held, who was ordered to take over
         self._target: str | None = None
         self._hold_until = 0.0
-        self._ordered = False
+        self._ordered: list[str] = []
+        self._order_at = 0.0
 
     def start(self, target: str | None, now: float, timeout_s: float, done: Done) -> None:
         leader = self._inside.leader_id
@@ -57,7 +66,8 @@ class Handover:
         elif not self._proposals.held:
             self._proposals.held = True
             self._target = target
-            self._ordered = False
+            self._ordered.clear()
+            self._order_at = now
             self._hold_until = now + self._timing.election_min_s
         self._wishes.append(_Wish(target, now + timeout_s, done, leader))
 
@@ -76,23 +86,24 @@ class Handover:
         if self._inside.role != LEADER or now >= self._hold_until:
             self._proposals.held = False
             return
-        if self._ordered:
+        if now < self._order_at:
             return
-        target = self._caught_up()
-        if target is not None:
-            self._send(target, TimeoutNow(self._inside.term))
-            self._ordered = True
+        heir = self._caught_up()
+        if heir is None:
+            return
+        self._send(heir, TimeoutNow(self._inside.term))
+        if not self._ordered:
             # The election takes a round trip and an fsync or two; then go on if still leader.
             self._hold_until = now + self._timing.election_max_s
+        self._ordered.append(heir)
+        self._order_at = now + ORDER_AGAIN_HEARTBEATS * self._timing.heartbeat_s
 
     def _caught_up(self) -> str | None:
-        last = self._journal.last_index
-        for name, match in sorted(self._inside.match_index.items()):
-            if name not in self._membership.others:
-                continue
-            if match == last and (self._target is None or self._target == name) and self._lately(name):
-                return name
-        return None
+        """A voter that has every entry, one that was not ordered yet first."""
+        last, match = self._journal.last_index, self._inside.match_index
+        wanted = self._membership.others if self._target is None else (self._target,)
+        heirs = [name for name in wanted if match.get(name) == last and self._lately(name)]
+        return min(heirs, key=lambda name: (self._ordered.count(name), name), default=None)
 
     def _lately(self, name: str) -> bool:
         answered = self._inside.answered_at

@@ -40,6 +40,7 @@ from ringrift_cluster.raft.messages import (
     Message,
     Part,
     Ping,
+    TimeoutNow,
     Welcome,
 )
 from ringrift_cluster.raft.opening import open_machine
@@ -347,6 +348,8 @@ class RaftNode:
                 self._handover.start(message.target or None, now, 5.0, lambda leader: None)
             case Ping():
                 pass
+            case TimeoutNow() if not self.roster.may_win:
+                self.counters.refusals["cannot_win"] += 1
             case Message():
                 self.guard.receive(peer, message)
 

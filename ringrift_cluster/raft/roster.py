@@ -75,6 +75,11 @@ class Roster:
         self.peers_up.discard(peer)
         self._membership.lost(peer)
 
+    @property
+    def may_win(self) -> bool:
+        """Whether so many voters are connected that an election here can be won."""
+        return len(self.peers_up.intersection(self._membership.others)) + 1 >= self._membership.quorum
+
     def reconfigure(self) -> None:
         """Let everyone who counts, sends or dials go by the configuration in effect.
 

@@ -199,7 +199,7 @@ class Cluster:
     def hand_over_busy(self) -> None:
         """With everybody up and clients at work, leadership moves when it is asked to.
 
-        One that was made a voter this moment may be chosen, and cannot win before it is connected to the others.
+        One that was made a voter this moment lets the order pass until it is connected to the others.
         """
         leader = self.leader()
         if leader is None or not self.membership.at_rest:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pytest
+
 from ringrift_cluster.raft.messages import (
     AppendEntries,
     AppendReply,
@@ -210,6 +212,36 @@ class TestLeadershipIsHandedOver:
         voter.follow(term=1, last=2)
         voter.get("c", TimeoutNow(1))
         assert voter.inside.term == 1
+
+    def test_one_that_cannot_win_lets_the_order_pass(self, tmp_path):
+        """As a voter that was just named, which the leader alone is connected to yet."""
+        voter = Guarded(tmp_path, voters=("a", "b", "c", "d"))
+        voter.follow(term=1, last=2)
+        for peer in "cd":
+            voter.node.disconnected(peer)
+        voter.get("b", TimeoutNow(1))
+        voter.turn()
+        assert voter.inside.term == 1
+        assert not voter.take(RequestVote)
+        voter.greet("c")
+        voter.get("b", TimeoutNow(1))
+        voter.turn()
+        assert {peer for peer, _ in voter.take(RequestVote)} >= {"b", "c"}
+
+    @pytest.mark.parametrize(("target", "ordered"), [("b", ["b", "b", "b"]), (None, ["b", "c", "b"])])
+    def test_an_order_that_nobody_takes_is_repeated_and_goes_round_where_no_target_was_named(
+        self, tmp_path, target, ordered
+    ):
+        voter = Guarded(tmp_path)
+        voter.lead()
+        voter.node.hand_over(target, 3.0, lambda leader: None)
+        found: list[str] = []
+        for _ in range(20):
+            for peer in "bc":
+                voter.acknowledge(peer, voter.node.journal.last_index)
+            voter.wait(0.025)
+            found += [peer for peer, _ in voter.take(TimeoutNow)]
+        assert found == ordered
 
     def test_another_voter_asks_the_leader(self, tmp_path):
         voter = Guarded(tmp_path)
