@@ -6,21 +6,28 @@ The same file installs at other voters, starts followers, and serves dumps and b
 from __future__ import annotations
 
 import hashlib
+import io
 import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ringrift_cluster.raft.datadir import sync_directory
 from ringrift_cluster.raft.errors import WAY_OUT, DiskFailed, JournalDamaged
 from statemachine.machine import Machine
 from statemachine.snapshot import Frozen, Header, SnapshotDamaged, read, write
 
+if TYPE_CHECKING:
+    from _typeshed import ReadableBuffer
+
 _NAME = re.compile(r"^(\d{1,20})-(\d{1,20})\.snap$")
 #: how many snapshots stay on disk, so that a transfer survives the next compaction
 KEPT = 2
 #: a file somebody read from stays this long
 FETCH_GRACE_S = 60.0
+#: what is written of a snapshot between two syncs
+PORTION_BYTES = 8 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +39,26 @@ class SnapshotFile:
     term: int
     size_bytes: int
     sha256: str
+
+
+class _Steady(io.BufferedWriter):
+    """A file that goes to the disk in small portions. The journal shares the disk, and its sync would wait for all."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(io.FileIO(path, "wb"))
+        self._unsynced = 0
+
+    def write(self, data: ReadableBuffer) -> int:
+        taken = super().write(data)
+        self._unsynced += taken
+        if self._unsynced >= PORTION_BYTES:
+            self.sync()
+        return taken
+
+    def sync(self) -> None:
+        self.flush()
+        os.fsync(self.fileno())
+        self._unsynced = 0
 
 
 class SnapshotDir:
@@ -73,10 +100,9 @@ class SnapshotDir:
         """Write a temporary file and sync it (any thread). `adopt` gives it its name."""
         path = self.directory / f"{header.index}-{header.term}.tmp"
         try:
-            with path.open("wb") as out:
+            with _Steady(path) as out:
                 write(frozen, header, out)
-                out.flush()
-                os.fsync(out.fileno())
+                out.sync()
         except OSError as error:
             raise DiskFailed(f"writing the snapshot {path} failed ({error})") from error
         return SnapshotFile(path, header.index, header.term, path.stat().st_size, digest(path))

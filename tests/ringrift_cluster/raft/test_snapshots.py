@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import io
+import os
 from pathlib import Path
 from typing import Any
 
+from ringrift_cluster.raft import snapshots
+from ringrift_cluster.raft.compaction import PRUNE_S
 from ringrift_cluster.raft.conf import Limits
 from ringrift_cluster.raft.messages import AppendEntries, AppendReply, FetchPart, OfferSnapshot, Part
-from ringrift_cluster.raft.snapshots import SnapshotFile
+from ringrift_cluster.raft.snapshots import FETCH_GRACE_S, SnapshotFile
+from statemachine import image
+from statemachine.entries import encode_entry
+from statemachine.snapshot import read_header
 from tests.ringrift_cluster.raft.alone import Guarded, Stock, entries, entry
+from tests.ringrift_cluster.raft.loopback import add
 
 SMALL = Limits(part_bytes=100)
 
@@ -304,3 +312,74 @@ class TestASnapshotForFollowers:
         run_jobs(voter)
         assert [file.index for file in files] == [20, 60]
         assert voter.node.window.since(60, 1) == []
+
+
+class TestWhatATurnDoesNotWaitFor:
+    """A file may have hundreds of megabytes, and the consensus thread has a heartbeat to keep."""
+
+    def _written(self, voter: Guarded) -> None:
+        voter.node.want_snapshot(0, lambda file: None)
+        voter.turn()
+
+    def test_old_files_are_removed_by_another_thread(self, tmp_path):
+        voter = Guarded(tmp_path)
+        for last in (20, 40, 60):
+            voter.follow(term=1, last=last, commit=last)
+            self._written(voter)
+            job = voter.node.take_job()
+            assert job is not None
+            job.run()
+            job.finish()
+            voter.turn()
+        voter.time.now += FETCH_GRACE_S + PRUNE_S
+        voter.turn()
+        assert [index for index, _ in voter.node._snapshots.positions()] == [20, 40, 60]
+        run_jobs(voter)
+        assert [index for index, _ in voter.node._snapshots.positions()] == [40, 60]
+
+    def test_long_tables_go_on_while_they_are_written(self, tmp_path, monkeypatch):
+        monkeypatch.setattr(image, "LONG", 1)
+        voter = Guarded(tmp_path)
+
+        def follow(last: int) -> None:
+            at = voter.node.journal.last_index
+            new = [(b"\x00" + encode_entry(1, 0, [add(f"w{i}")]), i, 1) for i in range(at + 1, last + 1)]
+            voter.get("b", AppendEntries(1, last, at, 1 if at > 1 else 0, new))
+
+        follow(20)
+        for last in (30, 40, 50):
+            self._written(voter)
+            follow(last)
+            run_jobs(voter)
+            latest = voter.node._snapshots.latest
+            assert latest is not None
+            assert read_header(io.BytesIO(latest.path.read_bytes())).index == latest.index == last - 10
+        state = voter.node.machine.state
+        state.image.follow()
+        assert list(state.image.tables["work"]) == list(state.work) == [f"w{i}" for i in range(2, 51)]
+
+    def test_a_file_is_synced_in_portions(self, tmp_path, monkeypatch):
+        synced: list[int] = []
+        sync = os.fsync
+        monkeypatch.setattr(os, "fsync", lambda fd: (synced.append(os.fstat(fd).st_size), sync(fd))[1])
+        monkeypatch.setattr(snapshots, "PORTION_BYTES", 100)
+        _, file = source(tmp_path)
+        portions = [size for size in synced if size <= file.size_bytes]
+        assert len(portions) == 3
+        assert file.size_bytes in portions
+
+    def test_a_fetched_file_is_synced_by_the_thread_that_verifies_it(self, tmp_path, monkeypatch):
+        other, file = source(tmp_path / "a")
+        voter = Guarded(tmp_path / "c", node_id="c")
+        synced: list[int] = []
+        sync = os.fsync
+        monkeypatch.setattr(os, "fsync", lambda fd: (synced.append(os.fstat(fd).st_size), sync(fd))[1])
+        voter.get("b", offer(file))
+        fetch(voter, other)
+        assert file.size_bytes not in synced
+        job = voter.node.take_job()
+        assert job is not None
+        job.run()
+        assert file.size_bytes in synced
+        job.finish()
+        assert voter.inside.applied == 20
