@@ -28,8 +28,9 @@ from executors.blobs import Blobs
 from executors.book import Book
 from executors.drivers.dialling import LOOK_S as HOST_LOOK_S
 from executors.drivers.dialling import Terms
+from executors.drivers.line import Rebooted
 from executors.drivers.link import Declined, Door
-from executors.drivers.ssh import Rebooted, Ssh
+from executors.drivers.ssh import Ssh
 from executors.heartbeat import AgentRefused
 from executors.ledger import LedgerError
 from executors.notice import Notice

@@ -18,7 +18,7 @@ from weakref import WeakValueDictionary
 
 from executors import collect, outcome
 from executors.drivers.link import Declined
-from executors.drivers.outpost import MAX_BODY_BYTES
+from executors.drivers.outpost.frames import MAX_BODY_BYTES
 from executors.outcome import decode_result
 from executors.pace import Pace
 from statemachine.errors import UNDECODABLE
@@ -125,6 +125,10 @@ class Carrier:
                 break
             data += part
         return data[:most]
+
+    async def brought(self, folder: Path) -> dict[str, int]:
+        """How much of an attempt's mirrored files is here."""
+        return await self._on_disk(partial(sizes, folder))
 
     async def mirror(self, folder: Path, body: bytes, files: Mapping[str, Any]) -> bool:
         """Add what a look brought of an attempt's files; returns whether more waits to be brought.

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from executors import keepers, shim
 from executors.drivers import outpost
+from executors.drivers.outpost import frames
 
 if TYPE_CHECKING:
     import asyncssh
@@ -45,8 +46,8 @@ for name, text in sent["files"].items():
             file.write(text)
         os.replace(path + "." + str(os.getpid()), path)
 sys.path.insert(0, lib)
-from executors.drivers import outpost
-outpost.main(root, f, sys.stdout.buffer)
+from executors.drivers.outpost import serving
+serving.main(root, f, sys.stdout.buffer)
 """
 
 
@@ -118,7 +119,7 @@ class Link:
         try:
             async with asyncio.timeout(within_s):
                 async with self._writing:
-                    self._process.stdin.write(outpost.frame({"id": number, "op": op, **fields}, body))
+                    self._process.stdin.write(frames.frame({"id": number, "op": op, **fields}, body))
                     await self._process.stdin.drain()
                 header, data = await answer
         except TimeoutError:
@@ -152,11 +153,11 @@ class Link:
             await self._connection.wait_closed()
 
     async def _listen(self) -> None:
-        stream, lengths = self._process.stdout, outpost.LENGTHS
+        stream, lengths = self._process.stdout, frames.LENGTHS
         try:
             while True:
                 header_bytes, body_bytes = lengths.unpack(await stream.readexactly(lengths.size))
-                if header_bytes > outpost.MAX_HEADER_BYTES or body_bytes > outpost.MAX_BODY_BYTES:
+                if header_bytes > frames.MAX_HEADER_BYTES or body_bytes > frames.MAX_BODY_BYTES:
                     self.break_off("it sent a frame that is too large")
                     return
                 header = json.loads(await stream.readexactly(header_bytes))
@@ -229,15 +230,17 @@ def _opening(root: str) -> bytes:
 
 def programs() -> Mapping[str, str]:
     """What is sent to a host: path below its library to the text."""
-    sources = {"executors/shim.py": shim, "executors/keepers.py": keepers, "executors/drivers/outpost.py": outpost}
-    texts = {name: Path(str(module.__file__)).read_text(encoding="utf-8") for name, module in sources.items()}
+    files = [Path(str(module.__file__)) for module in (shim, keepers)]
+    texts = {f"executors/{file.name}": file.read_text(encoding="utf-8") for file in files}
+    for file in sorted(Path(str(outpost.__file__)).parent.glob("*.py")):
+        texts[f"executors/drivers/outpost/{file.name}"] = file.read_text(encoding="utf-8")
     return {"executors/__init__.py": "", "executors/drivers/__init__.py": "", **texts}
 
 
 async def _greeting(process: asyncssh.SSHClientProcess[bytes]) -> None:
     """Pass over what a login prints, until the outpost speaks. Raises Unreachable."""
     heard = b""
-    while not heard.endswith(outpost.HELLO):
+    while not heard.endswith(frames.HELLO):
         line = await process.stdout.readline()
         heard += line
         if not line:

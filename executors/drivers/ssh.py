@@ -1,14 +1,10 @@
 """A host that has only an SSH server: attempts run there under the same keeper, their folders are kept here as well.
 
-    connect -> hello -> claim -> look, look, look ...        one connection; cut, it is made again
+    claim -> look, look, look ...        over one line, whose connection is made again when it is cut
 
 What an attempt is lies on the host: its keeper in a session of its own, its lease in a file that is renewed by every
 look. So a connection, this driver and its node may all end, and the attempt goes on until its lease is over. A look
-passes on leases and signals, and brings what was added to logs and progress. Every call may be repeated: one that
-was cut off is sent again over the next connection.
-
-Leases are seconds of the host's own boot-time clock: a look's answer says what that clock showed at some moment
-before the answer arrived here, so an end that is reckoned from the arrival comes sooner there, never later.
+passes on leases and signals, and brings what was added to logs and progress.
 """
 
 from __future__ import annotations
@@ -18,7 +14,6 @@ import contextlib
 import logging
 import shutil
 from collections.abc import Callable, Collection, Coroutine, Mapping
-from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -27,10 +22,14 @@ import msgspec
 
 from executors import collect, host, shim, templates
 from executors.collect import NothingLeft
-from executors.drivers.bringing import Carrier, checked, found_by, named_outputs, sizes
-from executors.drivers.dialling import Terms, dial
+from executors.drivers.bringing import Carrier, checked, found_by, named_outputs
+from executors.drivers.dialling import Terms
+from executors.drivers.line import Line
 from executors.drivers.link import Declined, Door, Link, Unreachable
-from executors.drivers.outpost import MAX_BODY_BYTES, PACKED, Superseded
+from executors.drivers.lives import Lives
+from executors.drivers.outpost.checkpoints import PACKED
+from executors.drivers.outpost.frames import MAX_BODY_BYTES
+from executors.drivers.outpost.root import Superseded
 from executors.drivers.remote_gpus import scan_of
 from executors.folder import Folder, Seat, file_name
 from executors.gpus import Scan
@@ -44,75 +43,37 @@ T = TypeVar("T")
 
 #: how often the host is looked at while no attempts live there
 IDLE_LOOK_S = 5.0
-#: a host that answered within this time is there
-REACHED_S = 15.0
 GPUS_S = 30.0
 #: what may take minutes over there is answered within this time, which counts from the request
 PACK_S = 600.0
 TIDY_S = 3600.0
 
 
-class Rebooted(Exception):  # noqa: N818
-    """The host was started anew: nothing of before lives there."""
-
-
-@dataclass(slots=True)
-class Life:
-    """An attempt whose keeper was alive at the last look."""
-
-    folder: Path
-    process: Identity
-    #: the end of its lease on this machine's clock; 0: as it was when it started
-    lease_ends_at_s: float = 0.0
-    #: stop or kill, until a look has passed it on
-    signal: str = ""
-    gone: asyncio.Event = field(default_factory=asyncio.Event)
-
-
 class Ssh:
     """The driver of one host, for one boot of it. `run` keeps the connection; everything belongs to its loop."""
 
-    def __init__(
-        self, name: str, door: Door, data_dir: Path, terms: Terms, link: Link, hello: Mapping[str, Any]
-    ) -> None:
-        """`hello` is the host's answer to it over `link`."""
-        self.name = name
-        self.boot_id = str(hello["boot_id"])
-        self._door = door
+    def __init__(self, line: Line, data_dir: Path, terms: Terms) -> None:
+        self.name = line.name
+        self.boot_id = line.boot_id
+        self._line = line
         self._data_dir = data_dir
         self._terms = terms
-        self._link: Link | None = link
-        self._hello = hello
-        self._root = Path(str(hello["root"]))
+        self._hello = line.hello
+        self._root = Path(str(line.hello["root"]))
         self._loop = asyncio.get_running_loop()
-        self._lives: dict[str, Life] = {}
-        self._incarnation: int | None = None
-        self._up = asyncio.Event()
-        self._up.set()
-        self._wake = asyncio.Event()
-        self._answered_s = terms.clock.boot_s()
-        self._disk = host.Disk(*hello["disk"])
-        self._gpus = str(hello["gpus"])
+        self._gpus = str(line.hello["gpus"])
         self._gpus_s = self._tidied_s = terms.clock.boot_s()
-        #: the host's clock less this machine's, never more than it is
-        self._ahead_s = float(hello["boot_s"]) - terms.clock.boot_s()
-        self._carrier = Carrier(self._call, terms.disk, terms.moving, terms.pace, name)
+        self._carrier = Carrier(line.call, terms.disk, terms.moving, terms.pace, line.name)
+        self._lives = Lives(line, self._carrier)
         self._errands: set[asyncio.Task[None]] = set()
-        self._over = False
         self._superseded: Declined | None = None
-
-    # --- the connection ---------------------------------------------------------------------------
 
     @classmethod
     async def open(cls, name: str, door: Door, data_dir: Path, terms: Terms) -> Ssh:
         """Make the first connection, however long it takes."""
-        while True:
-            try:
-                link, hello = await dial(name, door, terms)
-            except Unreachable:
-                await asyncio.sleep(terms.book.wait_s(name))
-                continue
-            return cls(name, door, data_dir, terms, link, hello)
+        return cls(await Line.open(name, door, terms), data_dir, terms)
+
+    # --- looks ------------------------------------------------------------------------------------
 
     async def run(self) -> None:
         """Look at the host and keep the connection, until cancelled. Raises Rebooted, and Declined when superseded."""
@@ -121,118 +82,28 @@ class Ssh:
                 if self._superseded is not None:
                     raise self._superseded
                 try:
-                    link = self._link or await self._again()
-                    more = await self._look(link)
+                    link = await self._line.up()
+                    more = await self._lives.look(link)
+                    self._terms.book.answered(self.name)
                     await self._now_and_then(link)
                 except Unreachable as error:
-                    await self._lost(error)
+                    await self._line.lost(error)
                     continue
                 pause_s = 0.0 if more else self._terms.look_s if self._lives else IDLE_LOOK_S
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(pause_s):
-                        await self._wake.wait()
-                self._wake.clear()
+                        await self._line.wake.wait()
+                self._line.wake.clear()
         finally:
-            self._over = True
-            self._up.set()  # whoever waits for the next connection learns that there will be none
+            self._line.end()
             for errand in self._errands:
                 errand.cancel()
             await asyncio.gather(*self._errands, return_exceptions=True)
-            await self.hang_up()
+            await self._line.close()
 
     async def hang_up(self) -> None:
         """End the connection of a driver that does not run."""
-        if self._link is not None:
-            await self._link.close()
-
-    async def _lost(self, error: Unreachable) -> None:
-        link, self._link = self._link, None
-        self._up.clear()
-        if link is not None:
-            log.warning("host_lost host=%s error=%r", self.name, str(error))
-            self._terms.book.failed(self.name)
-            await link.close()
-        await asyncio.sleep(self._terms.book.wait_s(self.name))
-
-    async def _again(self) -> Link:
-        """The next connection. Raises Unreachable, Rebooted and Declined."""
-        link, hello = await dial(self.name, self._door, self._terms)
-        try:
-            if hello["boot_id"] != self.boot_id:
-                raise Rebooted(f"{self.name} was started anew")
-            if self._incarnation is not None:
-                await link.call("claim", incarnation=self._incarnation, held=None)
-        except BaseException:
-            await link.close()
-            raise
-        self._link = link
-        self._heard(hello)
-        self._up.set()
-        return link
-
-    def _heard(self, answer: Mapping[str, Any]) -> None:
-        now = self._terms.clock.boot_s()
-        self._answered_s = now
-        self._ahead_s = float(answer["boot_s"]) - now
-        self._disk = host.Disk(*answer["disk"])
-
-    async def _call(self, op: str, body: bytes = b"", **fields: Any) -> Any:
-        """A call that is repeated over the next connection when this one is cut.
-
-        Raises Declined, and Unreachable when there will be no other connection.
-        """
-        while True:
-            link = await self._connected()
-            try:
-                return await link.call(op, body, **fields)
-            except Unreachable:
-                self._broke(link)
-
-    async def _connected(self) -> Link:
-        while True:
-            await self._up.wait()
-            if self._over:
-                raise Unreachable(f"nobody keeps the connection to {self.name} any more")
-            if self._link is not None:
-                return self._link
-            self._up.clear()
-
-    def _broke(self, link: Link) -> None:
-        if self._link is link and not self._over:
-            self._up.clear()
-            self._wake.set()  # the loop finds the broken link and makes another
-
-    # --- looks ------------------------------------------------------------------------------------
-
-    async def _look(self, link: Link) -> bool:
-        """Pass on and bring what there is; returns whether more waits to be brought."""
-        asked = {}
-        for name, life in list(self._lives.items()):
-            asked[name] = {
-                "pid": life.process.pid,
-                "ticks": life.process.ticks,
-                "lease": self._over_there(life.lease_ends_at_s) if life.lease_ends_at_s else 0.0,
-                "signal": life.signal,
-                "files": await self._on_disk(partial(sizes, life.folder)),
-            }
-        answer = await link.call("look", jobs=asked)
-        if answer["boot_id"] != self.boot_id:
-            raise Rebooted(f"{self.name} was started anew")
-        self._heard(answer)
-        self._terms.book.answered(self.name)
-        body, more = answer["body"], False
-        for name, seen in answer["jobs"].items():
-            found, size = self._lives.get(name), sum(count for _, count, _ in seen["files"].values())
-            brought, body = body[:size], body[size:]
-            if found is None:
-                continue
-            more |= await self._carrier.mirror(found.folder, brought, seen["files"])
-            if found.signal == asked[name]["signal"]:
-                found.signal = ""
-            if not seen["alive"]:
-                del self._lives[name]
-                found.gone.set()
-        return more
+        await self._line.close()
 
     async def _now_and_then(self, link: Link) -> None:
         now = self._terms.clock.boot_s()
@@ -249,14 +120,10 @@ class Ssh:
             "tidy", within_s=PACK_S, files_bytes=terms.files_kept_bytes, checkpoints_s=terms.checkpoints_kept_s
         )
 
-    def _over_there(self, at_s: float) -> float:
-        """A second of this machine's clock on the host's, at the latest."""
-        return at_s + self._ahead_s
-
     # --- what the agent asks of the machine -----------------------------------------------------------
 
     def reached(self) -> bool:
-        return self._link is not None and self._terms.clock.boot_s() - self._answered_s < REACHED_S
+        return self._line.reached()
 
     def room(self) -> int:
         return self._terms.room()
@@ -268,12 +135,12 @@ class Ssh:
             platform=str(said["platform"])[:256],
             cpu_cores=int(said["cores"]),
             ram_bytes=int(said["ram_bytes"]),
-            disk_bytes=self._disk.total_bytes,
+            disk_bytes=self._line.disk.total_bytes,
         )
 
     def disks(self) -> tuple[host.Disk, ...]:
         here = shutil.disk_usage(self._data_dir)
-        return self._disk, host.Disk(here.free, here.total)
+        return self._line.disk, host.Disk(here.free, here.total)
 
     def scan(self) -> Scan:
         """The host's GPUs as of the last time it was asked; in the place of this machine's own."""
@@ -283,8 +150,8 @@ class Ssh:
         """Nothing to let go of: `scan` opens nothing."""
 
     async def claim(self, incarnation: int, held: Collection[Path]) -> None:
-        self._incarnation = incarnation
-        await self._call("claim", within_s=PACK_S, incarnation=incarnation, held=[folder.name for folder in held])
+        self._line.incarnation = incarnation
+        await self._line.call("claim", within_s=PACK_S, incarnation=incarnation, held=[folder.name for folder in held])
 
     def seat(self, folder: Folder) -> Seat:
         environ = {str(k): str(v) for k, v in self._hello["environ"].items()}
@@ -300,7 +167,7 @@ class Ssh:
             await self._carrier.send(path)
         seat = self.seat(folder)
         try:
-            await self._call(
+            await self._line.call(
                 "furnish",
                 within_s=PACK_S,
                 name=folder.path.name,
@@ -319,71 +186,55 @@ class Ssh:
         while True:
             try:
                 async with asyncio.timeout(lease_ends_at_s - self._terms.clock.boot_s()):
-                    link = await self._connected()
+                    link = await self._line.connected()
             except TimeoutError:
                 raise Unreachable(f"{self.name} did not answer before the lease was over") from None
             try:
-                lease = self._over_there(lease_ends_at_s)
+                lease = self._line.over_there(lease_ends_at_s)
                 made = await link.call("start", name=folder.name, order=fields, lease=lease)
             except Unreachable:
-                self._broke(link)
+                self._line.cut(link)
                 continue
             except Declined as error:
                 if error.kind != Superseded.__name__:
                     raise
                 self._superseded = error
-                self._wake.set()
+                self._line.wake.set()
                 await self._loop.create_future()  # `run` ends, and so this agent; the next one starts the attempt
-            return self._lives_on(folder, Identity(self.boot_id, int(made["pid"]), int(made["ticks"]))).process
-
-    def _lives_on(self, folder: Path, process: Identity) -> Life:
-        self._wake.set()
-        return self._lives.setdefault(folder.name, Life(folder, process))
+            return self._lives.note(folder, made)
 
     # --- while it runs ----------------------------------------------------------------------------
 
     async def find(self, folder: Path, known: Identity) -> Identity | None:
-        seen = await self._call("find", name=folder.name, pid=known.pid, ticks=known.ticks)
-        if not seen["pid"]:
-            return None
-        return self._lives_on(folder, Identity(self.boot_id, int(seen["pid"]), int(seen["ticks"]))).process
+        seen = await self._line.call("find", name=folder.name, pid=known.pid, ticks=known.ticks)
+        return self._lives.note(folder, seen) if seen["pid"] else None
 
     async def has_ended(self, folder: Path) -> bool:
-        return bool((await self._call("find", name=folder.name, pid=0, ticks=0))["ended"])
+        return bool((await self._line.call("find", name=folder.name, pid=0, ticks=0))["ended"])
 
     async def gone(self, folder: Path, process: Identity) -> None:
-        life = self._lives.get(folder.name)
-        if life is not None:
-            await life.gone.wait()
+        await self._lives.gone(folder)
 
     def stop(self, folder: Path, process: Identity) -> None:
-        self._tell(folder, "stop")
+        self._lives.tell(folder, "stop")
 
     def kill(self, folder: Path, process: Identity) -> None:
-        self._tell(folder, "kill")
-
-    def _tell(self, folder: Path, signal: str) -> None:
-        life = self._lives.get(folder.name)
-        if life is not None:
-            life.signal = signal
-            self._wake.set()
+        self._lives.tell(folder, "kill")
 
     def put_down(self, folder: Path, process: Identity) -> None:
         self._errand(self._end(folder, process, obey=False))
 
     def renew(self, folder: Path, ends_at_s: float) -> None:
-        life = self._lives.get(folder.name)
-        if life is not None:
-            life.lease_ends_at_s = ends_at_s
+        self._lives.renew(folder, ends_at_s)
 
     async def end(self, folder: Path, process: Identity) -> None:
         await self._end(folder, process, obey=True)
 
     async def _end(self, folder: Path, process: Identity, *, obey: bool) -> None:
-        await self._call("end", name=folder.name, pid=process.pid, ticks=process.ticks, obey=obey)
+        await self._line.call("end", name=folder.name, pid=process.pid, ticks=process.ticks, obey=obey)
 
     async def end_leftovers(self, folder: Path) -> None:
-        await self._call("end_leftovers", name=folder.name)
+        await self._line.call("end_leftovers", name=folder.name)
         await self._last_words(folder)
 
     def _errand(self, call: Coroutine[Any, Any, None]) -> None:
@@ -403,7 +254,7 @@ class Ssh:
         name = folder.name
         ended = await self._last_words(folder)
         if ended is None or ended.get("error"):
-            await self._call("end_leftovers", name=name)
+            await self._line.call("end_leftovers", name=name)
         if ended is None:
             return
         result = await self._carrier.whole(name, "result.json", MAX_RESULT_BYTES + 1)
@@ -411,7 +262,7 @@ class Ssh:
             await self._on_disk(partial((folder / "result.json").write_bytes, result))
         globs = named_outputs(result) if result is not None else [found_by(rule.glob) for rule in template.outputs]
         if globs:
-            manifest = await self._call("manifest", name=name, globs=globs)
+            manifest = await self._line.call("manifest", name=name, globs=globs)
             for path, size in sorted(manifest["files"].items()):
                 await self._carrier.fetch(folder, checked(path), int(size))
 
@@ -419,9 +270,9 @@ class Ssh:
         """Bring the rest of the logs, then how it ended; None when its keeper did not say."""
         more = True
         while more:
-            files = await self._on_disk(partial(sizes, folder))
+            files = await self._carrier.brought(folder)
             one = {"pid": 0, "ticks": 0, "lease": 0.0, "signal": "", "files": files}
-            answer = await self._call("look", jobs={folder.name: one})
+            answer = await self._line.call("look", jobs={folder.name: one})
             more = await self._carrier.mirror(folder, answer["body"], answer["jobs"][folder.name]["files"])
         record = await self._carrier.whole(folder.name, "exit.json", MAX_BODY_BYTES)
         if record is not None:
@@ -429,7 +280,7 @@ class Ssh:
         return await self._on_disk(partial(shim.read_record, str(folder / "exit.json")))
 
     async def checkpoint(self, folder: Folder) -> Path | None:
-        packed = await self._call("pack", name=folder.path.name, within_s=PACK_S)
+        packed = await self._line.call("pack", name=folder.path.name, within_s=PACK_S)
         if not packed["size"]:
             return None
         await self._carrier.fetch(folder.path, PACKED, int(packed["size"]))
@@ -445,19 +296,19 @@ class Ssh:
         limit_s = collect.RESULT_S
         try:
             asked: dict[str, Any] = {"name": folder.name, "argv": list(template.result), "limit_s": limit_s}
-            return bytes((await self._call("ask", within_s=limit_s + PACK_S, **asked))["body"])
+            return bytes((await self._line.call("ask", within_s=limit_s + PACK_S, **asked))["body"])
         finally:
             words = await self._carrier.whole(folder.name, "result-command.log", MAX_BODY_BYTES)
             await self._on_disk(partial((folder / "result-command.log").write_bytes, words or b""))
 
     async def clear(self, folder: Folder, *, checkpoint: str = "") -> None:
         await self._on_disk(partial(folder.clear, checkpoint=checkpoint))
-        self._lives.pop(folder.path.name, None)
+        self._lives.forget(folder.path)
         kept = file_name(checkpoint) if checkpoint else ""
         self._errand(self._drop(folder.path.name, kept))
 
     async def _drop(self, name: str, checkpoint: str) -> None:
-        await self._call("drop", within_s=PACK_S, name=name, checkpoint=checkpoint)
+        await self._line.call("drop", within_s=PACK_S, name=name, checkpoint=checkpoint)
 
     async def _on_disk(self, call: Callable[[], T]) -> T:
         return await self._loop.run_in_executor(self._terms.disk, call)

@@ -19,10 +19,13 @@ import msgspec
 import pytest
 
 from executors import keepers, shim
-from executors.drivers import outpost
 from executors.drivers.bringing import Carrier, checked, named_outputs, sizes, surely
 from executors.drivers.link import programs
-from executors.drivers.outpost import Outpost, Superseded, WrongDigest, frame, read_frame
+from executors.drivers.outpost.attempts import Attempts
+from executors.drivers.outpost.frames import HELLO, frame, read_frame
+from executors.drivers.outpost.inputs import WrongDigest
+from executors.drivers.outpost.root import Superseded
+from executors.drivers.outpost.serving import Outpost
 from executors.drivers.remote_gpus import scan_of
 from executors.pace import Pace
 
@@ -91,19 +94,19 @@ def test_frames_that_are_too_large_or_cut_off_end_the_conversation() -> None:
 
 
 def test_bytes_that_are_not_those_of_their_name_are_thrown_away(post: Outpost, tmp_path: Path) -> None:
-    post.do_put(b"something else", "a" * 64, 0)
+    post.inputs.do_put(b"something else", "a" * 64, 0)
     with pytest.raises(WrongDigest):
-        post.do_seal(b"", "a" * 64, 14)
-    assert post.do_have(b"", "a" * 64) == {"whole": False, "partial": 0}
+        post.inputs.do_seal(b"", "a" * 64, 14)
+    assert post.inputs.do_have(b"", "a" * 64) == {"whole": False, "partial": 0}
     for bad in ("../x", "A" * 64, ""):
         with pytest.raises(ValueError, match="no sha256"):
-            post.do_have(b"", bad)
+            post.inputs.do_have(b"", bad)
 
 
 def test_names_of_attempts_stay_below_the_root(post: Outpost) -> None:
     for bad in ("..", "a/b", ""):
         with pytest.raises(ValueError, match="no folder"):
-            post.do_drop(b"", bad)
+            post.attempts.do_drop(b"", bad)
 
 
 def test_an_older_agent_cannot_claim_the_host_back(post: Outpost) -> None:
@@ -120,15 +123,15 @@ def order(argv: list[str], folder: Path) -> dict[str, object]:
 
 def test_a_start_that_is_asked_for_again_starts_nothing_more(post: Outpost, tmp_path: Path) -> None:
     post.do_claim(b"", 1, [])
-    post.do_furnish(b"", "w-1", [], "", "w", "", {"spec.json": "{}"}, {})
+    post.attempts.do_furnish(b"", "w-1", [], "", "w", "", {"spec.json": "{}"}, {})
     folder = tmp_path / "root/jobs/w-1"
     asked = order([sys.executable, "-c", "import time; time.sleep(60)"], folder)
-    made = [post.do_start(b"", "w-1", asked, shim.boot_s() + 60) for _ in range(2)]
+    made = [post.attempts.do_start(b"", "w-1", asked, shim.boot_s() + 60) for _ in range(2)]
     assert made[0] == made[1]
-    assert post.do_find(b"", "w-1", 0, 0) == {**made[0], "ended": False}
-    post.do_drop(b"", "w-1")
+    assert post.attempts.do_find(b"", "w-1", 0, 0) == {**made[0], "ended": False}
+    post.attempts.do_drop(b"", "w-1")
     assert not folder.exists()
-    assert post.do_find(b"", "w-1", **made[0]) == {"pid": 0, "ticks": 0, "ended": False}
+    assert post.attempts.do_find(b"", "w-1", **made[0]) == {"pid": 0, "ticks": 0, "ended": False}
 
 
 def test_a_packed_checkpoint_that_leads_out_of_its_directory_is_refused(post: Outpost, tmp_path: Path) -> None:
@@ -139,7 +142,7 @@ def test_a_packed_checkpoint_that_leads_out_of_its_directory_is_refused(post: Ou
             member.type, member.linkname = kind, "/etc/passwd"
             tar.addfile(member)
         with pytest.raises(ValueError, match="no file below it"):
-            post.do_furnish(b"", "w-1", [], "", "w", "a" * 64, {}, {})
+            post.attempts.do_furnish(b"", "w-1", [], "", "w", "a" * 64, {}, {})
 
 
 def test_inputs_that_no_attempt_uses_go_first_those_used_longest_ago(post: Outpost, tmp_path: Path) -> None:
@@ -148,19 +151,19 @@ def test_inputs_that_no_attempt_uses_go_first_those_used_longest_ago(post: Outpo
     for number, digest in enumerate(digests):
         (files / digest).write_bytes(b"x" * 10)
         os.utime(files / digest, (number, number))
-    post.do_furnish(b"", "w-1", [], "", "w", "", {}, {"model": digests[0]})
+    post.attempts.do_furnish(b"", "w-1", [], "", "w", "", {}, {"model": digests[0]})
     assert post.do_tidy(b"", 20, 1e9) == {"files_bytes": 20}
     assert sorted(path.name[0] for path in files.iterdir()) == ["a", "c"]
 
 
 def test_an_outpost_that_nobody_asks_anything_ends_by_itself(tmp_path: Path) -> None:
     code = (
-        "import sys; from executors.drivers import outpost; outpost.IDLE_S = 1; "
-        f"outpost.main({str(tmp_path)!r}, sys.stdin.buffer, sys.stdout.buffer)"
+        "import sys; from executors.drivers.outpost import serving; serving.IDLE_S = 1; "
+        f"serving.main({str(tmp_path)!r}, sys.stdin.buffer, sys.stdout.buffer)"
     )
     with subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
         assert process.stdout
-        assert process.stdout.readline() == outpost.HELLO
+        assert process.stdout.readline() == HELLO
         assert process.wait(20) == -signal.SIGALRM
 
 
@@ -169,7 +172,7 @@ def test_a_file_that_was_begun_anew_is_brought_from_its_start(post: Outpost, tmp
     folder.mkdir()
     (folder / "stdout.log").write_text("short")
     asked = {"pid": 0, "ticks": 0, "lease": 0, "signal": "", "files": {"stdout.log": 100, "stderr.log": 0}}
-    answer, body = post.do_look(b"", {"w-1": asked})
+    answer, body = post.attempts.do_look(b"", {"w-1": asked})
     assert (answer["jobs"]["w-1"]["files"]["stdout.log"], body) == ((0, 5, 5), b"short")
 
 
@@ -190,7 +193,7 @@ def test_a_look_and_a_start_are_answered_while_every_slow_thread_is_busy(
 ) -> None:
     monkeypatch.setattr(signal, "alarm", lambda seconds: None)
     busy = threading.Event()
-    monkeypatch.setattr(Outpost, "do_furnish", lambda self, body: {"free": busy.wait(30)})
+    monkeypatch.setattr(Attempts, "do_furnish", lambda self, body: {"free": busy.wait(30)})
     (requests, asking), (answers, answering) = os.pipe(), os.pipe()
     ask, hear = os.fdopen(asking, "wb"), os.fdopen(answers, "rb")
     with ask, hear, os.fdopen(requests, "rb") as come, os.fdopen(answering, "wb") as go:
@@ -211,8 +214,8 @@ def test_a_look_and_a_start_are_answered_while_every_slow_thread_is_busy(
 def test_two_connections_do_not_make_one_folder_at_the_same_time(post: Outpost, tmp_path: Path) -> None:
     made = tmp_path / "root/jobs/w-1/spec.json"
     with ThreadPoolExecutor(1) as other:
-        with post._alone("w-1"):
-            furnished = other.submit(post.do_furnish, b"", "w-1", [], "", "w", "", {"spec.json": "{}"}, {})
+        with post.root.alone("w-1"):
+            furnished = other.submit(post.attempts.do_furnish, b"", "w-1", [], "", "w", "", {"spec.json": "{}"}, {})
             with pytest.raises(TimeoutError):
                 furnished.result(0.1)
             assert not made.exists()
@@ -226,7 +229,7 @@ def test_a_late_repeat_does_not_furnish_an_attempt_that_has_started(post: Outpos
     folder.mkdir()
     (folder / "order.json").write_text("{}")
     with pytest.raises(ValueError, match="w-1 has started already"):
-        post.do_furnish(b"", "w-1", [], "", "w", "", {}, {})
+        post.attempts.do_furnish(b"", "w-1", [], "", "w", "", {}, {})
     assert (folder / "order.json").exists()
 
 
@@ -242,7 +245,7 @@ def test_what_cannot_be_read_or_written_of_one_attempt_keeps_nothing_from_the_ot
     (jobs / "w-3").mkdir()
     (jobs / "w-3/progress.jsonl").write_text("{}")
     asked = {name: {**me, "files": {"progress.jsonl": 0}} for name in ("w-1", "w-2", "w-3")}
-    answer, body = post.do_look(b"", asked)
+    answer, body = post.attempts.do_look(b"", asked)
     files = [answer["jobs"][name]["files"]["progress.jsonl"] for name in asked]
     assert (files, body) == ([(0, 0, 0), (0, 0, 0), (0, 2, 2)], b"{}")
     assert (jobs / "w-3/lease").read_text() == "7.000\n"

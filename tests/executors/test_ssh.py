@@ -284,7 +284,7 @@ def test_a_connection_that_is_cut_while_a_job_runs_is_made_again_and_the_job_nev
         async with site(server, tmp_path) as one:
             job = one.place("w1", pulse(tmp_path / "go"))
             await one.says(job.job, "beat")
-            (pid,) = {life.process.pid for life in one.gateway.posts["h1"].driver._lives.values()}
+            (process,) = one.gateway.posts["h1"].driver._lives.processes
             one.proxy.closed = True
             one.proxy.cut()
             driver = one.gateway.posts["h1"].driver
@@ -294,7 +294,7 @@ def test_a_connection_that_is_cut_while_a_job_runs_is_made_again_and_the_job_nev
             assert [b.peer for b in one.cluster.beats[beats + 1 :]] == []
             one.proxy.closed = False
             await eventually(driver.reached)
-            assert {life.process.pid for life in driver._lives.values()} == {pid}
+            assert driver._lives.processes == {process}
             (tmp_path / "go").touch()
             await one.ended("w1")
             text = one.folder(job.job).joinpath("stdout.log").read_text()
@@ -478,7 +478,7 @@ def test_a_host_that_was_started_anew_has_nothing_of_before(server: Sshd, tmp_pa
             await one.says(job.job, "up")
             post = one.gateway.posts["h1"]
             post.agent.bench.ledger._write("update attempt set boot_id = 'before'")
-            post.driver.boot_id = "before"
+            post.driver._line.boot_id = "before"
             one.proxy.cut()
             await eventually(lambda: one.cluster.state.jobs[job.job].actual is Actual.FAILED)
             assert one.cluster.state.jobs[job.job].error_class == "lost"
@@ -543,7 +543,7 @@ def test_a_host_whose_agent_cannot_be_made_keeps_no_connection(
 
     async def go() -> None:
         async with site(server, tmp_path):
-            assert [driver._link.broken for driver in drivers] == ["it was closed", ""]
+            assert [driver._line._link.broken for driver in drivers] == ["it was closed", ""]
 
     run(go)
 
