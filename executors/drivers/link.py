@@ -100,7 +100,8 @@ class Link:
             async with asyncio.timeout(CONNECT_S):
                 command = f"exec {shlex.quote(door.python)} -I -S -c {shlex.quote(_ONE_LINE)}"
                 process = await connection.create_process(command, encoding=None)
-                process.stdin.write(_opening(door.root))
+                with contextlib.suppress(BrokenPipeError):  # it has ended already, and its last words say why
+                    process.stdin.write(_opening(door.root))
                 await _greeting(process)
         except BaseException as error:
             connection.abort()
