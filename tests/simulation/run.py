@@ -20,6 +20,7 @@ import anyio.to_thread
 from ringrift_cluster.controllers import runner
 from ringrift_cluster.raft import conf
 from ringrift_cluster.raft.seams import outside
+from statemachine import image
 from tests.simulation.cluster import Cluster
 from tests.simulation.faults import Faults
 from tests.simulation.plan import Strike, draw
@@ -150,6 +151,9 @@ def _scaled_down() -> Iterator[None]:
         # A look of a controller takes the simulation's time; a few a second show all that matters.
         patch.object(runner, "BREATH_S", 0.3),
         patch.object(runner, "BATCH", 4),
+        # Snapshots are written of tables that go on meanwhile, and of lists.
+        patch.object(image, "LONG", 5),
+        patch.object(image, "STEP", 3),
         # The file response's threads happen at one moment.
         patch.object(anyio.to_thread, "run_sync", inline),
     ):
