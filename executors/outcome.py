@@ -121,7 +121,7 @@ def judge(
     `ended` is None when its keeper left no record; `stop_cause` is why the agent ended it: empty, `asked`
     or `timeout`; `stderr` holds its last lines; `absent` says what is missed when there is no result.
     """
-    code = (ended.code or (128 + ended.signal if ended.signal else 0)) if ended else 0
+    code = code_of(ended) if ended else 0
     if stop_cause == "timeout":
         return Failure("timeout", _with_lines("it ran longer than its limit and was stopped", stderr), code)
     if ended is None:
@@ -131,14 +131,12 @@ def judge(
     well = ended_well(ended, template)
     badly = Failure(_class_of(ended, template, stderr), _with_lines(_how(ended), stderr), code)
     asked = was_told(ended, stop_cause)
-    if well or (ended.code == TERMINATED and result is not None) or (asked and result is not None):
-        checked = _checked(result, work, template, ended.code, absent)
+    if well or (result is not None and (asked or code == TERMINATED)):
+        checked = _checked(result, work, template, code, absent)
         if isinstance(checked, Success):
             return checked if well else as_part(checked)
         if not asked:
-            return (
-                checked if well else Failure(_class_of(ended, template, stderr), _with_lines(_how(ended), stderr), code)
-            )
+            return checked if well else badly
     if asked:
         if ended.cause == "lease" and not stop_cause:
             return Failure("infrastructure", "its lease was over before the cluster could be reached again", code)
@@ -157,6 +155,11 @@ def inside(path: str) -> bool:
     return not pure.is_absolute() and ".." not in pure.parts and str(pure) not in ("", ".")
 
 
+def code_of(ended: Exit) -> int:
+    """How it ended as one number, in the shells' way."""
+    return ended.code or (128 + ended.signal if ended.signal else 0)
+
+
 def ended_well(ended: Exit, template: Template) -> bool:
     """Whether the program said by its end that it did what it was asked to."""
     return ended.signal == 0 and (ended.code == 0 or template.exit_codes.get(ended.code) == "verdict")
@@ -169,7 +172,7 @@ def was_told(ended: Exit, stop_cause: str) -> bool:
 
 def may_have_result(ended: Exit, template: Template, stop_cause: str) -> bool:
     """Whether what it left can count at all."""
-    return ended_well(ended, template) or was_told(ended, stop_cause) or ended.code == TERMINATED
+    return ended_well(ended, template) or was_told(ended, stop_cause) or code_of(ended) == TERMINATED
 
 
 def _checked(result: bytes | None, work: Work, template: Template, exit_code: int, absent: str) -> Success | Failure:
@@ -223,7 +226,7 @@ def _class_of(ended: Exit, template: Template, stderr: str) -> str:
         return "oom"
     if _CUDA.search(stderr):
         return "cuda"
-    if ended.signal == signal.SIGTERM or ended.code == TERMINATED:
+    if code_of(ended) == TERMINATED:
         return "preempted"
     if _INFRASTRUCTURE.search(stderr) or (ended.signal and ended.signal not in _CRASHES):
         return "infrastructure"

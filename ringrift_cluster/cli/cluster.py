@@ -258,7 +258,8 @@ def _setting_text(value: SettingView) -> Iterable[RenderableType]:
 def settings_set(
     call: Call,
     name: Annotated[
-        str, Argument(help="timing, limits, retention, artifacts, config/KEY, template/NAME or controller/NAME.")
+        str,
+        Argument(help="timing, limits, retention, artifacts, config/KEY, template/NAME, host/NAME, controller/NAME."),
     ],
     value: Annotated[str, Argument(help="JSON, or @FILE, or - for stdin.")],
     expected_version: Annotated[int, Option(help="Only if nobody changed it since; -1 is whatever is there.")] = -1,
@@ -334,12 +335,15 @@ def events(
     wanted = [kind for kind in kinds.split(",") if kind]
     with call.client() as client:
         out = console()
+        clock_ms = 0 if call.as_json else client.raft_state().clock_ms
         for event in client.events(since=since, follow=follow, kinds=wanted, key=key):
             if call.as_json:
                 emit_json(event)
             else:
-                out.print(event_line(event), markup=False)
+                out.print(event_line(event, clock_ms), markup=False)
 
 
-def event_line(event: Event) -> str:
-    return f"{event.seq:>8} {span(event.at_ms):>8} {event.kind} {event.key} {pairs(event.detail)}".rstrip()
+def event_line(event: Event, clock_ms: int) -> str:
+    """What happened, and how long before the cluster clock stood at `clock_ms`."""
+    ago = f"{span(clock_ms - event.at_ms)} ago" if event.at_ms < clock_ms else "now"
+    return f"{event.seq:>8} {ago:>11} {event.kind} {event.key} {pairs(event.detail)}".rstrip()

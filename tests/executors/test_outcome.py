@@ -100,6 +100,7 @@ SUCCESSES = [
     ("a part kept at SIGTERM", code(143, "stop"), {}, "asked", True),
     ("a part of a program that was killed after its grace", by_signal(9, "stop"), {}, "asked", True),
     ("a part kept at somebody's SIGTERM", code(143), {}, "", True),
+    ("a part left at somebody's SIGTERM, which the program does not handle", by_signal(15), {}, "", True),
 ]
 
 
@@ -111,6 +112,7 @@ def test_the_table_of_successes(ended: Exit, more: dict[str, object], cause: str
     assert isinstance(verdict, Success), verdict
     assert (verdict.counts, verdict.stopped) == ({"games": 5}, stopped)
     assert [o.path for o in verdict.outputs] == ["g.npz"]
+    assert verdict.exit_code == (ended.code or (128 + ended.signal if ended.signal else 0))
 
 
 TALLY = [{"seats_a": 1, "seats_b": 1, "wins_a": 3, "wins_b": 2, "draws": 1}]

@@ -22,13 +22,14 @@ from ringrift_cluster.api.app import create_app
 from ringrift_cluster.api.services import LoopStatus, Services
 from ringrift_cluster.cli.app import app
 from ringrift_cluster.cli.call import secured
-from ringrift_cluster.cli.cluster import status_lines
+from ringrift_cluster.cli.cluster import event_line, status_lines
 from ringrift_cluster.cli.main import SIBLINGS, stranger
 from ringrift_cluster.cli.output import short, size, span
 from ringrift_cluster.feed import FeedRouter
 from ringrift_cluster.raft.mark import Mark, encode_mark, read_mark
 from ringrift_cluster.settings import Settings
 from statemachine.commands import JoinPeer, LeavePeer, RecordMatch
+from statemachine.rows import Event
 from statemachine.snapshot import freeze, header, write
 from statemachine.values import Gpu, MatchResult, PeerFacts, Tally
 from tests.support.cluster import eventually
@@ -263,6 +264,12 @@ def test_a_champion_is_rolled_back_by_a_command(cli: Any) -> None:
     words = ("models", "rollback", "hex8_2p", "a" * 64)
     assert "no champion to roll back from" in cli(*words, "--reason", "loses to random", code=5)
     assert "--reason" in cli(*words, code=2)
+
+
+def test_an_event_says_how_long_ago_it_was() -> None:
+    event = Event(7, 20, 60_000, "PeerJoined", "gpu-1", {"role": "follower"})
+    assert event_line(event, 360_000).split() == ["7", "5", "min", "ago", "PeerJoined", "gpu-1", "role=follower"]
+    assert event_line(event, 60_000).split()[1] == "now"
 
 
 def test_status_names_the_parts_of_a_node_that_do_not_work_and_why() -> None:
