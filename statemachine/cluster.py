@@ -2,11 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import msgspec
 from msgspec.structs import replace
 
 from statemachine import settings as st
-from statemachine.commands import ChangeSetting, ConfigureVoters, Once, PauseCluster, RaiseFeatureLevel, kind_of
+from statemachine.commands import (
+    ChangeSetting,
+    Command,
+    ConfigureVoters,
+    Once,
+    PauseCluster,
+    RaiseFeatureLevel,
+    effect_of,
+    kind_of,
+)
 from statemachine.errors import Code, Done, Refused
 from statemachine.rows import VOTERS_KEY, Cluster, PeerStatus, Request, Setting, Voters
 from statemachine.state import Txn
@@ -37,7 +48,7 @@ def advance(cluster: Cluster, term: int, elapsed_ms: int) -> Cluster:
 
 def change_setting(txn: Txn, cmd: ChangeSetting) -> dict[str, int]:
     try:
-        value = st.canonical(cmd.name, cmd.value)
+        value = st.canonical(cmd.name, cmd.value, txn.cluster.feature_level)
     except ValueError as error:
         raise Refused(Code.INVALID, str(error)) from None
     old = txn.settings.get(cmd.name)
@@ -52,6 +63,17 @@ def change_setting(txn: Txn, cmd: ChangeSetting) -> dict[str, int]:
     txn.settings.put(cmd.name, Setting(cmd.name, value, version + 1, cmd.by, txn.now_ms))
     txn.emit("SettingChanged", cmd.name, version=str(version + 1), by=cmd.by)
     return {"version": version + 1}
+
+
+def unknown_setting(commands: Iterable[Command]) -> str:
+    """Why this release can make nothing of a change of settings among some commands, or an empty text."""
+    for effect in map(effect_of, commands):
+        if isinstance(effect, ChangeSetting):
+            try:
+                st.decode(effect.name, effect.value)
+            except ValueError as error:
+                return str(error)
+    return ""
 
 
 def pause(txn: Txn, cmd: PauseCluster) -> bool:

@@ -481,11 +481,16 @@ _decoder: msgspec.msgpack.Decoder[Command] = msgspec.msgpack.Decoder(Command)
 FEATURE_LEVELS: dict[type[Struct], int] = {}
 
 
-def level_of(command: Command) -> int:
-    """The feature level the cluster must have before this command may be in its log."""
+def effect_of(command: Command) -> Effect:
+    """The command itself, in whatever it is wrapped."""
     while isinstance(command, Once | Signed):
         command = command.command
-    return FEATURE_LEVELS.get(type(command), 1)
+    return command
+
+
+def level_of(command: Command) -> int:
+    """The feature level the cluster must have before this command may be in its log."""
+    return FEATURE_LEVELS.get(type(effect_of(command)), 1)
 
 
 def kind_of(command: Command) -> str:

@@ -149,6 +149,11 @@ class Machine:
             raise Halt(f"entry {index} of term {term} cannot be read by this release: {error}; upgrade it") from error
         if decoded.format != ENTRY_FORMAT:
             raise Halt(f"entry {index} has format {decoded.format}, this release reads {ENTRY_FORMAT}; upgrade it")
+        if self.state.cluster.feature_level > cluster.SUPPORTED_FEATURE_LEVEL:
+            # A later release may have taken what is refused here, so this one cannot go on alike.
+            unknown = cluster.unknown_setting(decoded.commands)
+            if unknown:
+                raise Halt(f"entry {index} of term {term} cannot be read by this release: {unknown}; upgrade it")
         self._advance(index, decoded.clock_term, decoded.elapsed_ms)
         run = self._run
         results = [run(HANDLERS[type(command)], command) for command in decoded.commands]

@@ -11,6 +11,9 @@ into the Struct below when it is written, so a bad value is refused at the door 
     template/NAME      how the executor starts a program for a work item
     host/NAME          a machine without an agent, and the node whose agent runs its jobs over SSH
     controller/NAME    whether a controller runs
+
+A field that comes after feature level 1 has a default and says its level (`Since`). What a release refuses in a value
+and what its fields are by default never changes: a wider bound or one more word is a new field, too.
 """
 
 from __future__ import annotations
@@ -21,6 +24,7 @@ from typing import Annotated, Literal
 import msgspec
 from msgspec import Meta, Struct, field
 
+from statemachine.levels import NEWEST, as_of, level_of, seen_at
 from statemachine.values import Count, Elo, Id, Natural, Needs, Params, Part, Priority, Short, Text
 
 Span = Annotated[int, Meta(ge=1, le=10**12)]
@@ -292,6 +296,8 @@ GROUPS: dict[str, type[Struct]] = {
     "host": Host,
     "controller": Controller,
 }
+#: groups that came after feature level 1, and their level
+GROUP_LEVELS: dict[str, int] = {}
 #: groups whose settings are named group/key
 KEYED = frozenset({"config", "template", "host", "controller"})
 MAX_KEY = 32
@@ -302,19 +308,25 @@ _BRACKETS = re.compile(r"[][{}]")
 Decoded = Timing | Limits | Retention | Artifacts | GameConfig | Template | Host | Controller
 
 
-def decode(name: str, value: str) -> Struct:
-    """Decode one setting's JSON text; raises ValueError with a sentence that names the setting."""
+def decode(name: str, value: str, level: int = NEWEST) -> Struct:
+    """Decode one setting's JSON text, of which a release of that feature level knows every word.
+
+    Raises ValueError with a sentence that names the setting: the one that a release of that level has for it.
+    """
     group, _, key = name.partition("/")
-    kind = GROUPS.get(group)
-    if kind is None or (group in KEYED) != bool(key):
-        known = ", ".join(f"{g}/NAME" if g in KEYED else g for g in GROUPS)
+    groups = [known for known in GROUPS if GROUP_LEVELS.get(known, 1) <= level]
+    if group not in groups or (group in KEYED) != bool(key):
+        known = ", ".join(f"{g}/NAME" if g in KEYED else g for g in groups)
         raise ValueError(f"no setting is called {name!r}; settings are {known}")
+    kind = GROUPS[group]
     if len(key) > MAX_KEY:
         raise ValueError(f"setting {name!r}: {key!r} is longer than {MAX_KEY} characters; items are named after it")
     # How deep a decoder can go depends on the stack it runs on, so the replicas would not all fail alike.
     if depth_of(value) > MAX_DEPTH:
         raise ValueError(f"setting {name}: it is nested more than {MAX_DEPTH} deep")
     try:
+        if (older := as_of(kind, level)) is not kind:
+            msgspec.json.decode(value, type=older)
         decoded = msgspec.json.decode(value, type=kind)
     except msgspec.MsgspecError as error:
         raise ValueError(f"setting {name}: {error}") from error
@@ -324,10 +336,15 @@ def decode(name: str, value: str) -> Struct:
     return decoded
 
 
-def canonical(name: str, value: str) -> str:
+def level_needed(name: str, value: Struct) -> int:
+    """The feature level that a cluster must be at before it can be told a setting."""
+    return max(GROUP_LEVELS.get(name.partition("/")[0], 1), level_of(value))
+
+
+def canonical(name: str, value: str, level: int) -> str:
     """The text that the state keeps of a setting: what was given and no more, so that a release with another field
     keeps the same text. Raises ValueError like `decode`."""
-    decode(name, value)
+    decode(name, value, level)
     return msgspec.json.encode(msgspec.json.decode(value), order="sorted").decode()
 
 
@@ -341,8 +358,8 @@ def depth_of(text: str) -> int:
 
 
 def encode(value: Struct) -> str:
-    """The JSON text of a setting, all its fields in it."""
-    return msgspec.json.encode(value, order="sorted").decode()
+    """The JSON text of a setting: all its fields, but those that a release need not know to be told all of it."""
+    return msgspec.json.encode(seen_at(value, level_of(value)), order="sorted").decode()
 
 
 def inconsistency(value: Struct) -> str:

@@ -217,7 +217,10 @@ def _load(head: Header, frames: Iterator[bytes]) -> Machine:
     else:
         raise SnapshotDamaged("it has no end")
     machine = Machine()
-    machine.state.load(tables)
+    try:
+        machine.state.load(tables)
+    except ValueError as error:
+        raise SnapshotDamaged(f"{error}; this release does not know it, upgrade it") from error
     machine.index, machine.term, machine.chain = head.index, head.term, head.chain
     return machine
 

@@ -41,9 +41,8 @@ EXAMPLE = SettingView("timing", Raw(msgspec.json.encode(st.Timing())), 1, "cli",
 
 def view_of(row: Setting) -> SettingView:
     """The setting with the fields that were left out when it was set."""
-    return SettingView(
-        row.name, Raw(st.encode(st.decode(row.name, row.value)).encode()), row.version, row.by, row.at_ms
-    )
+    value = msgspec.json.encode(st.decode(row.name, row.value), order="sorted")
+    return SettingView(row.name, Raw(value), row.version, row.by, row.at_ms)
 
 
 def default_of(name: str) -> SettingView | None:
@@ -102,5 +101,12 @@ async def change(call: Call, name: str, body: Change) -> Outcome:
     if isinstance(decoded, st.Template) and (wrong := templates.validate(decoded)):
         raise Problem(Code.INVALID, f"setting {name}: {'; '.join(wrong)}")
     value = st.encode(decoded)
+    level = await look(call, lambda state: state.cluster.feature_level)
+    try:
+        st.decode(name, value, level)
+    except ValueError as error:
+        needed = st.level_needed(name, decoded)
+        text = f"{error}; it needs feature level {needed} and the cluster is at {level}"
+        raise Problem(Code.INVALID, f"{text}, which rises when every node runs a release that supports it") from None
     command = ChangeSetting(name=name, value=value, expected_version=body.expected_version, by=body.by)
     return await carry_out_once(call, command, body.request_id)

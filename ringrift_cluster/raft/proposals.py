@@ -36,6 +36,7 @@ from statemachine.commands import (
     Once,
     Signed,
     decode_command,
+    effect_of,
     kind_of,
     level_of,
 )
@@ -407,8 +408,6 @@ def undecodable(commands: Sequence[bytes], level: int) -> str | None:
             # A member of an older release could not read the entry.
             name = kind_of(decoded)
             return f"the command {name} needs feature level {needed} and the cluster is at {level}; raise it first"
-        while isinstance(decoded, Once | Signed):
-            decoded = decoded.command
-        if isinstance(decoded, ConfigureVoters):
+        if isinstance(effect_of(decoded), ConfigureVoters):
             return "who votes is changed with `ringrift-node voters`, never by a command among others"
     return None

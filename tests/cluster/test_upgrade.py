@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
 import httpx
 import msgspec
 import pytest
 
-from statemachine.commands import encode_command
+from statemachine.commands import ChangeSetting, encode_command
 from tests.support.cluster import NodeProcess, TestCluster, eventually
 from tests.support.next_release import LEVEL, Salute
 
@@ -33,8 +34,18 @@ def upgrade(cluster: TestCluster, name: str) -> None:
 
 
 def salute(node: NodeProcess) -> httpx.Response:
-    body = msgspec.msgpack.encode([encode_command(Salute("hello"))])  # type: ignore[arg-type]
+    return propose(node, Salute("hello"))
+
+
+def propose(node: NodeProcess, command: Any) -> httpx.Response:
+    body = msgspec.msgpack.encode([encode_command(command)])
     return httpx.post(f"{node.url}/propose", content=body, headers={"content-type": "application/msgpack"}, timeout=15)
+
+
+def noted(node: NodeProcess, note: str) -> httpx.Response:
+    """Set what only the next release knows of a setting."""
+    value = {"enabled": True, "note": note}
+    return httpx.put(f"{node.url}/settings/controller/placement", json={"value": value}, timeout=15)
 
 
 def raised(node: NodeProcess) -> httpx.Response:
@@ -70,6 +81,13 @@ def test_a_rolling_upgrade_uses_nothing_new_before_every_node_can(mixed: TestClu
         # The leader may be of either release: both keep the entry out that an older node could not read.
         refused = salute(mixed.nodes[name])
         assert not refused.is_success
+        assert "needs feature level 2 and the cluster is at 1" in noted(mixed.nodes[name], "new").json()["detail"]
+        assert noted(mixed.nodes[name], "").is_success
+        # Where no door keeps it out of the log, the replicas refuse it alike.
+        past_the_door = propose(mixed.nodes[name], ChangeSetting("controller/placement", '{"note":"new"}'))
+        (result,) = msgspec.msgpack.decode(past_the_door.content)["results"]
+        assert result["detail"] == "setting controller/placement: Object contains unknown field `note`"
+        goes_on()
         told = raised(mixed.nodes[name])
         if name == "v2":
             break
@@ -81,5 +99,7 @@ def test_a_rolling_upgrade_uses_nothing_new_before_every_node_can(mixed: TestClu
 
     eventually(agreed, "everybody to have said what it supports", 30.0)
     assert salute(mixed.nodes["f1"]).is_success
+    assert noted(mixed.nodes["f1"], "new").is_success
+    assert mixed.nodes["v1"].get("/settings/controller/placement")["value"]["note"] == "new"
     goes_on()
     assert {node.get("/status")["feature_level"] for node in mixed.living()} == {LEVEL}

@@ -14,7 +14,7 @@ import pytest
 from statemachine.machine import SUPPORTED_FEATURE_LEVEL, Machine
 from statemachine.rows import TABLES, Actual, ModelStatus, WorkStatus
 from tests.support import histories
-from tests.support.histories import digests, history, load, replay
+from tests.support.histories import digests, history, load, replay, shapes
 
 ROOT = Path(__file__).parents[2]
 GOLDEN = sorted((ROOT / "tests" / "golden").glob("feature-level-*"))
@@ -78,6 +78,16 @@ def test_a_log_that_was_written_once_replays_to_the_same_state_for_ever(folder: 
     """When this fails the law of a released feature level was changed: old logs would diverge from new ones."""
     expected = json.loads((folder / "digests.json").read_text())
     assert digests(replay(load(folder / "log.msgpack"))) == expected
+
+
+@pytest.mark.parametrize("folder", GOLDEN, ids=lambda p: p.name)
+def test_what_a_setting_may_say_at_a_level_never_changes(folder: Path):
+    """When this fails, two releases would not refuse the same: what is new says its level (see statemachine/levels.py).
+
+    Until the level is released, its file is made anew: see tests/golden/README.md.
+    """
+    level = int(folder.name.removeprefix("feature-level-"))
+    assert shapes(level) == json.loads((folder / "settings.json").read_text())
 
 
 def test_there_is_a_golden_log_for_each_feature_level():

@@ -2,6 +2,7 @@
 
 python -m tests.support.histories replay LOG      prints the chain and the digest of the dump
 python -m tests.support.histories golden DIR      writes a log and its final digests to DIR
+python -m tests.support.histories shapes LEVEL    prints the settings as a release of that feature level knows them
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import random
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
@@ -62,6 +64,7 @@ from statemachine.commands import (
     encode_command,
 )
 from statemachine.entries import encode_entry
+from statemachine.levels import as_of
 from statemachine.machine import Machine
 from statemachine.state import State
 from statemachine.values import Beat, Evidence, Input, JobProgress, Output, Scope, Voter
@@ -361,6 +364,23 @@ def replay(log: Log, detour_at: int = 0) -> Machine:
     return machine
 
 
+def shapes(level: int) -> dict[str, Any]:
+    """Each group of settings as a release of a feature level knows it: fields, bounds, words, plain defaults."""
+    later = {name for name, came in law_settings.GROUP_LEVELS.items() if came > level}
+    return {
+        name: _unworded(msgspec.json.schema(as_of(kind, level)))
+        for name, kind in law_settings.GROUPS.items()
+        if name not in later
+    }
+
+
+def _unworded(schema: Any) -> Any:
+    """What a release makes of a value does not depend on the words about it."""
+    if isinstance(schema, dict):
+        return {name: _unworded(part) for name, part in schema.items() if name not in ("title", "description")}
+    return [_unworded(part) for part in schema] if isinstance(schema, list | tuple) else schema
+
+
 def load(path: Path) -> Log:
     return msgspec.msgpack.decode(path.read_bytes(), type=list[tuple[int, int, bytes]])
 
@@ -370,6 +390,8 @@ def main(arguments: list[str]) -> None:
     if verb == "replay":
         detour = int(more[0]) if more else 0
         print(json.dumps(digests(replay(load(Path(where)), detour))))
+    elif verb == "shapes":
+        print(json.dumps(shapes(int(where)), indent=1, sort_keys=True))
     elif verb == "golden":
         folder = Path(where)
         folder.mkdir(parents=True, exist_ok=True)

@@ -1,15 +1,17 @@
-"""The next release, as far as a test needs one: the same code, feature level 2, and one more command that needs it.
+"""The next release, as far as a test needs one: the same code, feature level 2, and what needs it: one more command,
+one more field of a setting.
 
 python -m tests.support.next_release serve ...
 """
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
 
-from statemachine import cluster, commands
+from statemachine import cluster, commands, settings
+from statemachine.levels import Since
 from statemachine.values import Short
 
 LEVEL = 2
@@ -26,6 +28,10 @@ def salute(txn: Any, command: Salute) -> bool:
     return True
 
 
+class Controller(settings.Controller, frozen=True):
+    note: Annotated[Short, Since(LEVEL)] = ""
+
+
 def install() -> None:
     """Become the next release: before anything imports these names from where they are defined."""
     known: Any = commands
@@ -35,6 +41,7 @@ def install() -> None:
     commands.FEATURE_LEVELS[Salute] = LEVEL
     changed: Any = cluster
     changed.SUPPORTED_FEATURE_LEVEL = LEVEL
+    settings.GROUPS["controller"] = Controller
     from statemachine.machine import HANDLERS
 
     HANDLERS[Salute] = salute

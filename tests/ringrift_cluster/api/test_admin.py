@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import httpx
 import msgspec
 import pytest
@@ -15,13 +17,26 @@ from ringrift_cluster.api.gone import GONE
 from ringrift_cluster.api.services import ApiLimits, Services, ShutdownOrder
 from ringrift_cluster.replica import Proposed
 from statemachine import settings as st
-from statemachine.commands import AddWork, ChangeSetting, CreateToken, JoinPeer, PauseCluster, encode_command
+from statemachine.commands import (
+    AddWork,
+    ChangeSetting,
+    CreateToken,
+    JoinPeer,
+    PauseCluster,
+    RaiseFeatureLevel,
+    encode_command,
+)
 from statemachine.errors import Done, Rejected, Result
+from statemachine.levels import Since
 from statemachine.values import Gpu, Scope
 from tests.ringrift_cluster.api.conftest import CHAMPION, CONFIG, DIGEST
 from tests.support.memory_replica import MemoryReplica
 
 pytestmark = pytest.mark.anyio
+
+PEER_OF_THE_NEXT_RELEASE = JoinPeer(
+    "gpu-1", PEER.incarnation, PEER.boot_id, "follower", PEER.address, replace(PEER.facts, feature_level=2)
+)
 
 
 async def test_a_shutdown_is_begun_and_answered(client: httpx.AsyncClient, orders: list[ShutdownOrder]) -> None:
@@ -148,6 +163,29 @@ async def test_settings_are_read_checked_and_changed_by_version(client: httpx.As
     assert (await client.get("/settings/template/none")).status_code == 404
 
 
+class Later(st.Controller, frozen=True):
+    """A group of settings with a field of a later feature level."""
+
+    note: Annotated[str, Since(2)] = ""
+
+
+async def test_a_setting_needs_its_feature_level_only_where_it_says_something_new(
+    client: httpx.AsyncClient, replica: MemoryReplica, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def put(value: object) -> httpx.Response:
+        return await client.put("/settings/controller/placement", json={"value": value})
+
+    monkeypatch.setitem(st.GROUPS, "controller", Later)
+    assert (await put({"enabled": False, "note": ""})).is_success
+    assert (await client.get("/settings/controller/placement")).json()["value"] == {"enabled": False, "note": ""}
+    told = await put({"note": "new"})
+    assert (told.status_code, told.json()["code"]) == (400, "invalid")
+    assert "`note`; it needs feature level 2 and the cluster is at 1" in told.json()["detail"]
+    replica.run(PEER_OF_THE_NEXT_RELEASE, RaiseFeatureLevel(2))
+    assert (await put({"note": "new"})).is_success
+    assert (await client.get("/settings/controller/placement")).json()["value"] == {"enabled": True, "note": "new"}
+
+
 async def test_a_gauntlet_takes_what_is_left_out_from_the_config(
     client: httpx.AsyncClient, replica: MemoryReplica
 ) -> None:
@@ -204,8 +242,7 @@ async def test_the_feature_level_is_raised_one_step_and_only_to_what_this_releas
         assert (status, "the next one is 2" in detail) == (400, True)
     status, detail = await raised(2)
     assert (status, "'gpu-1'" in detail, "upgrade or remove it first" in detail) == (409, True, True)
-    upgraded = replace(PEER.facts, feature_level=2)
-    replica.run(JoinPeer("gpu-1", PEER.incarnation, PEER.boot_id, "follower", "http://10.0.0.4:8770", upgraded))
+    replica.run(PEER_OF_THE_NEXT_RELEASE)
     assert await raised(2) == (200, "")
     assert replica.machine.state.cluster.feature_level == 2
 
