@@ -20,9 +20,9 @@ from ringrift_cluster.api.items import Scalar, text
 from ringrift_cluster.api.problems import Problem, of_rejection
 from ringrift_cluster.api.views import View, look
 from ringrift_cluster.api.writes import propose, sealed
-from statemachine.commands import AddWork
+from statemachine.commands import AddWork, CancelWork, Command, Signed
 from statemachine.errors import Code, Rejected
-from statemachine.rows import OPEN_WORK, SSH, Work, WorkStatus
+from statemachine.rows import LIVE_WORK, OPEN_WORK, SSH, Work, WorkStatus
 from statemachine.state import State
 from statemachine.values import Id, Needs, Part, Priority, Scope, Short
 
@@ -253,7 +253,7 @@ class Standing(Struct, frozen=True):
 
 
 class SshTournament(Struct, frozen=True):
-    """`status` is running, completed, or failed when something of it is over without a result."""
+    """`status` is running, completed, cancelled, or failed when something of it is over without a result."""
 
     run_id: str
     status: str
@@ -277,13 +277,26 @@ def _number(row: Work, name: str) -> int:
     return int(said) if said.isascii() and said.isdecimal() and len(said) < 10 else 0
 
 
-def tournament(state: State, run_id: str) -> SshTournament:
-    """What a run has come to. Raises Problem when nothing of it is known."""
+def _rows(state: State, run_id: str) -> tuple[list[Work], int]:
+    """The items of a run that are known, and how many it has. Raises Problem when nothing of it is known."""
     first = state.work.get(work_id(run_id, 0))
     if first is None:
         raise Problem(Code.NOT_FOUND, f"no run {run_id!r} is known; it may be past its retention")
     total = max(1, min(_number(first, "shards"), MAX_SHARDS))
-    rows = [row for n in range(total) if (row := state.work.get(work_id(run_id, n))) is not None]
+    return [row for n in range(total) if (row := state.work.get(work_id(run_id, n))) is not None], total
+
+
+def _come_to(by_status: Counter[WorkStatus], total: int) -> str:
+    if any(by_status[status] for status in OPEN_WORK):
+        return "running"
+    if by_status[WorkStatus.COMPLETED] == total:
+        return "completed"
+    return "cancelled" if by_status[WorkStatus.CANCELLED] else "failed"
+
+
+def tournament(state: State, run_id: str) -> SshTournament:
+    """What a run has come to. Raises Problem when nothing of it is known."""
+    rows, total = _rows(state, run_id)
     scores: dict[tuple[str, str], Counter[str]] = {}
     for row in rows:
         score = scores.setdefault(_pair(row), Counter())
@@ -294,12 +307,10 @@ def tournament(state: State, run_id: str) -> SshTournament:
         for (a, b), s in scores.items()
     ]
     by_status = Counter(row.status for row in rows)
-    running = any(row.status in OPEN_WORK for row in rows)
-    done = by_status[WorkStatus.COMPLETED]
     return SshTournament(
         run_id=run_id,
-        status="running" if running else "completed" if done == total else "failed",
-        items_done=done,
+        status=_come_to(by_status, total),
+        items_done=by_status[WorkStatus.COMPLETED],
         items_total=total,
         by_status={str(status): count for status, count in sorted(by_status.items())},
         games_done=sum(pair.games for pair in pairs),
@@ -368,3 +379,50 @@ def _standings(pairs: Iterable[Pair]) -> list[Standing]:
 async def status(call: Call, query: SshTournamentQuery) -> SshTournament:
     """Computed from the items; each game counts once, however often its item was tried."""
     return await look(call, lambda state: tournament(state, query.run_id), query)
+
+
+# --- ending a run ---------------------------------------------------------------------------------
+
+
+class SshTournamentCancel(Struct, frozen=True, forbid_unknown_fields=True):
+    run_id: RunId
+    reason: Short = ""
+
+
+class SshTournamentCancelled(Struct, frozen=True):
+    """`status` is the run's; `cancelled` items were ended by this call, `stopping` of them were on a host."""
+
+    run_id: str
+    status: str
+    cancelled: int
+    stopping: int
+    index: int
+
+
+@route(
+    "POST",
+    "/ssh_tournament/cancel",
+    "End a tournament on hosts",
+    scope=Scope.SUBMIT,
+    example=SshTournamentCancel("tiers-7", "the wrong model"),
+    answer=SshTournamentCancelled("tiers-7", "cancelled", 2, 1, 1204),
+    errors=(Code.NOT_FOUND, Code.INVALID),
+)
+async def cancel(call: Call, body: SshTournamentCancel) -> SshTournamentCancelled:
+    """Items that wait are cancelled and what runs is told to stop; games of completed items stay counted.
+
+    Again, or on a run that is over, it changes nothing. With a token each item leaves an event with its name. An item
+    that `POST /ssh_tournament/run` adds at the same time may be missed: the status is running then, so cancel again.
+    """
+    rows, _ = await look(call, lambda state: _rows(state, body.run_id))
+    ends = [row for row in rows if row.status in OPEN_WORK]
+    reason, by = body.reason or f"the tournament {body.run_id} was cancelled", call.caller.name
+    commands = [CancelWork(row.work, reason) for row in ends]
+    named: list[Command] = [Signed(by, command) for command in commands] if by else [*commands]
+    results = await propose(call, [sealed(call, command) for command in named])
+    # One that is refused has completed meanwhile, and counts.
+    ended = [row for row, result in zip(ends, results, strict=True) if not isinstance(result, Rejected)]
+    stopping = sum(row.status in LIVE_WORK for row in ended)
+    index = call.index or 0
+    now = await look(call, lambda state: tournament(state, body.run_id).status)
+    return SshTournamentCancelled(body.run_id, now, len(ended), stopping, index)

@@ -9,8 +9,14 @@ import typer
 from rich.console import RenderableType
 from typer import Argument, Option
 
-from ringrift_cluster.api.ssh_tournaments import SshTournament, SshTournamentRun, SshTournamentStarted
+from ringrift_cluster.api.ssh_tournaments import (
+    SshTournament,
+    SshTournamentCancelled,
+    SshTournamentRun,
+    SshTournamentStarted,
+)
 from ringrift_cluster.cli.call import Call, asks
+from ringrift_cluster.cli.options import Reason
 from ringrift_cluster.cli.output import table
 
 app = typer.Typer(no_args_is_help=True, help="Tournaments played on hosts that have only an SSH server.")
@@ -86,3 +92,16 @@ def _told(value: SshTournament) -> Iterable[RenderableType]:
         ["item", "pair", "status", "host", "tries ", "reason"],
         ([i.work_id, f"{i.a} {i.b}", i.status, i.host, i.attempts, i.reason] for i in value.items),
     )
+
+
+@app.command("cancel")
+@asks
+def cancel(call: Call, run_id: Annotated[str, Argument(help="The run's name.")], reason: Reason = "") -> None:
+    """End a run: what waits is cancelled, what runs is told to stop, what was counted stays."""
+    with call.client() as client:
+        call.emit(client.ssh_tournament_cancel(run_id, reason), _ended)
+
+
+def _ended(value: SshTournamentCancelled) -> Iterable[RenderableType]:
+    ended = f"{value.cancelled} items cancelled, {value.stopping} of them stop on a host"
+    yield f"{value.run_id} is {value.status}: {ended}"

@@ -33,6 +33,8 @@ from ringrift_cluster.api.reports import Start
 from ringrift_cluster.api.settings import Change, SettingList, SettingView
 from ringrift_cluster.api.ssh_tournaments import (
     SshTournament,
+    SshTournamentCancel,
+    SshTournamentCancelled,
     SshTournamentQuery,
     SshTournamentRun,
     SshTournamentStarted,
@@ -275,6 +277,12 @@ def gauntlet_run(session: Session, run: GauntletRun) -> Flow[Outcome]:
 def ssh_tournament_run(session: Session, run: SshTournamentRun) -> Flow[SshTournamentStarted]:
     """Play a tournament on hosts; the same run again adds nothing."""
     return session.change("POST", "/ssh_tournament/run", SshTournamentStarted, run)
+
+
+def ssh_tournament_cancel(session: Session, run_id: str, reason: str = "") -> Flow[SshTournamentCancelled]:
+    """End a tournament on hosts; what was counted stays."""
+    body = SshTournamentCancel(run_id, reason)
+    return session.change("POST", "/ssh_tournament/cancel", SshTournamentCancelled, body)
 
 
 def change_setting(

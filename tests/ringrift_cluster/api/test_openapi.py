@@ -37,6 +37,7 @@ EXPECTED = {
     "PUT /settings/{name}": 400,
     "POST /propose": 400,
     "POST /ssh_tournament/run": 404,
+    "POST /ssh_tournament/cancel": 404,
     "GET /ssh_tournament/status": 400,
     "POST /work/start": 404,
     "POST /work/complete": 404,

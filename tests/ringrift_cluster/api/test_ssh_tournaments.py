@@ -1,15 +1,29 @@
-"""Tournaments on hosts over HTTP: what is queued, that it is queued once, and what a run has come to."""
+"""Tournaments on hosts over HTTP: what is queued, that it is queued once, what a run has come to, and its end."""
 
 from __future__ import annotations
 
+import dataclasses
+import hashlib
 from typing import Any
 
 import httpx
 import pytest
 
+from ringrift_cluster.api.app import create_app
+from ringrift_cluster.api.services import Services
 from statemachine import settings as st
-from statemachine.commands import AddWork, ChangeSetting, CompleteJob, FailJob, JoinPeer, PlaceWork, VoidMatch
-from statemachine.values import MatchResult, PeerFacts, Tally
+from statemachine.commands import (
+    AddWork,
+    ChangeSetting,
+    CompleteJob,
+    CreateToken,
+    FailJob,
+    JoinPeer,
+    PlaceWork,
+    VoidMatch,
+)
+from statemachine.rows import Desired
+from statemachine.values import MatchResult, PeerFacts, Scope, Tally
 from tests.support.memory_replica import MemoryReplica
 
 pytestmark = pytest.mark.anyio
@@ -142,6 +156,61 @@ async def test_a_run_of_which_something_has_no_result_has_failed(
     now = await status(client)
     assert (now["status"], now["items"][0]["status"]) == ("failed", "failed")
     assert "no such board" in now["items"][0]["reason"]
+
+
+async def cancel(client: httpx.AsyncClient, **more: Any) -> httpx.Response:
+    return await client.post("/ssh_tournament/cancel", json={"run_id": "r1"} | more)
+
+
+async def test_a_cancelled_run_keeps_what_was_counted_and_its_jobs_are_told_to_stop(
+    client: httpx.AsyncClient, replica: MemoryReplica
+) -> None:
+    await start(client)
+    await start(client, run_id="r10")
+    state = replica.machine.state
+    counted, running, waiting = (f"ssh-tournament/r1/{n}" for n in range(3))
+    replica.run(CompleteJob(*fence(replica, counted, "h1"), counts={"wins_a": 6, "draws": 1, "wins_b": 3}))
+    job, number = fence(replica, running, "h1")
+    body = (await cancel(client, reason="the wrong model")).json()
+    assert {name: body[name] for name in body if name != "index"} == {
+        "run_id": "r1", "status": "cancelled", "cancelled": 2, "stopping": 1
+    }  # fmt: skip
+    assert state.jobs[job].desired is Desired.STOP
+    assert state.work[waiting].reason == "the wrong model"
+    assert list(replica.run(CompleteJob(job, number, counts={"wins_a": 9}))) == [{"published": False}]
+    now = await status(client)
+    assert (now["status"], now["by_status"], now["games_done"]) == ("cancelled", {"completed": 1, "cancelled": 2}, 10)
+    assert (await status(client, "r10"))["by_status"] == {"pending": 3}
+
+
+async def test_a_run_that_is_cancelled_again_or_is_over_is_left_as_it_is(
+    client: httpx.AsyncClient, replica: MemoryReplica
+) -> None:
+    await start(client, tiers="D1,D2")
+    await cancel(client)
+    before = replica.machine.index
+    again = (await cancel(client)).json()
+    assert (again["status"], again["cancelled"], replica.machine.index) == ("cancelled", 0, before)
+    assert (await start(client, tiers="D1,D2")).json()["status"] == "repeated"
+    assert (await status(client))["by_status"] == {"cancelled": 1}
+    await start(client, tiers="D1,D2", run_id="r2")
+    replica.run(CompleteJob(*fence(replica, "ssh-tournament/r2/0", "h1"), counts={"wins_a": 10}))
+    over = (await cancel(client, run_id="r2")).json()
+    assert (over["status"], over["cancelled"], (await status(client, "r2"))["games_done"]) == ("completed", 0, 10)
+    assert (await cancel(client, run_id="r3")).status_code == 404
+
+
+async def test_whoever_cancels_a_run_is_named_in_the_event_of_each_item(
+    services: Services, replica: MemoryReplica, client: httpx.AsyncClient
+) -> None:
+    await start(client)
+    replica.run(CreateToken("alice", Scope.SUBMIT, hashlib.sha256(b"secret").hexdigest()))
+    transport = httpx.ASGITransport(app=create_app(dataclasses.replace(services, token="root")))
+    bearer = {"authorization": "Bearer secret"}
+    async with httpx.AsyncClient(transport=transport, base_url="http://node", headers=bearer) as door:
+        assert (await cancel(door)).json()["cancelled"] == 3
+    acts = [e.detail for e in replica.machine.state.events.values() if e.kind == "OperatorActed" and e.key == "alice"]
+    assert [(a["act"], a["target"]) for a in acts] == [("work.cancel", f"ssh-tournament/r1/{n}") for n in range(3)]
 
 
 async def test_an_item_that_only_looks_like_one_of_a_run_costs_nothing(

@@ -141,6 +141,7 @@ CALLS: dict[tuple[str, ...], list[str]] = {
     ("gauntlet", "results"): [],
     ("ssh-tournament", "run"): ["r1", "--board", "hex8", "--tiers", "D1,D2", "-p", "mode=fast", "--dry-run"],
     ("ssh-tournament", "status"): ["r0"],
+    ("ssh-tournament", "cancel"): ["r0", "--reason", "the wrong tiers"],
     ("settings", "get"): [],
     ("settings", "set"): ["retention", '{"work_ms": 60000}'],
     ("settings", "seed"): ["demo"],
