@@ -9,7 +9,7 @@ the order of their true times, on a replica that loaded a snapshot as on one tha
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 from statemachine.rows import (
     LIVE_JOB,
@@ -25,9 +25,27 @@ from statemachine.rows import (
 )
 from statemachine.settings import Retention, Timing
 
+T = TypeVar("T", Timing, Retention)
+
 #: looking a member up on its class costs a Python call
 _PENDING, _RUNNING = WorkStatus.PENDING, Actual.RUNNING
 _ALIVE, _SUSPECT = PeerStatus.ALIVE, PeerStatus.SUSPECT
+
+#: what a span of `Timing` or `Retention` is a deadline of
+SPANS: Mapping[str, str] = {
+    "suspect_after_ms": "peers",
+    "dead_after_ms": "peers",
+    "dead_peer_ms": "peers",
+    "start_within_ms": "jobs",
+    "work_ms": "work",
+    "token_ms": "tokens",
+}
+
+
+def sooner(before: T, after: T) -> list[str]:
+    """Tables of which rows are due earlier under other spans. The look of one that is due later comes early."""
+    shorter = (table for span, table in SPANS.items() if getattr(after, span, 0) < getattr(before, span, 0))
+    return sorted(set(shorter))
 
 
 def own_due(table: str, row: Row, timing: Timing, retention: Retention) -> int:

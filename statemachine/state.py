@@ -143,26 +143,33 @@ class State:
                     self.take_setting(key, setting.value)
         self.cluster = cast(Cluster, self.tables["cluster"][CLUSTER_KEY])
         self.image.begin(self.tables)
-        self.reschedule()
+        self._queue_all()
 
-    def reschedule(self) -> None:
-        """Put every row at its place in the deadline queue, since the spans or all the rows have changed."""
+    def _queue_all(self) -> None:
+        """Put every row at its place in the deadline queue."""
         for name, due in deadlines.TABLES.items():
             dues = ((key, due(row, self.timing, self.retention)) for key, row in self.tables[name].items())
             self.index.queued[name] = {key: at for key, at in dues if at}
         self.index.requeue()
 
+    def _look_again(self, tables: Iterable[str]) -> None:
+        """Some rows of these tables may be due earlier than they were."""
+        for name in tables:
+            due = deadlines.TABLES[name]
+            for key, row in self.tables[name].items():
+                self.index.schedule(name, key, due(row, self.timing, self.retention))
+
     def take_setting(self, name: str, text: str) -> None:
         """Take a setting's value into use; settings are never deleted."""
         value = st.decode(name, text)
         if isinstance(value, st.Timing):
-            self.timing = value
-            self.reschedule()
+            before, self.timing = self.timing, value
+            self._look_again(deadlines.sooner(before, value))
         elif isinstance(value, st.Limits):
             self.limits = value
         elif isinstance(value, st.Retention):
-            self.retention = value
-            self.reschedule()
+            kept, self.retention = self.retention, value
+            self._look_again(deadlines.sooner(kept, value))
         elif isinstance(value, st.Artifacts):
             self.spreading = value
         else:
