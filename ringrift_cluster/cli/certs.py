@@ -225,13 +225,21 @@ def show(
     directory: Directory = Path("certs"),
     as_json: Json = False,
 ) -> None:
-    """What certificates say, how long they are good for, and whether the list of --dir has them."""
+    """What certificates say, how long they are good for, and whether the list of --dir has them.
+
+    Of all of --dir those are shown, too, that were replaced since and are on the list.
+    """
     listed = _list_of(directory / f"{AUTHORITY}.crl")
     try:
         over = serials(listed) if listed is not None else frozenset()
     except CertificateError as error:
         raise fail(f"{directory / AUTHORITY}.crl: {error}.", EXIT_USAGE) from error
-    emit(_looked_at(files or sorted(directory.glob("*.crt")), over), as_json, _lines)
+    shown = _looked_at(files or sorted(directory.glob("*.crt")), over)
+    if not files:
+        present = {one.facts.serial for one in shown}
+        given_out = _looked_at(sorted(directory.glob(f"{ISSUED}/*.crt")), over)
+        shown += [one for one in given_out if one.revoked and one.facts.serial not in present]
+    emit(shown, as_json, _lines)
 
 
 def _looked_at(files: Iterable[Path], over: frozenset[int]) -> list[Shown]:

@@ -249,7 +249,9 @@ def test_an_authority_and_certificates_are_made_shown_and_renewed(tmp_path: Path
     assert "nothing new" in certs("revoke", serials[0])
     assert "beside ca.crt on every node" in certs("revoke", "0abcdef012345678")
     certs("renew", "v1")
-    assert [one["revoked"] for one in json.loads(certs("show", "--json"))] == [False, False]
+    shown = json.loads(certs("show", "--json"))
+    assert [one["revoked"] for one in shown] == [False, False, True, True]
+    assert {one["facts"]["serial"] for one in shown[2:]} == set(said["added"])
     assert "the authority itself" in certs("issue", "ca", code=2)
     assert (tmp_path / "pki" / "ca.crt").read_bytes() == authority
 
