@@ -74,8 +74,8 @@ log = logging.getLogger("ringrift.node")
 EXIT_SETUP = 2
 #: the replica stopped by itself (damaged file, divergence, full disk): restarting alone does not mend it
 EXIT_HALTED = 70
-#: its voters are of another cluster now; started again, it begins there with nothing
-EXIT_MOVED = 75
+#: start it again: its voters are of another cluster now, or it could not begin anew since its disk hung
+EXIT_AGAIN = 75
 #: a follower that the cluster counts as a voter, with a log that it has not, ends after this long
 MISSED_S = 10.0
 #: a voter with so many cores keeps one of them for itself
@@ -172,8 +172,7 @@ class Node:
                     await self._live(replica, http, token)
         log.info("event=node_left reason=%s exit=%d", self._order.reason or "-", self._exit)
         if self._stuck:
-            # A restart is then left to whoever looks after this process, which takes code 0 for a wish to be gone.
-            os._exit(self._exit or (EXIT_MOVED if self.restarts else 0))
+            os._exit(self.code_when_stuck)
         return self._exit
 
     async def _join(self, http: httpx.AsyncClient) -> bool:
@@ -250,6 +249,14 @@ class Node:
     def restarts(self) -> bool:
         """Whether its process is to begin anew."""
         return self._order.restart and not self._exit and not self._signalled
+
+    @property
+    def code_when_stuck(self) -> int:
+        """The exit code of a process that cannot go on by itself, in its next seat or anew.
+
+        That is left to whoever looks after it, who takes code 0 for a wish to be gone.
+        """
+        return self._exit or (EXIT_AGAIN if self.restarts or self.next_seat is not None else 0)
 
     async def _learn(self, replica: RaftReplica | FeedReplica) -> Learner:
         """Have a log here that a leader may bring up to date; what names it. Raises ChangeRefused."""
@@ -526,7 +533,7 @@ class Node:
                 "cluster_changed",
                 f"the voters are of cluster {now.cluster_id} now, the jobs here are of {hired_for}; "
                 "start the node again if that is meant",
-                EXIT_MOVED,
+                EXIT_AGAIN,
             )
 
     def _is_counted_without_a_log(self, replica: FeedReplica) -> bool:

@@ -102,7 +102,8 @@ def serve(
 
     Flags win over RINGRIFT_... variables, those over the settings file, that over the defaults.
     Exit code 0: left in order. 2: it cannot start, and the sentence on stderr says what to change.
-    70: it stopped by itself, and a restart alone does not mend it. 75: its voters are of another cluster now.
+    70: it stopped by itself, and a restart alone does not mend it. 75: start it again; its voters are of another
+    cluster now, or it was to begin anew and its disk hung.
     """
     from ringrift_cluster.process import serve as run_node
 

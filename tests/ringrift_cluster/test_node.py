@@ -20,7 +20,7 @@ from executors.heartbeat import AgentRefused
 from executors.ledger import LedgerError
 from executors.ports import ClusterUnavailable
 from ringrift_cluster.api.services import ShutdownOrder
-from ringrift_cluster.node import EXIT_HALTED, EXIT_MOVED, EXIT_SETUP, Node
+from ringrift_cluster.node import EXIT_AGAIN, EXIT_HALTED, EXIT_SETUP, Node
 from ringrift_cluster.port import OLD_VIEW_MS, ReplicaPort
 from ringrift_cluster.replica import ReadOnly
 from ringrift_cluster.seat import Seat
@@ -180,7 +180,7 @@ def test_a_cluster_that_changes_under_a_follower_ends_its_node(one: Node, capsys
     replica.says = replace(replica.says, cluster_id="another")
     one._look_after(replica, executor)  # type: ignore[arg-type]
     assert one._leaving.is_set()
-    assert one._exit == EXIT_MOVED
+    assert one._exit == EXIT_AGAIN
     assert "cluster another now, the jobs here are of memory" in capsys.readouterr().err
 
 
@@ -196,6 +196,26 @@ def test_a_disk_that_hangs_does_not_keep_a_node_from_leaving(tmp_path: Path) -> 
         assert "event=node_left" in said
     finally:
         process.kill()
+
+
+def test_a_node_that_shall_begin_anew_leaves_that_to_its_service_manager_when_its_disk_hangs(tmp_path: Path) -> None:
+    voter = lone_voter(tmp_path)
+    process = hanging(voter, "executors.agent.Agent._close = lambda self: time.sleep(600)")
+    try:
+        voter.post("/admin/restart", {"reason": "a new release"})
+        _, said = process.communicate(timeout=30)
+        assert process.returncode == EXIT_AGAIN, said
+        assert "event=agent_left_behind" in said
+    finally:
+        process.kill()
+
+
+def test_so_does_one_that_becomes_a_voter_or_ceases_to_be_one(one: Node) -> None:
+    assert one.code_when_stuck == 0
+    one._change_seat(Seat.VOTER, "f1 is a voter now")
+    assert one.code_when_stuck == EXIT_AGAIN
+    one._obey_signal(signal.SIGTERM)
+    assert one.code_when_stuck == 0
 
 
 def test_a_second_signal_while_leaving_ends_the_node_at_once(tmp_path: Path) -> None:
