@@ -89,7 +89,7 @@ def recover_quorum(
 
     member = one_voter(keep, "--keep", tls=tls)
     try:
-        found = survivor(data_dir)
+        found = survivor(data_dir, member.id)
         report = found.report
         if found.lost and not accept_damage:
             said = "; ".join(found.lost[:3])

@@ -53,15 +53,17 @@ class Survivor:
     lost: list[str] = field(default_factory=list)
 
 
-def survivor(data_dir: Path) -> Survivor:
+def survivor(data_dir: Path, node: str) -> Survivor:
     """Read as much as there is, every entry that this voter has, known to be committed or not.
 
-    Raises Refused when there is no voter, DataDirLocked while its node runs.
+    Raises Refused when there is no voter or another one than `node`, DataDirLocked while its node runs.
     """
     paths = DataDir(data_dir)
     if not paths.raft.is_dir():
         raise Refused(f"{data_dir} holds no voter's files ({paths.raft} is missing)")
     report = verify(data_dir)
+    if report.node_id not in ("", node):
+        raise Refused(f"{data_dir} belongs to voter {report.node_id}, not {node}; name it in --keep")
     found = Survivor(report, _newest_snapshot(paths), list(report.damages))
     try:
         _replay(paths, found)
@@ -114,8 +116,6 @@ def recover(data_dir: Path, voter: Voter, found: Survivor) -> Begun:
     """
     paths = DataDir(data_dir)
     report = found.report
-    if report.node_id not in ("", voter.node):
-        raise Refused(f"{data_dir} belongs to voter {report.node_id}, not {voter.node}; name it in --keep")
     with paths.alone():
         term = max(report.term, found.machine.term)
         begun = _begin(paths, voter, found.machine, term, report.cluster_id, "quorum was lost")

@@ -497,6 +497,7 @@ def test_recover_says_what_it_would_do_and_does_it_when_that_is_confirmed(cli: A
     words = ("raft", "recover", *data, "--keep", "n=127.0.0.1:9000")
     before = (tmp_path / "n" / "raft" / "journal.db").read_bytes()
     assert "must not be started on their old files again" in cli(*words, code=2)
+    assert "belongs to voter n, not m" in cli("raft", "recover", *data, "--keep", "m=127.0.0.1:9000", code=2)
     assert (tmp_path / "n" / "raft" / "journal.db").read_bytes() == before
     said = cli(*words, "--yes-i-have-lost-quorum")
     assert "the old files are in" in said

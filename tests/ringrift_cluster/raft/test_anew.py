@@ -55,7 +55,7 @@ class TestRecover:
     def test_one_of_three_goes_on_with_everything_that_it_had(self, tmp_path):
         async def story():
             _, last = await three_with_work(tmp_path)
-            found = survivor(tmp_path / "b")
+            found = survivor(tmp_path / "b", "b")
             assert not found.lost
             assert found.machine.index >= last
             begun = recover(tmp_path / "b", B, found)
@@ -69,7 +69,7 @@ class TestRecover:
     def test_it_grows_back_to_three(self, tmp_path):
         async def story():
             await three_with_work(tmp_path)
-            found = survivor(tmp_path / "b")
+            found = survivor(tmp_path / "b", "b")
             async with Growing(tmp_path, "b") as cluster:
                 recover(tmp_path / "b", Voter("b", cluster.voters["b"]), found)
                 await cluster.start()
@@ -88,7 +88,7 @@ class TestRecover:
         async def story():
             await three_with_work(tmp_path)
             shutil.copytree(tmp_path / "b", tmp_path / "copy")
-            begun = recover(tmp_path / "b", B, survivor(tmp_path / "b"))
+            begun = recover(tmp_path / "b", B, survivor(tmp_path / "b", "b"))
             kept, copy = Path(begun.kept), tmp_path / "copy" / "raft"
             assert kept.parent == tmp_path / "b"
             assert (kept / "journal.db").read_bytes() == (copy / "journal.db").read_bytes()
@@ -98,7 +98,7 @@ class TestRecover:
     def test_a_voter_of_the_old_cluster_is_not_let_in(self, tmp_path):
         async def story():
             cluster, _ = await three_with_work(tmp_path)
-            begun = recover(tmp_path / "b", B, survivor(tmp_path / "b"))
+            begun = recover(tmp_path / "b", B, survivor(tmp_path / "b", "b"))
             async with Loopback(tmp_path, "abc") as mixed:
                 mixed.voters = {"b": cluster.voters["b"]}
                 await mixed.start("b")
@@ -120,7 +120,7 @@ class TestRecover:
             data = old.read_bytes()
             at = data.rindex(b"w15")
             old.write_bytes(data[:at] + b"W" + data[at + 1 :])
-            found = survivor(tmp_path / "b")
+            found = survivor(tmp_path / "b", "b")
             assert any("does not match its checksum" in sentence for sentence in found.lost)
             assert set(found.machine.state.work) == {f"w{n}" for n in range(15)}
 
@@ -129,18 +129,18 @@ class TestRecover:
     def test_a_directory_of_another_voter_or_of_a_running_node_is_refused(self, tmp_path):
         async def story():
             await three_with_work(tmp_path)
-            found = survivor(tmp_path / "b")
+            found = survivor(tmp_path / "b", "b")
             with pytest.raises(Refused, match="belongs to voter b, not a"):
-                recover(tmp_path / "b", Voter("a", "x:1"), found)
+                survivor(tmp_path / "b", "a")
             held = DataDir(tmp_path / "b").lock()
             with pytest.raises(DataDirLocked, match="stop it first"):
                 recover(tmp_path / "b", B, found)
             held.close()
             with pytest.raises(Refused, match="holds no voter's files"):
-                survivor(tmp_path / "nobody")
+                survivor(tmp_path / "nobody", "b")
             DataDir(tmp_path / "empty").create()
             with pytest.raises(Refused, match="nothing to begin with"):
-                survivor(tmp_path / "empty")
+                survivor(tmp_path / "empty", "b")
 
         run(story())
 
