@@ -28,7 +28,7 @@ from threading import Lock
 from typing import BinaryIO
 
 from executors.arrivals import Arrivals
-from executors.folder import link_or_copy
+from executors.keepers import link_or_copy
 
 #: how long a copy that went bad is kept to be looked at
 QUARANTINE_S = 7 * 86_400.0

@@ -2,7 +2,7 @@
 
 <data>/jobs/<job>-<fence>/
     spec.json                 the item, its parameters, inputs, seed, GPUs, fence
-    inputs/NAME               links to verified files
+    inputs/NAME               links to verified files, copies of SQLite databases
     inputs-PREFIX.txt         paths of the inputs whose name starts with PREFIX
     out/                      what the program makes
     tree/, home/, tmp/        a copy of its source tree and its private corners, where the template asks for them
@@ -122,7 +122,7 @@ class Folder:
         for name, source in files.items():
             target = self.path / "inputs" / name
             target.parent.mkdir(parents=True, exist_ok=True)
-            link_or_copy(source, target)
+            keepers.lend(source, target)
 
     def progress(self) -> Progress | None:
         """The newest line of progress.jsonl since the last call; None when there is no new one."""
@@ -181,15 +181,3 @@ def sweep_checkpoints(data_dir: Path, works: Collection[str], max_age_s: float) 
             shutil.rmtree(entry, ignore_errors=True)
             gone.append(entry)
     return gone
-
-
-def link_or_copy(source: Path, target: Path) -> None:
-    """A hard link where the file system allows one, else a copy written beside and renamed."""
-    try:
-        target.hardlink_to(source)
-    except FileExistsError:
-        return
-    except OSError:
-        beside = target.with_name(target.name + ".partial")
-        shutil.copyfile(source, beside)
-        beside.replace(target)

@@ -24,6 +24,8 @@ from executors import shim
 
 #: a keeper that was told to end its program at once has this long
 OBEY_S = 5.0
+#: the first bytes of a SQLite database
+SQLITE = b"SQLite format 3\0"
 #: the variable that marks a keeper with its attempt's folder
 KEEPER = "RINGRIFT_KEEPER"
 
@@ -84,6 +86,36 @@ def _copy_tree(tree: str, target: Path) -> None:
     except shutil.Error as error:
         # It is one long list of (source, target, reason).
         raise OSError(f"{tree} could not be copied: {error.args[0][0][2]}") from error
+
+
+def lend(source: Path, target: Path) -> None:
+    """Put a stored file at an attempt's `target`: a link, but of a SQLite database a copy. Raises OSError.
+
+    Who opens a database to read it often writes to it (its journal mode, a table that an older one lacks), and what is
+    written through a link is written to the store.
+    """
+    with source.open("rb") as file:
+        writes = file.read(len(SQLITE)) == SQLITE
+    if writes:
+        _copy(source, target)
+    else:
+        link_or_copy(source, target)
+
+
+def link_or_copy(source: Path, target: Path) -> None:
+    """A hard link where the file system allows one, else a copy written beside and renamed. Raises OSError."""
+    try:
+        os.link(source, target)
+    except FileExistsError:
+        return
+    except OSError:
+        _copy(source, target)
+
+
+def _copy(source: Path, target: Path) -> None:
+    beside = target.with_name(target.name + ".partial")
+    shutil.copyfile(source, beside)
+    beside.replace(target)
 
 
 def start(job_dir: Path, order: Mapping[str, Any], lease_ends_at_s: float, boot_id: str) -> Identity:

@@ -145,6 +145,17 @@ def test_a_packed_checkpoint_that_leads_out_of_its_directory_is_refused(post: Ou
             post.attempts.do_furnish(b"", "w-1", [], "", "w", "a" * 64, {}, {})
 
 
+def test_a_database_is_copied_for_an_attempt_and_another_file_is_linked(post: Outpost, tmp_path: Path) -> None:
+    files, digests = tmp_path / "root/files", {"games": "a" * 64, "model": "b" * 64}
+    (files / digests["games"]).write_bytes(b"SQLite format 3\0 and more")
+    (files / digests["model"]).write_bytes(b"a net")
+    post.attempts.do_furnish(b"", "w-1", [], "", "w", "", {}, digests)
+    inputs = tmp_path / "root/jobs/w-1/inputs"
+    assert (inputs / "games").read_bytes() == b"SQLite format 3\0 and more"
+    linked = {name: (inputs / name).samefile(files / digest) for name, digest in digests.items()}
+    assert linked == {"games": False, "model": True}
+
+
 def test_inputs_that_no_attempt_uses_go_first_those_used_longest_ago(post: Outpost, tmp_path: Path) -> None:
     files = tmp_path / "root/files"
     digests = [letter * 64 for letter in "abc"]

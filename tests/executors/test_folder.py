@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from executors.folder import PROGRESS_WINDOW_BYTES, Folder, file_name, link_or_copy, sweep_checkpoints
+from executors.folder import PROGRESS_WINDOW_BYTES, Folder, file_name, sweep_checkpoints
+from executors.keepers import link_or_copy
 from executors.outcome import Progress
 
 

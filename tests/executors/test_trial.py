@@ -199,6 +199,20 @@ def test_each_attempt_has_its_own_tree_home_and_tmp_and_leaves_the_source_alone(
     assert (trial.folder.path / "stdout.log").read_text().split() == [f"{corner}/tmp", f"{corner}/home/.local/state"]
 
 
+def test_a_database_that_a_script_reads_is_its_own_copy(tmp_path: Path) -> None:
+    games = tmp_path / "games.db"
+    database(str(games), "games", 3)
+    games.chmod(0o444)
+    before = games.read_bytes()
+    code = (
+        "import sqlite3; d = sqlite3.connect('inputs/games'); d.execute('PRAGMA journal_mode=WAL')\n"
+        "d.execute('CREATE TABLE seen(x)'); d.commit(); d.close(); open('out/a.jsonl', 'w').write('1\\n')"
+    )
+    template = Template(argv=(sys.executable, "-c", code), outputs=(GAMES,))
+    assert Trial(tmp_path / "work", template, {}, {"games": games}).run().verdict == "completed"
+    assert games.read_bytes() == before
+
+
 def test_a_result_command_says_what_a_script_cannot(tmp_path: Path) -> None:
     asks = "import json; print('reading'); print(json.dumps(dict(counts=dict(games=len(open('log').readlines())))))"
     report, _ = habit(tmp_path, "open('log', 'w').write('a\\nb\\n')", result=(sys.executable, "-c", asks))
