@@ -9,12 +9,8 @@ import typer
 from rich.console import RenderableType
 from typer import Argument, Option
 
-from ringrift_cluster.api.ssh_tournaments import (
-    SshTournament,
-    SshTournamentCancelled,
-    SshTournamentRun,
-    SshTournamentStarted,
-)
+from ringrift_cluster.api.ssh_results import SshTournament
+from ringrift_cluster.api.ssh_tournaments import SshTournamentCancelled, SshTournamentRun, SshTournamentStarted
 from ringrift_cluster.cli.call import Call, asks
 from ringrift_cluster.cli.options import Reason
 from ringrift_cluster.cli.output import table

@@ -31,8 +31,8 @@ from ringrift_cluster.api.raft import Leader
 from ringrift_cluster.api.relay import RelayStatus
 from ringrift_cluster.api.reports import Start
 from ringrift_cluster.api.settings import Change, SettingList, SettingView
+from ringrift_cluster.api.ssh_results import SshTournament
 from ringrift_cluster.api.ssh_tournaments import (
-    SshTournament,
     SshTournamentCancel,
     SshTournamentCancelled,
     SshTournamentQuery,
