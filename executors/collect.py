@@ -67,7 +67,8 @@ def verdict(
         except NothingLeft as error:
             absent = str(error)
     words = logs.last_words(folder.path, LAST_LINES)
-    return outcome.judge(ended, result, work, template, stop_cause, words, absent)
+    printed = logs.tail_of(folder.path, "stdout", LAST_LINES, logs.MAX_WORDS_BYTES)
+    return outcome.judge(ended, result, work, template, stop_cause, words, absent, printed)
 
 
 def result_of(

@@ -18,6 +18,8 @@ from executors.folder import file_name
 
 Stream = Literal["stdout", "stderr", "shim"]
 MAX_TAIL_BYTES = 1024 * 1024
+#: of a program's last words on one stream
+MAX_WORDS_BYTES = 16 * 1024
 CHUNK_BYTES = 64 * 1024
 #: what is shown again of a log that was halved while nobody read it
 AGAIN_BYTES = 64 * 1024
@@ -112,8 +114,8 @@ def tail_of(folder: Path, stream: Stream, lines: int, max_bytes: int = MAX_TAIL_
 
 def last_words(folder: Path, lines: int) -> str:
     """The end of what a program said, on stderr, else on stdout: some print their complaints there."""
-    said = tail_of(folder, "stderr", lines, 16 * 1024)
-    return said if said.strip() else tail_of(folder, "stdout", lines, 16 * 1024)
+    said = tail_of(folder, "stderr", lines, MAX_WORDS_BYTES)
+    return said if said.strip() else tail_of(folder, "stdout", lines, MAX_WORDS_BYTES)
 
 
 def _read(path: Path, at: int, most: int = CHUNK_BYTES) -> bytes:

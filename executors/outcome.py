@@ -115,11 +115,13 @@ def judge(
     stop_cause: str = "",
     stderr: str = "",
     absent: str = NO_RESULT,
+    stdout: str = "",
 ) -> Success | Failure:
     """Decide what an ended attempt reports.
 
     `ended` is None when its keeper left no record; `stop_cause` is why the agent ended it: empty, `asked`
-    or `timeout`; `stderr` holds its last lines; `absent` says what is missed when there is no result.
+    or `timeout`; `stderr` holds its last lines, `stdout` those that count when `stderr` blames the program alone;
+    `absent` says what is missed when there is no result.
     """
     code = code_of(ended) if ended else 0
     if stop_cause == "timeout":
@@ -129,7 +131,10 @@ def judge(
             return Failure("stopped", "it was told to stop; its keeper was ended by somebody else")
         return Failure("infrastructure", "its keeper process was ended by somebody else; its processes were ended")
     well = ended_well(ended, template)
-    badly = Failure(_class_of(ended, template, stderr), _with_lines(_how(ended), stderr), code)
+    badly = _failed(ended, template, stderr)
+    if badly.error_class == "user" and stdout:
+        # Some print what is wrong with the machine there, and warnings of their libraries on stderr.
+        badly = min(badly, _failed(ended, template, stdout), key=lambda failure: failure.error_class == "user")
     asked = was_told(ended, stop_cause)
     if well or (result is not None and (asked or code == TERMINATED)):
         checked = _checked(result, work, template, code, absent)
@@ -215,20 +220,24 @@ def _text(value: str | int | float | bool | None) -> str:
     return value[:4096] if isinstance(value, str) else repr(value)
 
 
-def _class_of(ended: Exit, template: Template, stderr: str) -> str:
+def _failed(ended: Exit, template: Template, said: str) -> Failure:
+    return Failure(_class_of(ended, template, said), _with_lines(_how(ended), said), code_of(ended))
+
+
+def _class_of(ended: Exit, template: Template, said: str) -> str:
     if ended.cause == "spawn":
         return "user" if _NO_PROGRAM.search(ended.error) else "infrastructure"
     if ended.signal == 0 and (meaning := template.exit_codes.get(ended.code, "verdict")) != "verdict":
         return meaning
-    if template.transient and re.search(template.transient, stderr):
+    if template.transient and re.search(template.transient, said):
         return "infrastructure"
-    if ended.oom or _OOM.search(stderr):
+    if ended.oom or _OOM.search(said):
         return "oom"
-    if _CUDA.search(stderr):
+    if _CUDA.search(said):
         return "cuda"
     if code_of(ended) == TERMINATED:
         return "preempted"
-    if _INFRASTRUCTURE.search(stderr) or (ended.signal and ended.signal not in _CRASHES):
+    if _INFRASTRUCTURE.search(said) or (ended.signal and ended.signal not in _CRASHES):
         return "infrastructure"
     return "user"
 

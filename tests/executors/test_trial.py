@@ -106,6 +106,14 @@ def test_a_script_that_found_its_machine_busy_is_not_at_fault(tmp_path: Path) ->
     assert "load is critical" in report.error
 
 
+def test_what_a_script_prints_of_its_machine_counts_on_either_stream(tmp_path: Path) -> None:
+    code = "import sys; print('Skipping: memory is low'); print('a warning', file=sys.stderr); raise SystemExit(1)"
+    report, _ = habit(tmp_path / "1", code, transient="Skipping: (disk|memory)")
+    assert (report.error_class, report.error) == ("infrastructure", "it exited with code 1: Skipping: memory is low")
+    report, _ = habit(tmp_path / "2", code.replace("Skipping", "Fine"), transient="Skipping: (disk|memory)")
+    assert (report.error_class, report.error) == ("user", "it exited with code 1: a warning")
+
+
 def test_a_wrong_argument_is_the_items_fault_and_says_so(tmp_path: Path) -> None:
     report = attempt(tmp_path, shipped("gumbel-selfplay"), board="hex", games="3")
     assert (report.verdict, report.error_class) == ("failed", "user")
