@@ -22,9 +22,9 @@ import msgspec
 from ringrift_cluster.api.locks import proof
 from ringrift_cluster.api.tokens import Joining, fresh_secret, hash_of
 from ringrift_cluster.client.errors import problem_of
+from ringrift_cluster.identity import OWN_TOKEN_FILE as FILE
 from ringrift_cluster.members import urls_of
 from ringrift_cluster.replica import Replica, ReplicaError
-from ringrift_cluster.settings import OWN_TOKEN_FILE as FILE
 from statemachine.commands import CreateToken, RevokeToken, encode_command
 from statemachine.errors import Rejected
 from statemachine.tokens import name_of

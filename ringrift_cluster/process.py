@@ -19,10 +19,11 @@ from typing import BinaryIO, NamedTuple
 
 from ringrift_cluster import interpreter, observability
 from ringrift_cluster.api.server import BACKLOG
+from ringrift_cluster.members import SettingsError
 from ringrift_cluster.node import EXIT_SETUP, Node, SetupError
 from ringrift_cluster.raft.errors import RaftError, Removed
 from ringrift_cluster.seat import Seat, seat_of, set_aside
-from ringrift_cluster.settings import NodeConfig, SettingsError
+from ringrift_cluster.settings import NodeConfig
 
 log = logging.getLogger("ringrift.node")
 

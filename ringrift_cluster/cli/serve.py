@@ -8,7 +8,8 @@ from typing import Annotated
 import typer
 from typer import Option
 
-from ringrift_cluster.settings import SettingsError, node_config
+from ringrift_cluster.members import SettingsError
+from ringrift_cluster.settings import node_config
 from ringrift_cluster.sources import Network, Role
 
 #: a node that cannot start, and why on stderr

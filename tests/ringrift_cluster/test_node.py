@@ -24,7 +24,8 @@ from ringrift_cluster.node import EXIT_AGAIN, EXIT_HALTED, EXIT_SETUP, Node
 from ringrift_cluster.port import OLD_VIEW_MS, ReplicaPort
 from ringrift_cluster.replica import ReadOnly
 from ringrift_cluster.seat import Seat
-from ringrift_cluster.settings import load, resolve
+from ringrift_cluster.settings import resolve
+from ringrift_cluster.sources import load
 from ringrift_cluster.vitals import Executor
 from statemachine.commands import ReleaseJob
 from tests.executors.agents import OPTIONS, WAIT, node, program, strays_of

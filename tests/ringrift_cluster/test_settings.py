@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 
-from ringrift_cluster.members import parse_member
-from ringrift_cluster.settings import NodeConfig, Role, Settings, SettingsError, load, node_config, resolve
+from ringrift_cluster.members import SettingsError, parse_member
+from ringrift_cluster.settings import NodeConfig, node_config, resolve
+from ringrift_cluster.sources import Role, Settings, load
 
 THREE = "n1=127.0.0.1:9001,n2=127.0.0.1:9011,n3=127.0.0.1:9021"
 REMOTE = "a=10.0.0.1,b=10.0.0.2,c=10.0.0.3"

@@ -27,7 +27,7 @@ from ringrift_cluster.cli.main import SIBLINGS, stranger
 from ringrift_cluster.cli.output import short, size, span
 from ringrift_cluster.feed import FeedRouter
 from ringrift_cluster.raft.mark import Mark, encode_mark, read_mark
-from ringrift_cluster.settings import Settings
+from ringrift_cluster.sources import Settings
 from statemachine.commands import JoinPeer, LeavePeer, RecordMatch
 from statemachine.rows import Event
 from statemachine.snapshot import freeze, header, write
