@@ -19,6 +19,7 @@ from statemachine import checkpoints, deadlines
 from statemachine.eligibility import input_obstacle, item_obstacle, peer_obstacle
 from statemachine.rows import (
     LIVE_WORK,
+    SSH,
     STORE,
     Artifact,
     Cluster,
@@ -33,6 +34,7 @@ from statemachine.rows import (
 )
 from statemachine.settings import Template
 from statemachine.state import State
+from statemachine.values import Needs
 
 THERE = frozenset((PeerStatus.ALIVE, PeerStatus.SUSPECT))
 
@@ -132,6 +134,8 @@ class Why(Struct, frozen=True):
     reasons: tuple[Reason, ...] = ()
 
 
+#: reasons in the sentence
+SAID = 3
 #: peers that a page asks why an item waits, spread over all of them
 ASKED = 256
 
@@ -190,9 +194,26 @@ def explain(state: State, row: Work, most: int = 0) -> Why:
     if not reasons:
         text = "no peer has joined the cluster"
         return Why(row.status, text, (Reason("no_peers", 1, text),))
-    first = reasons[0]
-    text = f"no peer{some} can take it now; most often ({first.count}): {first.detail}"
-    return Why(row.status, text, reasons)
+    absent = _absent_hosts(state, needs)
+    told = "".join(f"; {reason.detail}" for reason in absent)
+    # What most peers say is often what can never change; who could take it otherwise comes behind them.
+    told += f"; most often ({reasons[0].count}): {reasons[0].detail}"
+    told += "".join(f"; ({reason.count}): {reason.detail}" for reason in reasons[1:SAID])
+    return Why(row.status, f"no peer{some} can take it now{told}", absent + reasons)
+
+
+def _absent_hosts(state: State, needs: Needs) -> tuple[Reason, ...]:
+    """Hosts without an agent that could take it had their gateway ever reached them; one reason, or none."""
+    missed = [
+        f"host {name} has never been reached by its gateway {setting.gateway}, whose log says why"
+        for name, setting in state.hosts().items()
+        if setting.enabled
+        and name not in state.peers
+        and (name in needs.peers or not needs.peers)
+        and {SSH, *setting.labels}.issuperset(needs.labels)
+        and (needs.peers or SSH in needs.labels)
+    ]
+    return (Reason("host_absent", len(missed), missed[0]),) if missed else ()
 
 
 def _stride(count: int, most: int) -> int:

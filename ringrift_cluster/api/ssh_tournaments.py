@@ -155,8 +155,9 @@ def plan(
     known = [name for name, setting in state.hosts().items() if setting.enabled]
     missing = [name for name in body.hosts if name not in known]
     if missing or not known:
-        there = ", ".join(known) or "none yet"
-        raise Problem(Code.NOT_FOUND, f"no host is called {', '.join(missing) or 'anything'}; hosts are {there}")
+        if not known:
+            raise Problem(Code.NOT_FOUND, "there is no host to play on yet; describe one in a setting host/NAME")
+        raise Problem(Code.NOT_FOUND, f"no host is called {', '.join(missing)}; hosts are {', '.join(known)}")
     template = state.template(body.template)
     if template is None:
         raise Problem(Code.NOT_FOUND, f"no setting template/{body.template} exists; add it, or name another template")

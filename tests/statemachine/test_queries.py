@@ -2,10 +2,20 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 
 from statemachine import queries
-from statemachine.commands import AddHolder, CancelWork, DrainPeer, PauseCluster, RegisterArtifact, StopJob
+from statemachine.commands import (
+    AddHolder,
+    CancelWork,
+    ChangeSetting,
+    DrainPeer,
+    PauseCluster,
+    RegisterArtifact,
+    StopJob,
+)
 from statemachine.queries import assignments, dump, overview, pending, stalled, why, window
 from statemachine.values import Input, Needs
 from tests.support.law import (
@@ -120,6 +130,26 @@ def test_the_reason_of_most_peers_comes_first_and_all_are_counted():
     found = why(cluster.state, "w1")
     assert found is not None
     assert [(r.code, r.count) for r in found.reasons] == [("slots", 2), ("draining", 1)]
+    assert "most often (2): a uses 0 of 0 CPU slots; (1): c is being drained" in found.sentence
+
+
+def test_a_host_that_its_gateway_never_reached_is_named():
+    def host(name: str, **more: object) -> ChangeSetting:
+        setting = {"gateway": "a", "address": "10.0.0.9", "user": "u", **more}
+        return ChangeSetting(f"host/{name}", json.dumps(setting))
+
+    hosts = (host("far"), host("off", enabled=False), host("labelled", labels=["x"]), host("there"))
+    there = node("there", labels=("ssh",), slots=0)
+    tournament = placed(node("a"), there, *hosts, needs=Needs(labels=("ssh",)))
+    sentence, code = reason(tournament)
+    assert code == "host_absent"
+    assert sentence.startswith("no peer can take it now; host far has never been reached by its gateway a")
+    found = why(tournament.state, "w1")
+    assert found is not None
+    assert found.reasons[0].count == 2
+    assert reason(placed(node("a"), *hosts, needs=Needs(peers=("labelled",))))[1] == "host_absent"
+    assert reason(placed(node("a"), *hosts, needs=Needs(peers=("b",))))[1] == "not_chosen"
+    assert reason(placed(node("a", slots=0), *hosts))[1] == "slots"
 
 
 def test_an_item_that_somebody_can_take_is_next():
