@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import configparser
+import io
 import os
 import re
 from collections.abc import AsyncIterator, Iterator, Mapping
@@ -30,6 +31,8 @@ MARK = "ringrift-cluster"
 #: bytes of one part of a large object
 PART_BYTES = 16 * 1024 * 1024
 PARTS_AT_A_TIME = 4
+#: a cancelled upload has this long to take its parts back
+TAKE_BACK_S = 5.0
 TIMEOUT = timedelta(seconds=60)
 CONNECT_TIMEOUT = timedelta(seconds=5)
 RETRY = {"max_retries": 3, "retry_timeout": timedelta(seconds=60)}
@@ -86,6 +89,17 @@ def credentials_in(path: Path) -> dict[str, str]:
     return found
 
 
+class _Source(io.FileIO):
+    """A file to be put, whose further reads fail once it is `ended`."""
+
+    ended = False
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        if self.ended:
+            raise InterruptedError("the upload was cancelled")
+        return super().read(size)
+
+
 class ObjectStore:
     """One bucket, for one cluster. Belongs to one event loop. All calls raise StoreError."""
 
@@ -117,14 +131,25 @@ class ObjectStore:
         return True
 
     async def put(self, digest: str, source: Path) -> None:
-        """Store a verified file. It is in the store when this returns, and is not there in part before."""
+        """Store a verified file. It is in the store when this returns, and is not there in part before.
+
+        Of an upload that fails or is cancelled no parts are left in the store, unless it does not answer.
+        """
         await self._claim()
         import obstore
 
-        with self._told():
-            await obstore.put_async(
-                self._store, _key(digest), source, chunk_size=PART_BYTES, max_concurrency=PARTS_AT_A_TIME
+        with _Source(source) as file, self._told():
+            putting = obstore.put_async(
+                self._store, _key(digest), file, chunk_size=PART_BYTES, max_concurrency=PARTS_AT_A_TIME
             )
+            upload = asyncio.ensure_future(putting)
+            try:
+                await asyncio.shield(upload)
+            except asyncio.CancelledError:
+                # The library takes the parts back of an upload that fails, and leaves those of one that is cancelled.
+                file.ended = True
+                await asyncio.wait([upload], timeout=TAKE_BACK_S)
+                raise
 
     async def listed(self) -> AsyncIterator[tuple[str, float]]:
         """(digest, age in seconds) of every file in the store."""

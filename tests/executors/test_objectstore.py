@@ -6,6 +6,7 @@ import asyncio
 import hashlib
 import os
 import socket
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -71,6 +72,45 @@ def test_a_large_file_goes_in_parts_and_is_there_whole_or_not_at_all(
 
     asyncio.run(go())
     assert (tmp_path / "target").read_bytes() == data
+
+
+@pytest.mark.parametrize("how", ["cancelled", "failed"])
+def test_an_upload_that_is_broken_off_leaves_no_parts_in_the_bucket(
+    how: str, place: Bucket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(objectstore, "PART_BYTES", 5 * 1024 * 1024)
+    (tmp_path / "source").write_bytes(os.urandom(11 * 1024 * 1024))
+    half, go_on = threading.Event(), threading.Event()
+    read = objectstore._Source.read
+
+    def slow(file: objectstore._Source, size: int | None = -1, /) -> bytes:
+        if file.tell() > 5 * 1024 * 1024:
+            half.set()
+            assert go_on.wait(30)
+            if how == "failed":
+                raise OSError("the disk is gone")
+        return read(file, size)
+
+    monkeypatch.setattr(objectstore._Source, "read", slow)
+    outside = s3.client(place.endpoint)
+
+    def unfinished() -> int:
+        return len(outside.list_multipart_uploads(Bucket="ours", Prefix=place.prefix).get("Uploads", ()))
+
+    async def go() -> None:
+        upload = asyncio.create_task(ObjectStore(place, "c1").put(DIGEST, tmp_path / "source"))
+        assert await asyncio.to_thread(half.wait, 30)
+        assert await asyncio.to_thread(unfinished) == 1
+        if how == "cancelled":
+            upload.cancel()
+            await asyncio.sleep(0)
+        go_on.set()
+        with pytest.raises(asyncio.CancelledError if how == "cancelled" else OSError):
+            await upload
+        assert await listed(ObjectStore(place, "c1")) == []
+
+    asyncio.run(go())
+    assert unfinished() == 0
 
 
 def test_more_bytes_than_a_file_has_are_not_taken(place: Bucket, tmp_path: Path) -> None:
