@@ -1,4 +1,4 @@
-"""Which other nodes answered lately: one that does not is left alone for a while, longer each time."""
+"""Who answered lately: one that does not is left alone for a while, longer each time."""
 
 from __future__ import annotations
 
@@ -12,9 +12,17 @@ CAP_S = 60.0
 
 
 class Book:
-    """Remembers failures by node name."""
+    """Remembers failures by name, such as a node's."""
 
-    def __init__(self, clock_s: Callable[[], float] = time.monotonic, rng: random.Random | None = None) -> None:
+    def __init__(
+        self,
+        clock_s: Callable[[], float] = time.monotonic,
+        rng: random.Random | None = None,
+        first_s: float = FIRST_S,
+        cap_s: float = CAP_S,
+    ) -> None:
+        self._first_s = first_s
+        self._cap_s = cap_s
         self._clock_s = clock_s
         self._rng = rng or random.Random()
         self._failures: dict[str, int] = {}
@@ -22,7 +30,7 @@ class Book:
 
     def failed(self, name: str) -> None:
         count = self._failures[name] = self._failures.get(name, 0) + 1
-        delay = min(CAP_S, FIRST_S * 2.0 ** min(count - 1, 16))
+        delay = min(self._cap_s, self._first_s * 2.0 ** min(count - 1, 16))
         self._until_s[name] = self._clock_s() + delay * self._rng.uniform(0.5, 1.0)
 
     def answered(self, name: str) -> None:

@@ -13,6 +13,7 @@ from collections.abc import Callable
 
 from executors.bench import Bench
 from executors.blobs import BlobError
+from executors.book import Book
 from executors.inventory import HOLDERS_PER_BATCH, Inventory
 from executors.ports import ClusterError
 from executors.scrub import Scrub
@@ -26,6 +27,9 @@ log = logging.getLogger(__name__)
 
 #: an object that no row names is deleted at this age
 STORED_S = 86_400.0
+#: an audit that failed is tried again after this long: doubles up to the cap
+AUDIT_AGAIN_S = 60.0
+AUDIT_CAP_S = 3600.0
 #: files that are fetched from the object store for others at a time
 RESTORED = 16
 
@@ -46,6 +50,10 @@ class Offsite:
         self._transfers = bench.transfers
         #: files that this node put into the store
         self.stored = 0
+        #: why the last audit failed; empty when it did not
+        self.trouble = ""
+        self._audited_s = float("-inf")
+        self._audits = Book(bench.clock.boot_s, first_s=AUDIT_AGAIN_S, cap_s=AUDIT_CAP_S)
         #: files that are fetched from the store for others
         self._restoring: dict[str, asyncio.Task[None]] = {}
 
@@ -92,8 +100,28 @@ class Offsite:
             self._fail(str(error) or type(error).__name__)
             log.warning("restore_failed digest=%s error=%s", digest, error)
 
-    async def audit(self) -> None:
-        """Bring the object store and the rows together, on the first node of those that have access to it."""
+    async def audit(self, every_s: float, *, asked: bool) -> None:
+        """Bring the store and the rows together, `every_s` after the last time, or sooner when that failed.
+
+        When somebody `asked` for a look, one that failed does not wait any longer.
+        """
+        store, now = self._vault.name, self._bench.clock.boot_s()
+        if asked:
+            self._audits.clear()
+        if now - self._audited_s < every_s or self._audits.wait_s(store):
+            return
+        try:
+            await self._audit()
+        except (BlobError, ClusterError, OSError) as error:
+            self._audits.failed(store)
+            self.trouble = f"{store} could not be compared with the rows and is tried again within the hour: {error}"
+            log.warning("audit_waits store=%s retry_s=%.0f error=%s", store, self._audits.wait_s(store), error)
+            return
+        self._audits.answered(store)
+        self._audited_s, self.trouble = now, ""
+
+    async def _audit(self) -> None:
+        """On the first node of those that have access. Raises BlobError, ClusterError and OSError."""
         vault, store = self._vault, self._vault.name
 
         def ask(state: State) -> tuple[bool, frozenset[str], frozenset[str]]:
@@ -107,18 +135,13 @@ class Offsite:
             return
         there: set[str] = set()
         old: list[str] = []
-        try:
-            async for digest, age_s in vault.listed():
-                there.add(digest)
-                if digest not in known and age_s >= STORED_S:
-                    old.append(digest)
-            old = await self._inventory.unknown(old, store)
-            for digest in old:
-                await vault.delete(digest)
-        except BlobError as error:
-            self._fail(str(error))
-            log.warning("audit_waits store=%s error=%s", store, error)
-            return
+        async for digest, age_s in vault.listed():
+            there.add(digest)
+            if digest not in known and age_s >= STORED_S:
+                old.append(digest)
+        old = await self._inventory.unknown(old, store)
+        for digest in old:
+            await vault.delete(digest)
         missing = sorted(held - there)
         for at in range(0, len(missing), HOLDERS_PER_BATCH):
             batch = missing[at : at + HOLDERS_PER_BATCH]

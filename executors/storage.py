@@ -90,7 +90,7 @@ class Storage:
         self._hurried = False
         #: how often a look was asked for by the last one of this process
         self._syncs: int | None = None
-        self._listed_s = self._planned_s = self._audited_s = float("-inf")
+        self._listed_s = self._planned_s = float("-inf")
         self._last_error = ""
         #: something failed in the present look
         self._failed = False
@@ -112,7 +112,7 @@ class Storage:
             fetched_bytes=transfers.fetched_bytes,
             fetching=tuple(Fetching(d, *sizes) for d, sizes in sorted(transfers.under_way.items())),
             waiting=self.copying.waiting,
-            last_error=self._last_error,
+            last_error=self._last_error or (self.offsite.trouble if self.offsite else ""),
         )
 
     def restore(self, digest: str) -> bool:
@@ -195,9 +195,8 @@ class Storage:
             while asked and self.copying.skip:
                 # The newest files are in the last rows, and whoever asks may not be here for another look.
                 await self.copying.plan(rules, at_once=True)
-            if self.offsite is not None and now - self._audited_s >= rules.store_audit_ms / 1000:
-                self._audited_s = now
-                await self.offsite.audit()
+            if self.offsite is not None:
+                await self.offsite.audit(rules.store_audit_ms / 1000, asked=asked)
             if not self._failed:
                 self._last_error = ""
         try:

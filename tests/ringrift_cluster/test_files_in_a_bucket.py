@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -107,6 +107,46 @@ def test_the_bucket_is_compared_with_the_rows(run: Callable[..., None], monkeypa
             await eventually(lambda: made.row(missing).holders == ("gate",))
             await eventually(lambda: store.name in made.row(kept).holders)
         assert [digest async for digest, _ in store.listed()] == [kept]
+
+    run(go)
+
+
+def test_a_comparison_that_fails_is_shown_and_comes_back_soon_and_not_after_a_day(
+    run: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(offsite, "AUDIT_AGAIN_S", 0.02)
+    failures = 10**6
+    tries = 0
+    listed = ObjectStore.listed
+
+    async def fails(store: ObjectStore) -> AsyncIterator[tuple[str, float]]:
+        nonlocal tries
+        tries += 1
+        async for one in listed(store):
+            yield one
+            if tries <= failures:
+                raise objectstore.StoreError(f"{store.name}: it took too long")
+
+    monkeypatch.setattr(ObjectStore, "listed", fails)
+
+    async def go(made: Site, bucket: Callable[[], ObjectStore]) -> None:
+        nonlocal failures
+        store = bucket()
+        gate = made.node("gate", vault=store)
+        kept, missing = (gate.make(bytes([n]) * 100) for n in range(2))
+        await store.put(kept, gate.blobs.place(kept))
+        made.rules('{"copies": {"default": 0}, "collect_ms": 50, "store_audit_ms": 86400000}')
+        made.cluster.must(AddHolder(missing, store.name), AddHolder(kept, store.name))
+        async with looked_after(gate):
+            await eventually(lambda: tries >= 3)
+            said = gate.storage.status().last_error
+            assert "could not be compared with the rows" in said
+            assert "it took too long" in said
+            assert store.name in made.row(missing).holders
+            failures = 0
+            await eventually(lambda: made.row(missing).holders == ("gate",))
+            await eventually(lambda: gate.storage.status().last_error == "")
+        assert made.row(kept).holders == ("gate", store.name)
 
     run(go)
 
