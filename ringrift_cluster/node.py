@@ -18,42 +18,34 @@ import logging
 import os
 import signal
 import socket
-import sys
 import time
 import uuid
 from collections.abc import AsyncIterator, Callable, Mapping
-from dataclasses import replace
 
 import httpx
 
-from executors import host
-from executors.agent import Agent
-from executors.blobs import Blobs
-from executors.gateway import Gateway
 from executors.heartbeat import AgentRefused
 from executors.ledger import LedgerError
 from executors.logs import Logs
-from executors.notice import Notice
-from executors.objectstore import Misplaced, ObjectStore, checked
-from executors.options import Options
+from executors.objectstore import Misplaced, checked
 from ringrift_cluster import __version__, badge, interpreter
 from ringrift_cluster.agreement import Agreement
 from ringrift_cluster.api.connections import ConnectionLimits, Connections, with_room_for_files
 from ringrift_cluster.api.server import http_server
-from ringrift_cluster.api.services import Learner, LoopStatus, OwnChannel, Services, ShutdownOrder
+from ringrift_cluster.api.services import Learner, LoopStatus, OwnChannel, Services
+from ringrift_cluster.beside import LogBeside
 from ringrift_cluster.controllers.runner import Controllers
+from ringrift_cluster.departure import EXIT_SETUP, Departure
 from ringrift_cluster.feed.conf import FollowerConfig
 from ringrift_cluster.feed.follower import FeedReplica
 from ringrift_cluster.feed.router import FeedRouter
+from ringrift_cluster.hands import Hands
 from ringrift_cluster.heartbeats import HeartbeatCollector
-from ringrift_cluster.members import is_loopback
-from ringrift_cluster.port import ReplicaPort
-from ringrift_cluster.pulse import PULSE_S, Pulse
+from ringrift_cluster.pulse import Pulse
 from ringrift_cluster.raft.engine import RaftReplica
-from ringrift_cluster.raft.errors import RaftError
 from ringrift_cluster.relay.channel import Channel
 from ringrift_cluster.relay.switchboard import Switchboard
-from ringrift_cluster.replica import ChangeRefused, ReplicaError
+from ringrift_cluster.replica import ReplicaError
 from ringrift_cluster.seat import (
     Seat,
     known_voters,
@@ -67,30 +59,16 @@ from ringrift_cluster.settings import NodeConfig
 from ringrift_cluster.supervise import TaskReport, supervise
 from ringrift_cluster.tls import Tls, TlsError
 from ringrift_cluster.vitals import Executor, counters
-from statemachine.machine import SUPPORTED_FEATURE_LEVEL
+from ringrift_cluster.watch import Watch
 
 log = logging.getLogger("ringrift.node")
 
-EXIT_SETUP = 2
-#: the replica stopped by itself (damaged file, divergence, full disk): restarting alone does not mend it
-EXIT_HALTED = 70
-#: start it again: its voters are of another cluster now, or it could not begin anew since its disk hung
-EXIT_AGAIN = 75
-#: a follower that the cluster counts as a voter, with a log that it has not, ends after this long
-MISSED_S = 10.0
-#: a voter with so many cores keeps one of them for itself
-SPARE_CORES = 4
 #: an agent that leaves its jobs alone is waited for this long
 LET_GO_S = 2.0
 
 
 class SetupError(Exception):
     """Why this node cannot start, in one sentence."""
-
-
-def _reserved(said: int | None, votes: bool) -> int:
-    """Cores kept free of jobs: as its operator says, else one for the log of a voter with some to spare."""
-    return said if said is not None else int(votes and host.usable_cores() >= SPARE_CORES)
 
 
 def _shown(channel: Channel | None) -> OwnChannel:
@@ -126,17 +104,9 @@ class Node:
         """`log_beside` is the running log of a learner that has become a voter."""
         self.config = config
         self.seat = seat
-        #: a log that joins, beside a follower; or the one that a voter takes over
-        self.log_beside = log_beside
-        #: what the node is composed for next, once this composition has ended
-        self.next_seat: Seat | None = None
-        self._learning = asyncio.Lock()
-        self._counted = 0
+        self.departure = Departure(stop_jobs=config.stop_jobs)
+        self.beside = LogBeside(config, log_beside)
         self._listener = listener
-        self._leaving = asyncio.Event()
-        self._order = ShutdownOrder(reason="", stop_jobs=config.stop_jobs)
-        self._exit = 0
-        self._signalled = False
         #: a thread hangs on the disk; Python would wait for it for ever
         self._stuck = False
         self._reports: dict[str, TaskReport] = {}
@@ -147,7 +117,7 @@ class Node:
             log.warning('event=setting_warning detail="%s"', warning)
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, self._obey_signal, number)
+            loop.add_signal_handler(number, self.departure.obey_signal, number)
         token = config.auth_token.get_secret_value() if config.auth_token else None
         limits = httpx.Limits(max_connections=256, max_keepalive_connections=64)
         timeout = httpx.Timeout(30.0, connect=3.0)
@@ -170,10 +140,11 @@ class Node:
             if await self._join(http):
                 async with self._replica(http) as replica:
                     await self._live(replica, http, token)
-        log.info("event=node_left reason=%s exit=%d", self._order.reason or "-", self._exit)
+        left = self.departure
+        log.info("event=node_left reason=%s exit=%d", left.order.reason or "-", left.exit_code)
         if self._stuck:
-            os._exit(self.code_when_stuck)
-        return self._exit
+            os._exit(left.code_when_stuck)
+        return left.exit_code
 
     async def _join(self, http: httpx.AsyncClient) -> bool:
         """Buy this node's own token where it has a join token and needs one; false when it was told to leave."""
@@ -183,7 +154,7 @@ class Node:
         voters = {m.id: m.url for m in config.voters}
         given = config.join_token.get_secret_value()
         try:
-            own = await badge.join(http, voters, config.node_id, given, config.data_dir, self._leaving.is_set)
+            own = await badge.join(http, voters, config.node_id, given, config.data_dir, self.departure.begun)
         except (badge.JoinRefused, OSError) as error:
             raise SetupError(str(error)) from error
         if own is not None:
@@ -198,18 +169,18 @@ class Node:
         else:
             replica = await self._start_follower(http)
         if self.seat is Seat.LEARNER:
-            self.log_beside = await self._start_learner()
+            await self.beside.start(self._tls)
         interpreter.leave_alone()
         try:
             yield replica
         finally:
             await replica.stop()
-            if self.log_beside is not None and self.next_seat is not Seat.VOTER:
-                await self.log_beside.stop()
+            if self.beside.log is not None and self.departure.next_seat is not Seat.VOTER:
+                await self.beside.log.stop()
 
     def _start_voter(self) -> RaftReplica:
         loop = asyncio.get_running_loop()
-        replica, self.log_beside = self.log_beside, None
+        replica = self.beside.take()
         if replica is None:
             replica = RaftReplica.start(voter_config(self.config, self._tls, joins=False))
 
@@ -230,69 +201,16 @@ class Node:
     def _voter_halted(self, replica: RaftReplica, sentence: str) -> None:
         """The log stopped by itself: its node goes on as a follower when the cluster removed it, else it ends."""
         if replica.removed is None:
-            self._halted(sentence)
+            self.departure.halt(sentence)
         else:
             remember(self.config.data_dir, voter_urls(replica, self.config.voters))
-            self._change_seat(Seat.FOLLOWER, sentence)
-
-    def _change_seat(self, seat: Seat, reason: str) -> None:
-        if not self._leaving.is_set():
-            self.next_seat = seat
-            self._leave(ShutdownOrder(reason, stop_jobs=False))
-
-    @property
-    def reason(self) -> str:
-        """Why it leaves."""
-        return self._order.reason
-
-    @property
-    def restarts(self) -> bool:
-        """Whether its process is to begin anew."""
-        return self._order.restart and not self._exit and not self._signalled
-
-    @property
-    def code_when_stuck(self) -> int:
-        """The exit code of a process that cannot go on by itself, in its next seat or anew.
-
-        That is left to whoever looks after it, who takes code 0 for a wish to be gone.
-        """
-        return self._exit or (EXIT_AGAIN if self.restarts or self.next_seat is not None else 0)
+            self.departure.change_seat(Seat.FOLLOWER, sentence)
 
     async def _learn(self, replica: RaftReplica | FeedReplica) -> Learner:
         """Have a log here that a leader may bring up to date; what names it. Raises ChangeRefused."""
-        config = self.config
         if isinstance(replica, RaftReplica):
-            return Learner(raft_address(config), config.url, replica.log_id)
-        now = replica.status()
-        if not now.ready:
-            raise ChangeRefused(
-                f"{config.node_id} has not caught up on the feed (it is at entry {now.applied} of {now.commit})"
-            )
-        if self._badge.joined:
-            raise ChangeRefused(
-                f"{config.node_id} came with a join token, which makes no voters; start it with --auth-token-file"
-            )
-        said = self._tls.facts if self._tls is not None else None
-        if self._tls is not None and (said is None or not said.voter):
-            raise ChangeRefused(
-                f"the certificate of {config.node_id} is not a voter's; give it one "
-                f"(`ringrift-node certs issue {config.node_id} --voter`)"
-            )
-        if self._tls is None and config.cluster_secret is None and not is_loopback(config.bind):
-            raise ChangeRefused(
-                f"{config.node_id} has no cluster secret to know the voters by; start it with --cluster-secret-file"
-            )
-        async with self._learning:
-            if self.log_beside is None:
-                self.log_beside = await self._start_learner()
-        return Learner(raft_address(config), config.url, self.log_beside.log_id)
-
-    async def _start_learner(self) -> RaftReplica:
-        """Raises ChangeRefused."""
-        try:
-            return await asyncio.to_thread(RaftReplica.start, voter_config(self.config, self._tls, joins=True))
-        except RaftError as error:
-            raise ChangeRefused(f"{self.config.node_id} cannot begin a log: {error}") from error
+            return Learner(raft_address(self.config), self.config.url, replica.log_id)
+        return await self.beside.learn(replica, self._tls, joined=self._badge.joined)
 
     async def _start_follower(self, http: httpx.AsyncClient) -> FeedReplica:
         config = self.config
@@ -312,50 +230,8 @@ class Node:
         config = self.config
         heartbeats = HeartbeatCollector(replica) if isinstance(replica, RaftReplica) else None
         record = heartbeats.record if heartbeats else replica.record  # type: ignore[union-attr]
-        blobs = Blobs(config.data_dir / "artifacts", quota_bytes=config.store_bytes)
-        bucket = config.object_store
-
-        options = Options(
-            cpu_slots=config.cpu_slots,
-            max_processes=config.max_processes,
-            starts_per_s=config.starts_per_s,
-            reserve_cpus=_reserved(config.reserve_cpus, isinstance(replica, RaftReplica)),
-            notice=Notice(config.notice_file, config.notice_command, config.notice_url),
-            notice_every_s=config.notice_every_s,
-            disk_floor=host.DiskFloor(config.disk_floor_percent, int(config.disk_floor_gib * host.GIB)),
-            labels=config.labels,
-            transfer_bytes_per_s=config.transfer_bytes_per_s,
-            release=__version__,
-            feature_level=SUPPORTED_FEATURE_LEVEL,
-            progress_every_s=config.progress_every_s,
-        )
-
-        def hired(cluster_id: str) -> Agent:
-            return Agent(
-                ReplicaPort(replica, record),
-                peer=config.node_id,
-                address=config.url,
-                role="voter" if isinstance(replica, RaftReplica) else "follower",
-                data_dir=config.data_dir,
-                cluster_id=cluster_id,
-                blobs=blobs,
-                http=http,
-                vault=ObjectStore(bucket, cluster_id) if bucket is not None else None,
-                options=replace(options, labels=(*options.labels, bucket.name)) if bucket is not None else options,
-            )
-
-        executor = Executor(replica, hired)
-        gateway = Gateway(
-            ReplicaPort(replica, record),
-            node=config.node_id,
-            address=config.url,
-            data_dir=config.data_dir,
-            blobs=blobs,
-            http=http,
-            options=options,
-            keys=config.ssh,
-            cluster_id=lambda: executor.cluster_id,
-        )
+        hands = Hands(config, replica, record, http)
+        executor, gateway = hands.executor, hands.gateway
         controllers = Controllers(replica, http=http) if isinstance(replica, RaftReplica) else None
         feed = FeedRouter(replica)
         board = Switchboard(lambda: uuid.uuid4().hex) if isinstance(replica, RaftReplica) else None
@@ -366,13 +242,13 @@ class Node:
         services = Services(
             replica=replica,
             heartbeats=heartbeats or replica,  # type: ignore[arg-type]
-            blobs=blobs,
+            blobs=hands.blobs,
             logs=Logs(config.data_dir),
             agent=executor.status,
             gpus=executor.gpus,
             storage=executor.storage,
             restore=executor.restore,
-            shutdown=self._leave,
+            shutdown=self.departure.begin,
             learn=lambda: self._learn(replica),
             voters={m.id: m.url for m in config.voters},
             http=http,
@@ -391,7 +267,7 @@ class Node:
                 **tls_numbers(),
                 **gateway.numbers(),
             },
-            closing=self._leaving.is_set,
+            closing=self.departure.begun,
             token=token,
             guarded=self._badge.joined,
             exposure=config.exposure,
@@ -411,17 +287,18 @@ class Node:
             ",".join(m.id for m in config.voters),
             os.getpid(),
         )
+        watch = Watch(config, self.departure, self.beside)
         async with asyncio.TaskGroup() as group:
             tasks = [
-                group.create_task(self._keep_watch(pulse, replica, executor), name="pulse"),
-                group.create_task(self._watch_parent(), name="parent"),
+                group.create_task(watch.keep(pulse, replica, executor), name="pulse"),
+                group.create_task(watch.keep_parent(), name="parent"),
             ]
             if heartbeats is not None:
                 tasks.append(group.create_task(self._supervised("heartbeats", heartbeats.run)))
             if controllers is not None:
                 tasks.append(group.create_task(controllers.run(), name="controllers"))
             if isinstance(replica, RaftReplica):
-                agreement = Agreement(replica, lambda: voter_urls(replica, config.voters), http, self._halted)
+                agreement = Agreement(replica, lambda: voter_urls(replica, config.voters), http, self.departure.halt)
                 tasks.append(group.create_task(self._supervised("agreement", agreement.run)))
             if self._tls is not None:
                 tasks.append(group.create_task(self._supervised("tls", self._tls.watch)))
@@ -432,9 +309,9 @@ class Node:
             serving = group.create_task(server.serve(sockets=[self._listener]), name="http")
             tasks.append(group.create_task(self._supervised("agent", lambda: self._obey(executor)), name="agent"))
             tasks.append(group.create_task(self._supervised("hosts", gateway.run), name="hosts"))
-            await self._leaving.wait()
-            log.info("event=node_leaving reason=%s stop_jobs=%s", self._order.reason, self._order.stop_jobs)
-            if self._order.stop_jobs:
+            order = await self.departure.wait()
+            log.info("event=node_leaving reason=%s stop_jobs=%s", order.reason, order.stop_jobs)
+            if order.stop_jobs:
                 await gateway.stop()
             await self._depart(replica, executor)
             if channel is not None:
@@ -449,14 +326,14 @@ class Node:
 
     async def _depart(self, replica: RaftReplica | FeedReplica, executor: Executor) -> None:
         """Hand leadership over, then let the agent go. Each has its time; leaving never hangs."""
-        if replica.status().role == "leader" and len(replica.status().voters) > 1 and not self._exit:
+        if replica.status().role == "leader" and len(replica.status().voters) > 1 and not self.departure.exit_code:
             try:
                 async with asyncio.timeout(self.config.stop_grace_s / 2):
                     new = await replica.transfer_leadership()
                 log.info("event=leadership_handed_over to=%s", new)
             except (ReplicaError, TimeoutError) as error:
                 log.warning('event=leadership_not_handed_over reason="%s"', str(error) or type(error).__name__)
-        stop_jobs = self._order.stop_jobs
+        stop_jobs = self.departure.order.stop_jobs
         try:
             async with asyncio.timeout(None if stop_jobs else LET_GO_S):
                 await executor.stop(stop_jobs=stop_jobs)
@@ -474,36 +351,14 @@ class Node:
             await executor.run()
         except AgentRefused as error:
             executor.dismissed = True
-            self._fall("node_refused", str(error), EXIT_SETUP)
+            self.departure.fall("node_refused", str(error), EXIT_SETUP)
         except (LedgerError, OSError) as error:
             if executor.has_joined:
                 raise
             executor.dismissed = True
-            self._fall("agent_cannot_start", f"the agent in {self.config.data_dir} cannot start: {error}", EXIT_SETUP)
-
-    def _obey_signal(self, number: int) -> None:
-        """The first one is an orderly leave; a second one does not wait for it. Jobs stay under their keepers."""
-        if self._signalled:
-            log.error("event=node_cut_short signal=%d", number)
-            os._exit(128 + number)
-        self._signalled = True
-        self.next_seat = None
-        self._leave(ShutdownOrder(signal.Signals(number).name, self.config.stop_jobs))
-
-    def _leave(self, order: ShutdownOrder) -> None:
-        if not self._leaving.is_set():
-            self._order = order
-            self._leaving.set()
-
-    def _halted(self, sentence: str) -> None:
-        self._fall("replica_halted", sentence, EXIT_HALTED)
-
-    def _fall(self, event: str, sentence: str, code: int) -> None:
-        """Leave because of a fault, with a sentence for whoever looks."""
-        log.critical('event=%s detail="%s"', event, sentence)
-        sys.stderr.write(f"ringrift-node: {sentence}\n")
-        self._exit = self._exit or code
-        self._leave(ShutdownOrder(event, stop_jobs=False))
+            self.departure.fall(
+                "agent_cannot_start", f"the agent in {self.config.data_dir} cannot start: {error}", EXIT_SETUP
+            )
 
     def _complaints(self) -> tuple[str, ...]:
         tls = self._tls.complaint if self._tls is not None else ""
@@ -512,53 +367,6 @@ class Node:
     async def _supervised(self, name: str, run: Callable[[], object]) -> None:
         report = self._reports[name] = TaskReport(name)
         await supervise(report, run, clock=time.monotonic, wall_s=time.time)  # type: ignore[arg-type]
-
-    def _look_after(self, replica: RaftReplica | FeedReplica, executor: Executor) -> None:
-        """A follower that halted, or that follows another cluster than its agent works for, ends its node."""
-        now, hired_for = replica.status(), executor.cluster_id
-        if self._leaving.is_set() or isinstance(replica, RaftReplica):
-            return  # a voter calls when it halts, and never changes its cluster
-        if now.halted:
-            self._halted(now.halted)
-        elif self.log_beside is not None and self.log_beside.is_voter:
-            self._change_seat(Seat.VOTER, f"{self.config.node_id} is a voter now")
-        elif self._is_counted_without_a_log(replica):
-            self._halted(
-                f"{self.config.node_id} is a voter of the cluster by a log that is not here: restore its data "
-                f"directory, or run `ringrift-node voters remove {self.config.node_id}`, start it again and run "
-                f"`ringrift-node voters add {self.config.node_id}`"
-            )
-        elif hired_for and now.cluster_id not in ("", hired_for):
-            self._fall(
-                "cluster_changed",
-                f"the voters are of cluster {now.cluster_id} now, the jobs here are of {hired_for}; "
-                "start the node again if that is meant",
-                EXIT_AGAIN,
-            )
-
-    def _is_counted_without_a_log(self, replica: FeedReplica) -> bool:
-        """Whether the voters wait for a log of this node that it has lost. Its state may be from before a removal,
-        so it must say so for a while."""
-        state = replica.live_state()
-        own = None
-        if state is not None and replica.status().ready:
-            own = next((v for v in state.voters.voters if v.node == self.config.node_id), None)
-        beside = self.log_beside.log_id if self.log_beside is not None else ""
-        self._counted = self._counted + 1 if own is not None and own.log_id != beside else 0
-        return self._counted * PULSE_S >= MISSED_S
-
-    async def _keep_watch(self, pulse: Pulse, replica: RaftReplica | FeedReplica, executor: Executor) -> None:
-        while True:
-            await pulse.beat()
-            self._look_after(replica, executor)
-
-    async def _watch_parent(self) -> None:
-        # The parent's pid is told to us: one that died while we were still importing would not be noticed.
-        while parent := self.config.exit_with_parent:
-            if os.getppid() != parent:
-                self._leave(ShutdownOrder("parent_gone", stop_jobs=True))
-                return
-            await asyncio.sleep(PULSE_S)
 
     def _loops(self, controllers: Controllers | None) -> Callable[[], Mapping[str, LoopStatus]]:
         def loops() -> Mapping[str, LoopStatus]:

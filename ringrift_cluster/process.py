@@ -19,8 +19,9 @@ from typing import BinaryIO, NamedTuple
 
 from ringrift_cluster import interpreter, observability
 from ringrift_cluster.api.server import BACKLOG
+from ringrift_cluster.departure import EXIT_SETUP
 from ringrift_cluster.members import SettingsError
-from ringrift_cluster.node import EXIT_SETUP, Node, SetupError
+from ringrift_cluster.node import Node, SetupError
 from ringrift_cluster.raft.errors import RaftError, Removed
 from ringrift_cluster.seat import Seat, seat_of, set_aside
 from ringrift_cluster.settings import NodeConfig
@@ -112,12 +113,13 @@ async def _serve(config: NodeConfig, listener: socket.socket) -> Left:
             code = await node.run()
         except Removed as removed:
             # It was removed just before it was started.
-            node.next_seat, code = Seat.FOLLOWER, 0
+            node.departure.next_seat, code = Seat.FOLLOWER, 0
             log.warning('event=voter_removed detail="%s"', removed)
-        if node.next_seat is None:
-            return Left(code, node.restarts)
-        log.warning('event=seat_changed from=%s to=%s reason="%s"', seat, node.next_seat, node.reason)
-        seat, log_beside = node.next_seat, node.log_beside
+        left = node.departure
+        if left.next_seat is None:
+            return Left(code, left.restarts)
+        log.warning('event=seat_changed from=%s to=%s reason="%s"', seat, left.next_seat, left.order.reason)
+        seat, log_beside = left.next_seat, node.beside.log
         if seat is Seat.FOLLOWER:
             aside = set_aside(config.data_dir)
             log.warning('event=log_set_aside path="%s"', aside)

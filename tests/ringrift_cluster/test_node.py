@@ -20,13 +20,15 @@ from executors.heartbeat import AgentRefused
 from executors.ledger import LedgerError
 from executors.ports import ClusterUnavailable
 from ringrift_cluster.api.services import ShutdownOrder
-from ringrift_cluster.node import EXIT_AGAIN, EXIT_HALTED, EXIT_SETUP, Node
+from ringrift_cluster.departure import EXIT_AGAIN, EXIT_HALTED, EXIT_SETUP
+from ringrift_cluster.node import Node
 from ringrift_cluster.port import OLD_VIEW_MS, ReplicaPort
 from ringrift_cluster.replica import ReadOnly
 from ringrift_cluster.seat import Seat
 from ringrift_cluster.settings import resolve
 from ringrift_cluster.sources import load
 from ringrift_cluster.vitals import Executor
+from ringrift_cluster.watch import Watch
 from statemachine.commands import ReleaseJob
 from tests.executors.agents import OPTIONS, WAIT, node, program, strays_of
 from tests.support.cluster import NodeProcess, eventually, free_ports
@@ -68,6 +70,10 @@ def one(tmp_path: Path) -> Iterator[Node]:
     )
     with socket.socket() as listener:
         yield Node(config, listener, Seat.FOLLOWER)
+
+
+def watch_of(one: Node) -> Watch:
+    return Watch(one.config, one.departure, one.beside)
 
 
 def lone_voter(folder: Path) -> NodeProcess:
@@ -119,7 +125,7 @@ def test_an_agent_that_fails_at_work_is_followed_by_another_and_its_node_stays(
         await asyncio.wait_for(at_work.wait(), 10)
         assert hired == ["memory", "memory"]
         assert one._reports["agent"].failures == 1
-        assert not one._leaving.is_set()
+        assert not one.departure.begun()
         task.cancel()
 
     asyncio.run(go())
@@ -134,11 +140,11 @@ def test_an_agent_that_is_refused_takes_its_node_down_and_is_not_followed(
 
         executor = Executor(MemoryReplica(), lambda _: StubAgent(refused, joined=True))  # type: ignore[arg-type, return-value]
         await one._obey(executor)
-        assert one._leaving.is_set()
+        assert one.departure.begun()
         await executor.run()  # nothing is hired any more
 
     asyncio.run(go())
-    assert one._exit == EXIT_SETUP
+    assert one.departure.exit_code == EXIT_SETUP
     assert "a newer process of f1 has joined" in capsys.readouterr().err
 
 
@@ -163,12 +169,12 @@ def test_a_voter_writes_snapshots_as_often_as_it_is_told(tmp_path: Path) -> None
 def test_a_follower_that_halts_ends_its_node(one: Node, capsys: pytest.CaptureFixture[str]) -> None:
     replica = MemoryReplica()
     executor = Executor(replica, lambda _: pytest.fail("nobody is hired here"))
-    one._look_after(replica, executor)  # type: ignore[arg-type]
-    assert not one._leaving.is_set()
+    watch_of(one).look(replica, executor)  # type: ignore[arg-type]
+    assert not one.departure.begun()
     replica.says = replace(replica.says, halted="f1 stopped at entry 7: the digests differ")
-    one._look_after(replica, executor)  # type: ignore[arg-type]
-    assert one._leaving.is_set()
-    assert one._exit == EXIT_HALTED
+    watch_of(one).look(replica, executor)  # type: ignore[arg-type]
+    assert one.departure.begun()
+    assert one.departure.exit_code == EXIT_HALTED
     assert capsys.readouterr().err == "ringrift-node: f1 stopped at entry 7: the digests differ\n"
 
 
@@ -176,12 +182,12 @@ def test_a_cluster_that_changes_under_a_follower_ends_its_node(one: Node, capsys
     replica = MemoryReplica()
     executor = Executor(replica, lambda _: pytest.fail("nobody is hired here"))
     executor.cluster_id = "memory"
-    one._look_after(replica, executor)  # type: ignore[arg-type]
-    assert not one._leaving.is_set()
+    watch_of(one).look(replica, executor)  # type: ignore[arg-type]
+    assert not one.departure.begun()
     replica.says = replace(replica.says, cluster_id="another")
-    one._look_after(replica, executor)  # type: ignore[arg-type]
-    assert one._leaving.is_set()
-    assert one._exit == EXIT_AGAIN
+    watch_of(one).look(replica, executor)  # type: ignore[arg-type]
+    assert one.departure.begun()
+    assert one.departure.exit_code == EXIT_AGAIN
     assert "cluster another now, the jobs here are of memory" in capsys.readouterr().err
 
 
@@ -212,11 +218,11 @@ def test_a_node_that_shall_begin_anew_leaves_that_to_its_service_manager_when_it
 
 
 def test_so_does_one_that_becomes_a_voter_or_ceases_to_be_one(one: Node) -> None:
-    assert one.code_when_stuck == 0
-    one._change_seat(Seat.VOTER, "f1 is a voter now")
-    assert one.code_when_stuck == EXIT_AGAIN
-    one._obey_signal(signal.SIGTERM)
-    assert one.code_when_stuck == 0
+    assert one.departure.code_when_stuck == 0
+    one.departure.change_seat(Seat.VOTER, "f1 is a voter now")
+    assert one.departure.code_when_stuck == EXIT_AGAIN
+    one.departure.obey_signal(signal.SIGTERM)
+    assert one.departure.code_when_stuck == 0
 
 
 def test_a_second_signal_while_leaving_ends_the_node_at_once(tmp_path: Path) -> None:
@@ -234,10 +240,10 @@ def test_a_second_signal_while_leaving_ends_the_node_at_once(tmp_path: Path) -> 
 
 
 def test_a_signal_to_leave_outweighs_a_restart_that_was_ordered_before_it(one: Node) -> None:
-    one._leave(ShutdownOrder("a new release", stop_jobs=False, restart=True))
-    assert one.restarts
-    one._obey_signal(signal.SIGTERM)
-    assert not one.restarts
+    one.departure.begin(ShutdownOrder("a new release", stop_jobs=False, restart=True))
+    assert one.departure.restarts
+    one.departure.obey_signal(signal.SIGTERM)
+    assert not one.departure.restarts
 
 
 def test_jobs_of_an_earlier_process_are_stopped_although_the_node_never_learnt_its_cluster(tmp_path: Path) -> None:
