@@ -123,11 +123,12 @@ def strays(job_dir: str, name: str = "RINGRIFT_JOB_DIR") -> list[int]:
 def adopt_orphans() -> None:
     """Become the parent of what the program's children leave behind, so that nothing can leave our sight.
 
-    A grandchild with a session of its own and a clean environment is found by nothing else. Linux only.
+    A grandchild with a session of its own and a clean environment is found by nothing else. To be called before the
+    program starts: one whose parent ends in the first moment is adopted then or never. Linux only.
     """
     if sys.platform != "linux":
         return
-    import ctypes  # after the program's start, which should not wait for it
+    import ctypes  # not needed elsewhere, and it takes a millisecond or two
 
     try:
         ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
@@ -399,6 +400,7 @@ def main(job_dir: str) -> int:
     started_at, kills = boot_s(), oom_kills()
     record: dict[str, Any] = {"code": 127, "signal": 0, "cause": "spawn", "error": "", "oom": False}
     guard = Guard(job_dir, order["margin_s"])
+    adopt_orphans()
     try:
         pid = start(order, job_dir)
     except OSError as error:
@@ -406,7 +408,6 @@ def main(job_dir: str) -> int:
     else:
         ticks = (proc_stat(pid) or ("", 0))[1]
         write_whole(f"{job_dir}/pids.json", json.dumps({"pid": pid, "pgid": pid, "ticks": ticks}))
-        adopt_orphans()
         status, cause = keep(order, job_dir, pid, reader, guard)
         code = -os.WTERMSIG(status) if os.WIFSIGNALED(status) else os.WEXITSTATUS(status)
         record.update(code=max(code, 0), signal=max(-code, 0), cause=cause)

@@ -284,6 +284,17 @@ def test_a_grandchild_with_a_session_of_its_own_and_a_clean_environment_is_ended
     assert shim.strays(str(trial.folder.path)) == []
 
 
+def test_a_daemon_that_a_script_leaves_in_its_first_moment_is_ended_with_it(tmp_path: Path) -> None:
+    script = (
+        "(setsid env -i sh -c 'echo $$ > out/child; exec sleep 600' &)\n"
+        "while [ ! -s out/child ]; do sleep 0.01; done; echo 1 > out/a.jsonl"
+    )
+    for number in range(4):  # its parent ends within a millisecond or two, and who adopts it is decided then
+        trial = Trial(tmp_path / str(number), Template(argv=("sh", "-c", script), outputs=(GAMES,)), {}, {})
+        assert trial.run().verdict == "completed"
+        assert processes.start_ticks(int((trial.folder.out / "child").read_text())) == 0
+
+
 WRONG = [
     (Template(argv=("p", "{nothing}")), "asks for {nothing}, which nothing provides"),
     (Template(argv=("p",), progress="(?P<games"), "is no regular expression"),
