@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,11 +16,16 @@ from executors.ledger import Ledger, LedgerError
 from executors.ports import Clock, Cluster
 from executors.transfers import Transfers
 from statemachine import queries
+from statemachine.commands import Command
+from statemachine.errors import Result
 from statemachine.queries import ResolvedInput
 from statemachine.settings import Timing
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
+
+#: commands in one proposal, where there may be many
+BATCH = 200
 
 
 @dataclass
@@ -66,6 +71,13 @@ class Bench:
     async def resolved(self, digest: str) -> ResolvedInput:
         """Who has a file, by the rows as they are now. Raises ClusterUnavailable."""
         return (await self.cluster.read(lambda state: queries.resolve(state, "", digest)))[0]
+
+    async def propose_all(self, commands: Sequence[Command]) -> list[Result]:
+        """Commit commands in order, a batch in a proposal; one result each. Raises ClusterError."""
+        results: list[Result] = []
+        for at in range(0, len(commands), BATCH):
+            results += await self.cluster.propose(commands[at : at + BATCH])
+        return results
 
     def note(self, write: Callable[[str, int], None], key: tuple[str, int]) -> None:
         """Write to the ledger what saves work after a restart but is not needed to be right."""

@@ -58,6 +58,12 @@ class Stored:
     used_s: float
 
 
+def digest_of(path: Path) -> str:
+    """The name that a file's bytes give it; blocks. Raises OSError."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 class Writer:
     """One file on its way into the store; `commit` or `abandon` ends it."""
 

@@ -6,8 +6,8 @@ import asyncio
 import logging
 from collections.abc import Iterable
 
-from executors.bench import Bench
-from executors.inventory import HOLDERS_PER_BATCH, file_rows
+from executors.bench import BATCH, Bench
+from executors.inventory import file_rows
 from executors.ports import ClusterError
 from statemachine.commands import AddHolder, Command, DropHolder
 
@@ -53,7 +53,7 @@ class Holdings:
     async def _move(self) -> None:
         arrived = self._bench.transfers.arrived
         while self._made or arrived:
-            made, fetched = sorted(self._made)[:HOLDERS_PER_BATCH], sorted(arrived)[:HOLDERS_PER_BATCH]
+            made, fetched = sorted(self._made)[:BATCH], sorted(arrived)[:BATCH]
             commands: list[Command] = [AddHolder(digest, self._keeper) for digest in (*made, *fetched)]
             commands += [DropHolder(digest, self._peer) for digest in made]
             await self._bench.cluster.propose(commands)

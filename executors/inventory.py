@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
-from executors.bench import Bench
+from executors.bench import BATCH, Bench
 from executors.blobs import Stored
 from executors.options import Options
 from executors.ports import ClusterError
@@ -21,8 +21,6 @@ from statemachine.state import State
 
 log = logging.getLogger(__name__)
 
-#: commands about holders in one proposal
-HOLDERS_PER_BATCH = 200
 #: a copy that the log did not let go is not asked for again in this time
 KEPT_S = 300.0
 #: evict until this share of the quota is used
@@ -75,8 +73,7 @@ class Inventory:
         commands: list[Command] = [DropHolder(digest, self._peer) for digest in missing]
         # What a lost answer or a crash left here is one more copy.
         commands += [AddHolder(digest, self._peer) for digest in strays]
-        for at in range(0, len(commands), HOLDERS_PER_BATCH):
-            await bench.cluster.propose(commands[at : at + HOLDERS_PER_BATCH])
+        await bench.propose_all(commands)
         age_s = self._options.blob_min_age_s
         unnamed = await bench.on_disk(partial(bench.blobs.unnamed, rows.known, age_s))
         gone = await self.unknown(unnamed, self._peer)
@@ -91,16 +88,12 @@ class Inventory:
         The rows that are read here may be old, as on a node that is cut off. What is deleted because of them is asked
         of the log itself. Raises ClusterError.
         """
-        found: list[str] = []
-        for at in range(0, len(digests), HOLDERS_PER_BATCH):
-            batch = digests[at : at + HOLDERS_PER_BATCH]
-            results = await self._bench.cluster.propose([AddHolder(digest, holder) for digest in batch])
-            found += [
-                digest
-                for digest, result in zip(batch, results, strict=True)
-                if isinstance(result, Rejected) and result.code == Code.NOT_FOUND
-            ]
-        return found
+        results = await self._bench.propose_all([AddHolder(digest, holder) for digest in digests])
+        return [
+            digest
+            for digest, result in zip(digests, results, strict=True)
+            if isinstance(result, Rejected) and result.code == Code.NOT_FOUND
+        ]
 
     async def evict(self, wanted_bytes: int = 0) -> None:
         """Bring the store below its quota, with room for so much more, by what was used longest ago."""
@@ -116,7 +109,7 @@ class Inventory:
         unused_since_s = self._bench.clock.wall_ms() / 1000 - self._options.evict_min_age_s
         chosen: list[Stored] = []
         for file in sorted(self.files, key=lambda file: file.used_s):
-            if excess <= 0 or len(chosen) >= HOLDERS_PER_BATCH:
+            if excess <= 0 or len(chosen) >= BATCH:
                 break
             if file.used_s > unused_since_s or file.digest in self._bench.transfers.arrived:
                 continue  # its holding may be on its way into the log

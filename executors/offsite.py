@@ -14,7 +14,7 @@ from collections.abc import Callable
 from executors.bench import Bench
 from executors.blobs import BlobError
 from executors.book import Book
-from executors.inventory import HOLDERS_PER_BATCH, Inventory
+from executors.inventory import Inventory
 from executors.ports import ClusterError
 from executors.scrub import Scrub
 from executors.transfers import Vault
@@ -143,7 +143,5 @@ class Offsite:
         for digest in old:
             await vault.delete(digest)
         missing = sorted(held - there)
-        for at in range(0, len(missing), HOLDERS_PER_BATCH):
-            batch = missing[at : at + HOLDERS_PER_BATCH]
-            await self._bench.cluster.propose([DropHolder(digest, store) for digest in batch])
+        await self._bench.propose_all([DropHolder(digest, store) for digest in missing])
         log.info("store_listed store=%s files=%d deleted=%d missing=%d", store, len(there), len(old), len(missing))

@@ -17,10 +17,10 @@ from functools import partial
 
 from msgspec import Struct
 
-from executors.bench import Bench
+from executors.bench import BATCH, Bench
 from executors.blobs import BlobError
 from executors.copying import Copying
-from executors.inventory import HOLDERS_PER_BATCH, Inventory
+from executors.inventory import Inventory
 from executors.offsite import Offsite
 from executors.options import Options
 from executors.ports import ClusterError
@@ -158,11 +158,11 @@ class Storage:
         await transfers.news.wait()
         await asyncio.sleep(GATHER_S)
         transfers.news.clear()
-        arrived = sorted(transfers.arrived)[:HOLDERS_PER_BATCH]
-        wrong = sorted(transfers.wrong)[:HOLDERS_PER_BATCH]
+        arrived = sorted(transfers.arrived)[:BATCH]
+        wrong = sorted(transfers.wrong)[:BATCH]
         commands: list[Command] = [AddHolder(digest, self._peer) for digest in arrived]
         commands += [DoubtHolder(digest, holder, self._peer) for digest, holder in wrong]
-        absent = sorted(transfers.absent)[:HOLDERS_PER_BATCH]
+        absent = sorted(transfers.absent)[:BATCH]
         if transfers.vault is not None:
             commands += [DropHolder(digest, transfers.vault.name) for digest in absent]
         try:

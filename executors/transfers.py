@@ -26,7 +26,7 @@ from typing import Any, Protocol, TypeVar
 import httpcore
 import httpx
 
-from executors.blobs import BlobError, Blobs, TooLarge
+from executors.blobs import BlobError, Blobs, TooLarge, digest_of
 from executors.book import Book
 from executors.pace import Pace
 from statemachine.queries import ResolvedInput
@@ -279,7 +279,7 @@ class Transfers:
         """Get what is missing; the digest of the whole. Raises BlobError, _BusyError, httpx.HTTPError and OSError."""
         have = unfinished.stat().st_size if unfinished.exists() else 0
         if size_bytes and have == size_bytes:
-            return await self.run(partial(_digest_of, unfinished))
+            return await self.run(partial(digest_of, unfinished))
         if size_bytes and have > size_bytes:
             have = 0
         async with self._request(url, have, spread=spread) as response:
@@ -340,7 +340,7 @@ class Transfers:
                 self.absent.add(digest)
                 self.news.set()
                 return None
-            actual = await self.run(partial(_digest_of, beside))
+            actual = await self.run(partial(digest_of, beside))
             if actual == digest:
                 self.fetched_files += 1
                 self.fetched_bytes += beside.stat().st_size
@@ -402,8 +402,3 @@ def _retry_after_s(response: httpx.Response) -> float:
     with contextlib.suppress(ValueError):
         return min(max(float(response.headers.get("retry-after", "1")), 0.05), 30.0)
     return 1.0
-
-
-def _digest_of(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -7,7 +7,6 @@ ends make from the bytes says in the end whether all of it arrived.
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import logging
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from concurrent.futures import Executor
@@ -17,6 +16,7 @@ from typing import Any, Protocol, TypeVar
 from weakref import WeakValueDictionary
 
 from executors import collect, outcome
+from executors.blobs import digest_of
 from executors.drivers.link import Declined
 from executors.drivers.outpost.frames import MAX_BODY_BYTES
 from executors.outcome import decode_result
@@ -100,7 +100,7 @@ class Carrier:
                     await self._on_disk(beside.touch)
                     await _few_at_a_time((partial(self._get, folder, path, beside, o) for o in offsets), WINDOW)
                     wanted = (await asyncio.shield(told))["sha256"]
-                    if await self._on_disk(partial(_sha256, beside)) == wanted:
+                    if await self._on_disk(partial(digest_of, beside)) == wanted:
                         await self._on_disk(partial(beside.replace, target))
                         return
                     await self._on_disk(beside.unlink)
@@ -235,8 +235,3 @@ def _write(path: Path, offset: int, data: bytes) -> None:
     with path.open("r+b") as file:
         file.seek(offset)
         file.write(data)
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -22,6 +22,16 @@ class WorkloadError(Exception):
     """The work cannot be done; the text is for the person who asked for it."""
 
 
+def read_bounded(path: Path, most_bytes: int, what: str) -> bytes:
+    """A file of at most so many bytes; `what` it is stands in the error. Raises WorkloadError."""
+    try:
+        if path.stat().st_size > most_bytes:
+            raise WorkloadError(f"The {what} {path} is larger than {most_bytes} bytes.")
+        return path.read_bytes()
+    except OSError as error:
+        raise WorkloadError(f"The {what} {path} cannot be read: {error.strerror}.") from error
+
+
 class Arguments(argparse.ArgumentParser):
     """A parser that answers a bad argument by one sentence on stderr and exit 2."""
 

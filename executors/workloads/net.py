@@ -16,7 +16,7 @@ from torch.nn import functional
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from executors.workloads.boards import CONFIGS
-from executors.workloads.contract import WorkloadError, write_atomically
+from executors.workloads.contract import WorkloadError, read_bounded, write_atomically
 from executors.workloads.game import AnyGame
 
 FORMAT = 1
@@ -155,12 +155,7 @@ def load(path: Path, game: AnyGame) -> tuple[Net, int]:
 
 def read(path: Path) -> dict[str, Any]:
     """Read a file written by torch.save, refusing anything but tensors and plain values."""
-    try:
-        if path.stat().st_size > MAX_MODEL_BYTES:
-            raise WorkloadError(f"The model {path} is larger than {MAX_MODEL_BYTES} bytes.")
-        stored = path.read_bytes()
-    except OSError as error:
-        raise WorkloadError(f"The model {path} cannot be read: {error.strerror}.") from error
+    stored = read_bounded(path, MAX_MODEL_BYTES, "model")
     try:
         content = torch.load(io.BytesIO(stored), map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, OSError, RuntimeError, EOFError, ValueError, KeyError) as error:

@@ -13,7 +13,7 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from executors.workloads.contract import WorkloadError, write_atomically
+from executors.workloads.contract import WorkloadError, read_bounded, write_atomically
 
 FORMAT = 1
 MAX_SHARD_BYTES = 4 << 30
@@ -91,12 +91,7 @@ def read(path: Path, config: str, height: int, width: int, players: int) -> Posi
 
     Raises WorkloadError when it is missing, damaged, of another game or of the wrong shape.
     """
-    try:
-        if path.stat().st_size > MAX_SHARD_BYTES:
-            raise WorkloadError(f"The data file {path} is larger than {MAX_SHARD_BYTES} bytes.")
-        stored = path.read_bytes()
-    except OSError as error:
-        raise WorkloadError(f"The data file {path} cannot be read: {error.strerror}.") from error
+    stored = read_bounded(path, MAX_SHARD_BYTES, "data file")
     try:
         with np.load(io.BytesIO(stored), allow_pickle=False) as archive:
             arrays = {name: archive[name] for name in ("format", "config", *_DTYPES)}
