@@ -267,14 +267,36 @@ def ask(job_dir: Path, argv: Sequence[str], within_s: float, most: int) -> bytes
             )
         except OSError as error:
             raise Unanswered(f"its result command {argv[0]} could not be started: {error}") from error
-        try:
-            said, _ = process.communicate(timeout=within_s)
-        except subprocess.TimeoutExpired:
+        said, over = _said(process, time.monotonic() + within_s, most), process.poll() is None
+        if over:
             os.killpg(process.pid, signal.SIGKILL)
-            process.communicate()
-            raise Unanswered(f"its result command {argv[0]} said nothing within {within_s:g} s") from None
+            process.wait()
+    if len(said) > most:
+        raise Unanswered(f"its result command {argv[0]} printed more than the {most} bytes that are read")
+    if over:
+        raise Unanswered(f"its result command {argv[0]} did not end within {within_s:g} s")
     if process.returncode != 0:
         raise Unanswered(f"its result command {argv[0]} exited with {process.returncode}; see {log.name}")
-    if len(said) > most:
-        raise Unanswered(f"its result command {argv[0]} printed {len(said)} bytes, {most} are read")
     return said
+
+
+def _said(process: subprocess.Popen[bytes], until_s: float, most: int) -> bytes:
+    """What it prints until it ends, or until a moment, or until it is more than `most`; blocks.
+
+    The end of its output is not waited for: something that it left behind may hold that open for ever.
+    """
+    assert process.stdout is not None  # it was started with a pipe
+    said, pipe = bytearray(), process.stdout.fileno()
+    with process.stdout:
+        os.set_blocking(pipe, False)
+        while len(said) <= most:
+            ended = process.poll() is not None  # looked at before the read: nothing is printed after it
+            data = b""
+            with contextlib.suppress(BlockingIOError):
+                data = os.read(pipe, 65536)
+            said += data
+            if not data and (ended or time.monotonic() >= until_s):
+                break
+            if not data:
+                time.sleep(0.01)  # it may close its output long before its end
+    return bytes(said)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import sys
 from pathlib import Path
 
 import pytest
 
-from executors import processes, shim
+from executors import keepers, processes, shim
 from executors.trial import Report, Trial, TrialError
 from statemachine import settings as st
 from statemachine.settings import OutputRule, Template
@@ -231,6 +232,24 @@ def test_a_result_command_that_fails_is_named(tmp_path: Path) -> None:
     report, _ = habit(tmp_path, "pass", result=(sys.executable, "-c", "raise SystemExit(3)"))
     assert (report.verdict, report.error_class) == ("failed", "no_output")
     assert "exited with 3" in report.error
+
+
+def test_a_result_command_whose_child_holds_its_output_open_is_not_waited_for(tmp_path: Path) -> None:
+    asks = 'setsid sleep 600 & echo $! > child; echo \'{"counts": {"games": 2}}\''
+    report, trial = habit(tmp_path, "pass", result=("sh", "-c", asks))
+    os.kill(int((trial.folder.path / "child").read_text()), signal.SIGKILL)
+    assert (report.verdict, report.counts) == ("completed", {"games": 2})
+
+
+def test_a_result_command_that_never_ends_to_print_is_ended(tmp_path: Path) -> None:
+    report, _ = habit(tmp_path, "pass", result=("yes",))
+    assert (report.verdict, report.error_class) == ("failed", "no_output")
+    assert "printed more than the 4194304 bytes" in report.error
+
+
+def test_a_result_command_that_says_nothing_is_ended_in_time(tmp_path: Path) -> None:
+    with pytest.raises(keepers.Unanswered, match=r"did not end within 0\.1 s"):
+        keepers.ask(tmp_path, ("sleep", "600"), 0.1, 100)
 
 
 def test_a_file_that_two_rules_fit_counts_and_is_published_once(tmp_path: Path) -> None:
