@@ -1,8 +1,10 @@
 """The wire contract of the log: one frozen Struct a command, tagged with an explicit kind.
 
-Kinds are append-only and never change their meaning; a new meaning is a new kind with a number
-(`work.add.2`). Fields may be appended with a default. Integers and text only: nothing in a command
-may depend on a machine's floating point, and what needed a clock or a coin was decided by the proposer.
+Kinds are append-only and never change their meaning; a new meaning is a new kind with a number (`work.add.2`).
+Fields may be appended with a default until their kind's level is released. After that one more field, also of a value
+within, is a new kind in `FEATURE_LEVELS`: a replica of an older release cannot read an entry with a field that it does
+not know. Integers and text only: nothing in a command may depend on a machine's floating point, and what needed a clock
+or a coin was decided by the proposer.
 """
 
 from __future__ import annotations
