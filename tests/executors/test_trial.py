@@ -235,7 +235,7 @@ def test_a_result_command_that_fails_is_named(tmp_path: Path) -> None:
 
 
 def test_a_result_command_whose_child_holds_its_output_open_is_not_waited_for(tmp_path: Path) -> None:
-    asks = 'setsid sleep 600 & echo $! > child; echo \'{"counts": {"games": 2}}\''
+    asks = 'setsid sleep 600 & echo $! > child; echo \'{{"counts": {{"games": 2}}}}\''
     report, trial = habit(tmp_path, "pass", result=("sh", "-c", asks))
     os.kill(int((trial.folder.path / "child").read_text()), signal.SIGKILL)
     assert (report.verdict, report.counts) == ("completed", {"games": 2})
