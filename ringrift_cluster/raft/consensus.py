@@ -18,6 +18,7 @@ APPLY_S = 0.02
 APPLY_ENTRIES = 256
 #: other voters learn of a commit with the next entries, or at the first tick after this time
 TELL_COMMIT_S = 0.005
+_NEVER = float("inf")
 
 
 class Consensus(SyncObj):  # type: ignore[misc]
@@ -82,6 +83,16 @@ class Consensus(SyncObj):  # type: ignore[misc]
         self._applyCommand(data, None, CONFIGURATION if configuration else REGULAR)
         self._checkCommandsToApply()
 
-    def tick(self) -> None:
-        """Run the library's timers, commit and apply."""
+    def tick(self, *, election: bool) -> None:
+        """Run the library's timers, commit and apply; `election` says whether it may begin one.
+
+        If not, its deadline is out of its sight. It reads the clock itself, and a deadline that passes after we looked
+        would let a log campaign that must not, or a voter that asked nobody.
+        """
+        inside = self.inside
+        deadline = inside.deadline
+        if not election:
+            inside.deadline = _NEVER
         self._onTick(0.0)
+        if inside.deadline == _NEVER:
+            inside.deadline = deadline

@@ -85,15 +85,15 @@ class Elections:
         span = self._timing.election_max_s - self._timing.election_min_s
         self._inside.deadline = now + self._timing.election_min_s + span * outside.rng.random()
 
-    def gate(self, now: float, may_campaign: bool) -> None:
-        """Run before each tick: keep a passed deadline from the library unless it may pass."""
+    def gate(self, now: float, may_campaign: bool) -> bool:
+        """Run before each tick: whether the library may begin an election in it."""
         if self._inside.role == LEADER or self._inside.deadline >= now:
-            return
+            return False
         self._missed = True
         if not may_campaign:
             self._passing = False
             self.postpone(now)
-            return
+            return False
         # The leader that ordered an election goes on sending heartbeats; they do not take it back.
         granted = self._passing and self._is_next(self._asked_for)
         if granted or self._ordered_in == self._inside.term or self._membership.quorum == 1:
@@ -101,7 +101,7 @@ class Elections:
             self._ordered_in = None
             self._open = False
             self._counters.elections += 1
-            return
+            return True
         self.postpone(now)
         self._round += 1
         self._asked_for = self._inside.term + 1
@@ -117,6 +117,7 @@ class Elections:
         )
         for other in self._membership.others:
             self._send(other, question)
+        return False
 
     def on_pre_vote(self, sender: str, question: PreVote, now: float) -> None:
         ours = (self._journal.last_term, self._journal.last_index)

@@ -289,8 +289,7 @@ class RaftNode:
         self.journal.settled = max(self.inside.commit, self.inside.applied)
         others = self.membership.others
         may_campaign = self.membership.admitted and (not others or bool(self.roster.peers_up))
-        self.guard.elections.gate(now, may_campaign)
-        self._consensus.tick()
+        self._consensus.tick(election=self.guard.elections.gate(now, may_campaign))
         self._note_role(role)
         if not self.proposals.held:
             self.changes.step(now)

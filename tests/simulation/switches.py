@@ -174,13 +174,14 @@ def _emit_now(self: Guard, peer: str, message: Message) -> None:
 # G9
 
 
-def _gate_open(self: Elections, now: float, may_campaign: bool) -> None:
+def _gate_open(self: Elections, now: float, may_campaign: bool) -> bool:
     """Whoever's deadline has passed starts an election."""
     if self._inside.role == LEADER or self._inside.deadline >= now:
-        return
+        return False
     self._missed = True
     if not may_campaign:
         self.postpone(now)
+    return may_campaign
 
 
 # G13

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from ringrift_cluster.raft import seams
 from ringrift_cluster.raft.messages import (
     AppendEntries,
     AppendReply,
@@ -78,6 +79,20 @@ class TestAVoterThatWasAwayDisturbsNobody:
         voter.get("c", AppendEntries(1, 1, 1, 0, []), PreVoteReply(question.round, 0, True))
         assert voter.inside.leader_id == "c"
         assert voter.inside.term == 1
+
+    @pytest.mark.parametrize("changes", [{}, {"voters": (), "node_id": "d", "join": False}], ids=["voter", "joins"])
+    def test_a_deadline_that_passes_after_we_looked_begins_no_election(self, tmp_path, changes):
+        """The library reads the clock itself: a turn may be held up for any time in between."""
+        voter = Guarded(tmp_path, **changes)
+        if not voter.node.membership.others:
+            voter.greet("b", configured=3)
+            voter.turn()
+        seams.outside.clock = lambda: voter.time.now + 60.0
+        for _ in range(3):
+            voter.turn()
+        assert not voter.take(RequestVote)
+        assert voter.inside.term == 0
+        assert voter.node.status.role in ("voter", "learner")
 
     def test_it_is_refused_while_the_leader_is_heard(self, tmp_path):
         voter = Guarded(tmp_path)
