@@ -113,6 +113,7 @@ def voter_config(config: NodeConfig, tls: Tls | None, *, joins: bool) -> VoterCo
         node_id=config.node_id,
         voters={m.id: m.raft_address for m in first},
         urls={m.id: m.url for m in first},
+        elsewhere={m.id: m.raft_address for m in config.voters},
         data_dir=config.data_dir,
         bind=join(config.bind, config.raft_port),
         secret=secret,

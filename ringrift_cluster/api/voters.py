@@ -142,8 +142,8 @@ class VotersChanged(Struct, frozen=True):
     errors=("no_leader", "change_refused", "outcome_unknown", "unreachable", Code.NOT_FOUND),
 )
 async def add(call: Call, body: VoterChange) -> VotersChanged:
-    """The follower begins a log, catches up over its raft port, and counts once it has. Sent again under the same
-    request id it takes effect once."""
+    """The follower begins a log, catches up over its raft port, and counts once it has. Of a voter that moved, the
+    addresses are written down. Sent again under the same request id it takes effect once."""
     replica = _leading(call)
     state = replica.live_state()
     peer = state.peers.get(body.node_id)

@@ -56,7 +56,7 @@ def add(
     node_id: Annotated[str, Argument(help="A follower that runs, is caught up and reachable on its raft port.")],
     request_id: Request = "",
 ) -> None:
-    """Make a follower a voter: it catches up first, then it counts."""
+    """Make a follower a voter: it catches up first, then it counts. Of a voter that moved, write its address down."""
     with call.client() as client:
         call.emit(client.add_voter(node_id, request_id or uuid.uuid4().hex), changed)
 

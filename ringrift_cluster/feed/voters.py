@@ -37,6 +37,8 @@ class Voters:
         if not urls:
             raise ValueError("a follower needs at least one voter to follow")
         self._first = dict(urls)
+        #: as the log says, and as they are asked now
+        self._logged: Mapping[str, str] = {}
         self._urls = dict(urls)
         self._order = sorted(urls)
         rng.shuffle(self._order)
@@ -57,13 +59,23 @@ class Voters:
         return self._urls[self._order[0]]
 
     def rotate(self) -> None:
-        self._order.append(self._order.pop(0))
+        """Leave the present voter for the next one.
+
+        It may have moved: where this node was started with another address of it than the log has, the two take turns.
+        """
+        left = self._order.pop(0)
+        self._order.append(left)
+        started, logged = self._first.get(left, ""), self._logged.get(left, "")
+        # An address without TLS does not take the place of one with it.
+        if started and logged and started.startswith("https:") == logged.startswith("https:"):
+            self._urls[left] = started if self._urls[left] == logged else logged
 
     def learn(self, urls: Mapping[str, str]) -> None:
         """Go by the voters of the log; the addresses this node was started with are asked after them."""
-        known = {**{n: u for n, u in self._first.items() if n not in urls}, **urls}
-        if known == self._urls or not urls:
+        if urls == self._logged or not urls:
             return
+        self._logged = dict(urls)
+        known = {**{n: u for n, u in self._first.items() if n not in urls}, **urls}
         stay = [v for v in self._order if v in urls]
         fresh = sorted(urls.keys() - set(stay))
         self._rng.shuffle(fresh)

@@ -83,16 +83,16 @@ class VoterChanges:
     # Orders
 
     def add(self, voter: Voter, request: str, now: float, timeout_s: float, done: Done) -> None:
-        """Make `voter` one. Its `log_id` says which log; it must answer at its raft address within the time."""
+        """Make `voter` one. Its `log_id` says which log; it must answer at its raft address within the time.
+
+        Of one that votes already with that log, the addresses are brought up to date.
+        """
         present = self.membership.configuration
         if self._repeats(f"add {voter.node}", request, done):
             return
         refusal = self._refusal(f"adding {voter.node}")
         known = present.of(voter.node)
-        if refusal is None and known is not None:
-            if known.log_id == voter.log_id:
-                done(present)
-                return
+        if refusal is None and known is not None and known.log_id != voter.log_id:
             refusal = ChangeRefused(
                 f"{voter.node} is a voter with another log, which its disk lost; run "
                 f"`ringrift-node voters remove {voter.node}` first"
@@ -100,8 +100,17 @@ class VoterChanges:
         double = next((v for v in present.voters if v.raft == voter.raft and v.node != voter.node), None)
         if refusal is None and double is not None:
             refusal = ChangeRefused(f"the raft address {voter.raft} is that of voter {double.node}")
+        if refusal is None and known is not None:
+            refusal = self._unsafe(present.voters, now)
         if refusal is not None:
             done(refusal)
+            return
+        if known == voter:
+            done(present)
+            return
+        if known is not None:
+            self._change = _Change(f"add {voter.node}", request, [done])
+            self._append(self._change, tuple(voter if v.node == voter.node else v for v in present.voters))
             return
         self._change = _Change(f"add {voter.node}", request, [done], voter, now + timeout_s)
         self.membership.invited.add(voter.node)

@@ -75,7 +75,8 @@ class VoterConfig:
 
     `voters` maps the node id of every voter that the cluster begins with to its raft address `host:port`, this
     one included, and `urls` to where its HTTP is; once the log says who votes they mean nothing any more, and both
-    are empty for a node that joins (`bind` is then needed). `secret` is the cluster's shared secret of the
+    are empty for a node that joins (`bind` is then needed). `elsewhere` is where voters are looked for that do not
+    answer at the raft address in the log: they may have moved. `secret` is the cluster's shared secret of the
     challenge-response between voters.
     """
 
@@ -83,6 +84,7 @@ class VoterConfig:
     voters: Mapping[str, str]
     data_dir: Path
     urls: Mapping[str, str] = field(default_factory=dict)
+    elsewhere: Mapping[str, str] = field(default_factory=dict)
     #: address to listen on; None means the one in `voters`
     bind: str | None = None
     secret: bytes | None = None

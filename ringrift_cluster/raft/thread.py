@@ -143,6 +143,7 @@ class ConsensusThread:
                 config.limits.outbound_bytes,
                 self.node.counters,
                 self,
+                config.elsewhere,
             )
             links.transport = self._transport
             self.node.begin()

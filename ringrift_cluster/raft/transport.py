@@ -62,11 +62,14 @@ class Transport:
         outbound_bytes: int,
         counters: Counters,
         home: Home,
+        elsewhere: Mapping[str, str] | None = None,
     ) -> None:
+        """`elsewhere` is where a peer is tried, too, that does not answer where it is said to be."""
         self._node_id = node_id
         self._bind = bind
         #: peers to keep a connection to, and those of them that a task is at
         self._addresses: dict[str, str] = {}
+        self._elsewhere = elsewhere or {}
         self._dialing: set[str] = set()
         self._security = security
         self._outbound_bytes = outbound_bytes
@@ -238,6 +241,7 @@ class Transport:
 
     async def _dial(self, peer: str) -> None:
         wait_s = RETRY_MIN_S
+        failures = 0
         #: this time without TLS: it was told that the other end does not speak it
         clear = False
         while not self._stopping and peer in self._addresses:
@@ -250,6 +254,8 @@ class Transport:
             address = self._addresses.get(peer)
             if address is None:
                 break
+            if failures % 2:
+                address = self._elsewhere.get(peer, address)
             host, port = split_address(address)
             tls = self._security.client_tls() if self._security.client_tls and not clear else None
             try:
@@ -262,6 +268,7 @@ class Transport:
             else:
                 established = await self._run(wire, transport, peer)
                 clear = False
+            failures = 0 if established else failures + 1
             wait_s = RETRY_MIN_S if established else min(2 * wait_s, RETRY_MAX_S)
             await asyncio.sleep(wait_s * random.uniform(0.5, 1.0))
         self._dialing.discard(peer)

@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from ringrift_cluster.raft.window import Applied
-from statemachine.commands import CreateToken, RevokeToken, encode_command
-from statemachine.values import Scope
+from statemachine.commands import ConfigureVoters, CreateToken, RevokeToken, encode_command
+from statemachine.values import Scope, Voter
 from tests.support.feeding import Cluster
 from tests.support.following import caught_up, eventually, following, item, run
 
@@ -108,6 +108,28 @@ def test_a_dead_voter_is_left_for_another_one(tmp_path: Path) -> None:
             cluster.leader.commit([item("w3")])
             await caught_up(replica, cluster)
             assert replica.snapshots_taken == 1
+
+    run(scenario())
+
+
+def test_voters_that_have_all_moved_are_found_where_the_settings_say(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        cluster = Cluster(tmp_path)
+
+        def at(suffix: str) -> bytes:
+            return encode_command(
+                ConfigureVoters(tuple(Voter(v, f"{v}:1", f"http://{v}{suffix}:8770", f"log-{v}") for v in cluster.urls))
+            )
+
+        cluster.net.take_down(*(f"{voter}.old" for voter in cluster.urls))
+        cluster.leader.commit([at(".old")])
+        async with following(cluster, tmp_path / "f") as replica:
+            await caught_up(replica, cluster)
+            cluster.leader.commit([item("w1")])
+            await caught_up(replica, cluster)
+            cluster.leader.commit([at("")])
+            await caught_up(replica, cluster)
+        assert replica.snapshots_taken == 1
 
     run(scenario())
 

@@ -57,6 +57,7 @@ class Loopback:
         return VoterConfig(
             node_id=name,
             voters=self.voters,
+            elsewhere=self.voters,
             data_dir=self.directory / name,
             secret=secret,
             timing=FAST,

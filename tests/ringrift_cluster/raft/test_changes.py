@@ -83,6 +83,37 @@ def test_one_voter_becomes_three_and_one_again(tmp_path: Path):
     run(story())
 
 
+def test_voters_that_moved_are_found_where_the_settings_say_and_the_log_learns_their_addresses(tmp_path: Path):
+    async def story():
+        async with Growing(tmp_path, "abc") as cluster:
+            await cluster.start()
+            await (await cluster.leader()).propose([add("before")])
+            await until(
+                lambda: all(len(r.live_state().voters.voters) == 3 for r in cluster.running.values()), "the list"
+            )
+            before = cluster.running["a"].live_state().voters.voters
+            for name in "abc":
+                await cluster.stop(name)
+            cluster.voters = {n: f"127.0.0.1:{p}" for n, p in zip("abc", free_ports(3), strict=True)}
+            await cluster.start()
+            await cluster.all_count("a", "b", "c")
+            for was in before:
+                now = Voter(was.node, cluster.voters[was.node], f"http://{was.node}.new", was.log_id)
+                changed = await cluster.of_leader(partial(RaftReplica.add_voter, voter=now, request=f"r{was.node}"))
+                assert changed.of(was.node) == now
+                assert (await cluster.of_leader(partial(RaftReplica.add_voter, voter=now))).index == changed.index
+            await cluster.all_count("a", "b", "c")
+
+            # From now on one voter's settings may be as old as they are.
+            await cluster.stop("c")
+            address = cluster.voters["c"]
+            cluster.voters = {"a": "127.0.0.1:1", "b": "127.0.0.1:1", "c": address}
+            await cluster.start("c")
+            await cluster.all_count("a", "b", "c")
+
+    run(story())
+
+
 def test_the_list_survives_a_restart_of_all_whatever_is_configured(tmp_path: Path):
     async def story():
         async with Growing(tmp_path, "ab") as cluster:
