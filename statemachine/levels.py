@@ -2,8 +2,8 @@
 
     restart: Annotated[Restart, Since(2)] = Restart()
 
-Such a field has a default. A cluster below its level refuses every value that names it, in the words in which a
-release without the field refuses it.
+Such a field has a default. A cluster below its level refuses every value that names it, as a release without the
+field does.
 """
 
 from __future__ import annotations

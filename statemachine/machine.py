@@ -124,7 +124,8 @@ class Machine:
 
     `chain` is sha256 over (the chain before, index, what was written in order, results); two replicas at one
     index with different chains have diverged. A row that was made is taken in whole, a row that was changed by
-    the fields that changed: equal rows stay equal under equal changes.
+    the fields that changed: equal rows stay equal under equal changes. A refusal is taken in by its code: its
+    sentence is for people, and two releases, or two of a decoder, may word it differently.
     """
 
     def __init__(self) -> None:
@@ -134,6 +135,8 @@ class Machine:
         self.chain = bytes(32)
         #: transitions that failed unforeseen, for an alarm
         self.internal_errors = 0
+        #: commands of the present entry that were refused
+        self._refusals = 0
         self._txn = Txn(self.state)
 
     def apply(self, index: int, term: int, entry: bytes) -> list[Result]:
@@ -156,8 +159,10 @@ class Machine:
                 raise Halt(f"entry {index} of term {term} cannot be read by this release: {unknown}; upgrade it")
         self._advance(index, decoded.clock_term, decoded.elapsed_ms)
         run = self._run
+        self._refusals = 0
         results = [run(HANDLERS[type(command)], command) for command in decoded.commands]
-        self.chain = hashlib.sha256(self.chain + _encode((index, self._txn.finish(), results))).digest()
+        shown = [r.code if type(r) is Rejected else r for r in results] if self._refusals else results
+        self.chain = hashlib.sha256(self.chain + _encode((index, self._txn.finish(), shown))).digest()
         self.index = index
         self.term = term
         return results
@@ -202,11 +207,13 @@ class Machine:
             value = handler(txn, argument)
         except Refused as refused:
             txn.rollback()
+            self._refusals += 1
             return Rejected(refused.code, refused.detail)
         except (MemoryError, OSError):
             raise
         except Exception as error:  # noqa: BLE001 - the log must go on: dropped whole, counted, alarmed
             txn.rollback()
+            self._refusals += 1
             self.internal_errors += 1
             kind = type(argument).__name__
             return Rejected(Code.INTERNAL, f"{kind} failed with {type(error).__name__}; nothing was changed")

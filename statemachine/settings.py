@@ -308,10 +308,6 @@ _BRACKETS = re.compile(r"[][{}]")
 Decoded = Timing | Limits | Retention | Artifacts | GameConfig | Template | Host | Controller
 
 
-class Misshapen(ValueError):  # noqa: N818 - names a state of the text
-    """A setting's text has not the shape of its group; the words are the decoder's."""
-
-
 def decode(name: str, value: str, level: int = NEWEST) -> Struct:
     """Decode one setting's JSON text, of which a release of that feature level knows every word.
 
@@ -333,7 +329,7 @@ def decode(name: str, value: str, level: int = NEWEST) -> Struct:
             msgspec.json.decode(value, type=older)
         decoded = msgspec.json.decode(value, type=kind)
     except msgspec.MsgspecError as error:
-        raise Misshapen(f"setting {name}: {error}") from error
+        raise ValueError(f"setting {name}: {error}") from error
     problem = inconsistency(decoded)
     if problem:
         raise ValueError(f"setting {name}: {problem}")

@@ -113,27 +113,3 @@ def test_a_gateway_that_is_killed_finds_its_hosts_jobs_running_and_counts_them_o
     eventually(lambda: status(cluster, "t2")["status"] == "completed", "the pair to be counted", 60)
     (item,) = status(cluster, "t2")["items"]
     assert (item["attempts"], status(cluster, "t2")["games_done"]) == (1, 8)
-
-
-def test_a_cancelled_tournament_ends_what_runs_on_its_hosts_and_keeps_what_was_counted(
-    site: tuple[TestCluster, Path],
-) -> None:
-    cluster, folder = site
-    (folder / "hold").unlink(missing_ok=True)
-    body = {"run_id": "t3", "board": "square8", "tiers": "D5,D6,D9", "games_per_matchup": 8}
-    assert cluster.nodes["f1"].post("/ssh_tournament/run", body).is_success
-    eventually(lambda: status(cluster, "t3")["by_status"] == {"completed": 1, "running": 2}, "two pairs to be held", 60)
-    answer = cluster.nodes["f1"].post("/ssh_tournament/cancel", {"run_id": "t3"})
-    assert answer.is_success, answer.text
-    assert {k: answer.json()[k] for k in ("status", "cancelled", "stopping")} == {
-        "status": "cancelled", "cancelled": 2, "stopping": 2
-    }  # fmt: skip
-    voter = cluster.nodes["v1"]
-
-    def jobs() -> set[str]:
-        return {job["actual"] for job in voter.get("/jobs?ended=true")["ended_jobs"] if "/t3/" in job["work"]}
-
-    eventually(lambda: jobs() == {"succeeded", "stopped"}, "the jobs to stop", 60)
-    now = status(cluster, "t3")
-    assert (now["status"], now["by_status"], now["games_done"]) == ("cancelled", {"cancelled": 2, "completed": 1}, 8)
-    assert not any(shim.strays(str(path)) for path in folder.glob("roots/*/*/jobs/*t3*"))

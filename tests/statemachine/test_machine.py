@@ -6,7 +6,7 @@ import msgspec
 import pytest
 
 from statemachine import machine as law
-from statemachine.commands import AddWork, CancelWork, Once
+from statemachine.commands import AddWork, CancelWork, ChangeSetting, Command, Once
 from statemachine.entries import encode_entry
 from statemachine.errors import Code, Done, Halt, Refused, Rejected
 from statemachine.machine import Machine
@@ -155,9 +155,18 @@ def test_two_machines_with_one_log_have_one_chain_and_another_log_another():
     assert other.chain != twin.chain
 
 
-def test_the_chain_covers_results_and_the_index_too():
-    left, right = given(item("w1")), given(item("w1"))
+@pytest.mark.parametrize("other", [CancelWork("w1"), ChangeSetting("nothing", "{}")], ids=["done", "another code"])
+def test_the_chain_covers_what_became_of_a_command_that_changed_nothing(other: Command):
+    left, right = given(item("w1"), CancelWork("w1")), given(item("w1"), CancelWork("w1"))
     left.apply(CancelWork("w8"))
-    right.apply(CancelWork("w9"))
+    right.apply(other)
     assert rows_digest(left.state) == rows_digest(right.state)
     assert left.machine.chain != right.machine.chain
+
+
+def test_a_refusal_in_other_words_is_the_same_refusal():
+    left, right = given(item("w1")), given(item("w1"))
+    left.when(CancelWork("w8"))
+    right.when(CancelWork("w9"))
+    assert left.last != right.last
+    assert left.machine.chain == right.machine.chain
