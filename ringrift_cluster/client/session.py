@@ -196,10 +196,11 @@ class Session:
         problem = problem_of(answer.status, answer.body)
         if answer.status in _AGAIN:
             hint = _hint(answer.body)
-            if not hint:
-                self._leave(base)
-            elif self._clock() >= self._avoid_leader_until:
+            if hint and self._clock() >= self._avoid_leader_until:
                 self.leader_url = self._named(hint)
+            else:
+                # It names nobody, or a leader that cannot be reached there: one of the other addresses may.
+                self._leave(base)
         return problem
 
     def _leave(self, base: str) -> None:

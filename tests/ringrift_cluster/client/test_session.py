@@ -149,6 +149,14 @@ def test_a_leader_that_cannot_be_reached_from_here_is_done_without() -> None:
     ]
 
 
+def test_a_leader_that_moved_is_found_among_the_addresses() -> None:
+    """Nodes still name its old address, and what is asked for only the leader does."""
+    moved = problem(503, "no_leader", leader="http://b:8770")
+    play = Play().given("a:8770", ok(LEADER), moved, moved).given("c:8770", ok({"voters": ["l"], "index": 7}))
+    play.run(flows.add_voter(play.session, "l"))
+    assert play.targets[-1] == "POST c:8770/admin/voters/add"
+
+
 def test_an_unknown_outcome_is_repeated_under_the_same_ids() -> None:
     play = Play("a:8770").given("a:8770", ok({**LEADER, "address": None}), Failed("cut", sent=True))
     play.given("a:8770", problem(504, "outcome_unknown"), ok({"result": True, "index": 7}))
