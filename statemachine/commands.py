@@ -207,6 +207,19 @@ class FailJob(Base, frozen=True, tag="job.fail"):
     at_ms: Natural = 0
 
 
+class RestartJob(Base, frozen=True, tag="job.restart"):
+    """Its program failed and is started again on its node, under the same fence; no attempt is burnt."""
+
+    job: Ref
+    fence: Natural
+    #: how many restarts there are with this one; an earlier number is a repeat
+    count: Annotated[int, Meta(ge=1, le=1000)]
+    #: what it failed of this time
+    error_class: Id
+    error: Annotated[str, Meta(min_length=1, max_length=1024)]
+    at_ms: Natural = 0
+
+
 class SaveCheckpoint(Base, frozen=True, tag="job.checkpoint"):
     """Register what an unfinished attempt has so far, held by its node; it takes the place of the item's last one."""
 
@@ -450,6 +463,7 @@ Effect = (
     | FailJob
     | ReleaseJob
     | SaveCheckpoint
+    | RestartJob
     | StopJob
     | AddHolder
     | DropHolder

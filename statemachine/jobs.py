@@ -20,6 +20,7 @@ from statemachine.commands import (
     ReleaseJob,
     RenewJobs,
     ReportJob,
+    RestartJob,
     SaveCheckpoint,
     StopJob,
 )
@@ -31,6 +32,7 @@ from statemachine.rows import (
     Actual,
     Desired,
     Job,
+    Restarts,
     Work,
     WorkStatus,
 )
@@ -132,6 +134,23 @@ def renew(txn: Txn, cmd: RenewJobs) -> dict[str, list[str]]:
         if row.desired is _STOP:
             stop.append(row.job)
     return {"over": over, "stop": stop}
+
+
+def restart(txn: Txn, cmd: RestartJob) -> str:
+    """Take note that a program failed and is started again; answers `run`, or `stop` when it should not be."""
+    row = held(txn, cmd.job, cmd.fence)
+    if row.actual not in LIVE_JOB:
+        raise Refused(Code.ILLEGAL_TRANSITION, f"job {row.job!r} is {row.actual}; its program is not started again")
+    if row.desired is _STOP or cmd.count <= row.times_restarted:
+        return row.desired
+    if row.actual is not _RUNNING:
+        _run(txn, row)
+    now = txn.now_ms
+    restarts = Restarts(cmd.count, now, cmd.error_class, cmd.error)
+    # What the failed program counted is gone with it, and the next one has time to count something.
+    txn.jobs.change(row.job, restarts=restarts, counts={}, total={}, progress_at_ms=now)
+    txn.emit("JobRestarting", row.job, peer=row.peer, error_class=cmd.error_class, error=cmd.error[:200])
+    return row.desired
 
 
 def save(txn: Txn, cmd: SaveCheckpoint) -> bool:

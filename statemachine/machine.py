@@ -50,6 +50,7 @@ HANDLERS: dict[type[Struct], Handler] = {
     c.RetryWork: work.retry,
     c.ReportJob: jobs.report,
     c.SaveCheckpoint: jobs.save,
+    c.RestartJob: jobs.restart,
     c.RenewJobs: jobs.renew,
     c.CompleteJob: jobs.complete,
     c.FailJob: jobs.fail,

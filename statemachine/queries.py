@@ -13,7 +13,7 @@ from itertools import islice
 from typing import Any
 
 import msgspec
-from msgspec import Struct
+from msgspec import Struct, UnsetType
 
 from statemachine import checkpoints, deadlines
 from statemachine.eligibility import input_obstacle, item_obstacle, peer_obstacle
@@ -152,6 +152,12 @@ def why(state: State, work: str) -> Why | None:
         sentence = f"{row.status} as job {job.job} on {job.peer}, which is {job.actual}"
         if job.desired == "stop":
             sentence += f" and has been told to stop: {job.reason}"
+        if not isinstance(job.restarts, UnsetType):
+            again = job.restarts
+            sentence += (
+                f"; its program failed there {again.count} times and was started again, the last time"
+                f" ({again.error_class}): {again.error}"
+            )
         return Why(row.status, sentence)
     return Why(row.status, row.reason or f"{row.status} at {row.finished_at_ms} ms of the cluster clock")
 

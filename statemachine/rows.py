@@ -29,7 +29,7 @@ from enum import StrEnum
 from operator import attrgetter
 from typing import Any
 
-from msgspec import Struct
+from msgspec import UNSET, Struct, UnsetType
 
 from statemachine.commands import AddWork, StartGauntlet
 from statemachine.values import Evidence, GpuDrain, MatchResult, Needs, Output, PeerFacts, Scope, Tally, Voter
@@ -220,6 +220,15 @@ class Work(Struct, frozen=True, gc=False):
         return self.spec.work
 
 
+class Restarts(Struct, frozen=True, gc=False):
+    """How often a job's program was started again on its node, and of what it failed the last time."""
+
+    count: int
+    at_ms: int
+    error_class: str
+    error: str
+
+
 class Job(Struct, frozen=True, gc=False):
     """One attempt on one node under a fence."""
 
@@ -257,6 +266,12 @@ class Job(Struct, frozen=True, gc=False):
     placed: str = ""
     #: it is told to stop because it failed: the class of that failure
     stop_class: str = ""
+    #: not there, not even written, while there was none: most jobs have none
+    restarts: Restarts | UnsetType = UNSET
+
+    @property
+    def times_restarted(self) -> int:
+        return 0 if isinstance(self.restarts, UnsetType) else self.restarts.count
 
 
 #: a holder whose name begins so is an object store: its files are got by the nodes that carry its name as a label

@@ -217,6 +217,26 @@ class OutputRule(Struct, frozen=True, forbid_unknown_fields=True):
     partial: bool = False
 
 
+class Restart(Struct, frozen=True, forbid_unknown_fields=True):
+    """How a program that failed is started again on its node, before its failure is reported and the item moves.
+
+    What would fail again at once, or was ended by others, is never started again: see `executors.restarts`.
+    """
+
+    #: starts after the first one, under one job
+    attempts: Annotated[int, Meta(ge=0, le=20)] = 2
+    #: classes of failures that may be over when it is tried again
+    on: Annotated[tuple[Literal["infrastructure", "cuda", "user"], ...], Meta(max_length=3)] = (
+        "infrastructure",
+        "cuda",
+    )
+    #: the wait before the first restart; it doubles with each one up to the cap
+    delay_ms: Annotated[int, Meta(ge=0, le=600_000)] = 10_000
+    cap_ms: Annotated[int, Meta(ge=0, le=600_000)] = 120_000
+    #: a wait is up to this much longer, in per cent
+    jitter_percent: Annotated[int, Meta(ge=0, le=100)] = 25
+
+
 ExitMeaning = Literal["verdict", "user", "infrastructure", "oom", "cuda", "preempted", "no_output"]
 
 
@@ -256,6 +276,8 @@ class Template(Struct, frozen=True, forbid_unknown_fields=True):
     needs: Needs | None = None
     grace_ms: Natural = 0
     nice: Annotated[int, Meta(ge=0, le=19)] = 0
+    #: None is no restart on the node: each failure is reported, and the cluster decides
+    restart: Restart | None = None
 
 
 class Host(Struct, frozen=True, forbid_unknown_fields=True):
@@ -378,4 +400,11 @@ def inconsistency(value: Struct) -> str:
         return "cap_games must not be below floor_games"
     if isinstance(value, GameConfig):
         return inconsistency(value.gate)
+    if isinstance(value, Template) and value.restart is not None:
+        return inconsistency(value.restart)
+    if isinstance(value, Restart):
+        if value.cap_ms < value.delay_ms:
+            return f"its restart's cap_ms {value.cap_ms} is below its delay_ms {value.delay_ms}; a wait only grows"
+        if not value.on:
+            return "its restart's on is empty, so nothing would be started again; name a class, or leave restart out"
     return ""

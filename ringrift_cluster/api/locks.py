@@ -265,6 +265,7 @@ class Locks:
                 | c.FailJob(job=job)
                 | c.ReleaseJob(job=job)
                 | c.SaveCheckpoint(job=job)
+                | c.RestartJob(job=job)
             ):
                 return self._runners((job,))
         return ()
@@ -301,6 +302,7 @@ NEEDS: dict[type[Struct], Scope] = {
             c.FailJob,
             c.ReleaseJob,
             c.SaveCheckpoint,
+            c.RestartJob,
             c.AddHolder,
             c.DropHolder,
             c.ReleaseHolder,

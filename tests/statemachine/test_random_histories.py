@@ -45,6 +45,7 @@ from statemachine.commands import (
     RemovePeer,
     RenewJobs,
     ReportJob,
+    RestartJob,
     RetryWork,
     RevokeToken,
     RollbackModel,
@@ -364,6 +365,11 @@ class Histories(RuleBasedStateMachine):
     @rule(data=st.data(), name=st.sampled_from(("k0", "k1", "f0")))
     def save(self, data: st.DataObject, name: str) -> None:
         self.send(SaveCheckpoint(*self._job(data), digest_of(name), 10))
+
+    @precondition(lambda self: self.cluster.state.jobs)
+    @rule(data=st.data(), count=st.integers(1, 3))
+    def restart(self, data: st.DataObject, count: int) -> None:
+        self.send(RestartJob(*self._job(data), count, "cuda", "CUDA error"))
 
     @precondition(lambda self: self.cluster.state.jobs)
     @rule(data=st.data())

@@ -43,6 +43,7 @@ from statemachine.commands import (
     RedeemToken,
     RegisterArtifact,
     RenewJobs,
+    RestartJob,
     RevokeToken,
     SaveCheckpoint,
     Signed,
@@ -302,6 +303,7 @@ OTHERS: list[Command] = [
     CompleteJob("sp-0.1", 1),
     FailJob("sp-0.1", 1, "user", "broken"),
     SaveCheckpoint("sp-0.1", 1, "ab" * 32, 5),
+    RestartJob("sp-0.1", 1, 1, "cuda", "CUDA error"),
     RenewJobs((JobProgress("sp-0.1", 1),)),
     Once("r-1", 10**9, ClaimWork("c-9", "gpu-2")),
 ]
