@@ -381,7 +381,13 @@ def depth_of(text: str) -> int:
 
 def encode(value: Struct) -> str:
     """The JSON text of a setting: all its fields, but those that a release need not know to be told all of it."""
-    return msgspec.json.encode(seen_at(value, level_of(value)), order="sorted").decode()
+    return whole(seen_at(value, level_of(value)))
+
+
+def whole(value: Struct) -> str:
+    """The JSON text of a setting, every field in it."""
+    # Exit codes are keys, and numbers as keys can be sorted only once they are text.
+    return msgspec.json.encode(msgspec.to_builtins(value, str_keys=True), order="sorted").decode()
 
 
 def inconsistency(value: Struct) -> str:

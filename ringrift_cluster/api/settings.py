@@ -41,7 +41,7 @@ EXAMPLE = SettingView("timing", Raw(msgspec.json.encode(st.Timing())), 1, "cli",
 
 def view_of(row: Setting) -> SettingView:
     """The setting with the fields that were left out when it was set."""
-    value = msgspec.json.encode(st.decode(row.name, row.value), order="sorted")
+    value = st.whole(st.decode(row.name, row.value)).encode()
     return SettingView(row.name, Raw(value), row.version, row.by, row.at_ms)
 
 

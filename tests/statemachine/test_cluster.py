@@ -271,3 +271,10 @@ def test_a_refusal_names_what_happened_to_whom_and_what_to_do():
     cluster.apply(CancelWork("w1"))
     assert cluster.last == Rejected("not_found", "no work item 'w1' is known")
     assert rows_digest(cluster.state) == before
+
+
+def test_a_template_that_names_exit_codes_is_written_with_all_its_fields():
+    text = '{"argv":["x"],"exit_codes":{"1":"verdict","3":"user"}}'
+    decoded = st.decode("template/t", text)
+    assert st.decode("template/t", st.encode(decoded)) == decoded
+    assert '"exit_codes":{"1":"verdict","3":"user"}' in st.encode(decoded)

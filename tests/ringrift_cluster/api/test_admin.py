@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import Annotated
 
 import httpx
@@ -37,6 +39,7 @@ pytestmark = pytest.mark.anyio
 PEER_OF_THE_NEXT_RELEASE = JoinPeer(
     "gpu-1", PEER.incarnation, PEER.boot_id, "follower", PEER.address, replace(PEER.facts, feature_level=2)
 )
+SHIPPED = Path(__file__).parents[3] / "deploy" / "templates"
 
 
 async def test_a_shutdown_is_begun_and_answered(client: httpx.AsyncClient, orders: list[ShutdownOrder]) -> None:
@@ -359,3 +362,12 @@ async def test_a_template_the_executor_could_not_fill_is_refused_at_the_door(cli
     assert answer.status_code == 400
     assert "argv" in answer.json()["detail"]
     assert (await client.get("/settings/template/broken")).status_code == 404
+
+
+@pytest.mark.parametrize("path", sorted(SHIPPED.glob("*.json")), ids=lambda path: path.stem)
+async def test_every_template_that_is_shipped_can_be_set_and_is_shown(client: httpx.AsyncClient, path: Path) -> None:
+    name = f"/settings/template/{path.stem}"
+    answer = await client.put(name, json={"value": json.loads(path.read_text())})
+    assert answer.status_code == 200, answer.text
+    shown = (await client.get(name)).json()["value"]
+    assert shown["argv"] == json.loads(path.read_text())["argv"]
