@@ -5,6 +5,7 @@ from __future__ import annotations
 from executors.bench import Bench
 from executors.options import Options
 from executors.reconcile import Room
+from executors.views import View
 from statemachine.values import PeerFacts
 
 #: after this time, and three heartbeats, without a good pass the node is given nothing new
@@ -40,7 +41,7 @@ class Admission:
             return BLIND
         return bench.cluster.unfit()[:MAX_SENTENCE]
 
-    def room(self, facts: PeerFacts, unsettled: frozenset[str]) -> Room:
+    def room(self, facts: PeerFacts, unsettled: frozenset[str], view: View) -> Room:
         """What a pass may start now. `unsettled` are GPUs whose memory has not come back."""
         bench, options, now = self._bench, self._options, self._bench.clock.boot_s()
         rate = options.starts_per_s
@@ -52,5 +53,13 @@ class Admission:
             wait = "the node is stopping"
         elif now - bench.heard_s > 2 * bench.timing.heartbeat_ms / 1000:
             wait = "no heartbeat has been acknowledged lately"
-        starts = min(int(self._allowance), bench.driver.room())
-        return Room(most, starts, wait, facts.not_ready or self.blind(), unsettled)
+        return Room(
+            processes=most,
+            starts=int(self._allowance),
+            fresh=bench.driver.room(),
+            wait=wait,
+            refusal=facts.not_ready or self.blind(),
+            unsettled_gpus=unsettled,
+            elsewhere="this node is drained" if view.draining else "",
+            closed_gpus=view.drained_gpus | {gpu.uuid for gpu in facts.gpus if gpu.fault},
+        )

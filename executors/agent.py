@@ -70,8 +70,11 @@ class AgentStatus:
     preparing: int
     running: int
     stopping: int
+    #: to start their programs again
+    waiting: int
     reporting: int
     started: int
+    restarted: int
     completed: int
     failed: int
     #: since the last acknowledged sign of life was sent
@@ -143,6 +146,7 @@ class Agent:
                 patience=self.options.patience,
             ),
             saved=lambda: self._saved(),
+            freed=lambda gpus: self._freed(gpus),
             cpus=host.job_cpus(self.options.reserve_cpus),
         )
         self._lent = self.bench.blobs.pool is None
@@ -225,8 +229,10 @@ class Agent:
             preparing=phases.count(Phase.PREPARING),
             running=phases.count(Phase.RUNNING),
             stopping=phases.count(Phase.STOPPING),
+            waiting=phases.count(Phase.WAITING),
             reporting=phases.count(Phase.ENDED),
             started=self.bench.started,
+            restarted=self.bench.restarted,
             completed=self.bench.completed,
             failed=self.bench.failed,
             heard_age_s=round(self._clock.boot_s() - self.bench.heard_s, 3) if self.heartbeat.joined else -1.0,
@@ -316,7 +322,7 @@ class Agent:
             [wanted(a) for a in view.assignments],
             [a.held() for a in self.attempts.values()],
             self._clock.boot_s(),
-            self._admission.room(self.heartbeat.facts, self.upkeep.unsettled),
+            self._admission.room(self.heartbeat.facts, self.upkeep.unsettled, view),
         )
         if old:
             # Nothing is begun or ended on such a view; what was granted on it can be handed back at any time.
@@ -341,7 +347,10 @@ class Agent:
             self._admission.started()
             fresh = self.attempts[key] = Attempt(self.bench, assignment)
             self._conduct(fresh, fresh.conduct())
-        elif action.kind is Kind.RELEASE and attempt is not None:
+        elif action.kind is Kind.RESTART and attempt is not None:
+            self._admission.started()
+            attempt.again()
+        elif action.kind in (Kind.RELEASE, Kind.GIVE_UP) and attempt is not None:
             attempt.release(action.reason)
         elif action.kind in (Kind.RELEASE, Kind.LOST) and assignment is not None:
             fresh = self.attempts[key] = Attempt(self.bench, assignment)
@@ -384,8 +393,12 @@ class Agent:
                 del self.attempts[key]
                 self.upkeep.suspects.ended(attempt.job.work, attempt.job.gpus, attempt.error_class)
                 self.bench.note(self.bench.ledger.forget, key)
-                shared = {uuid for other in self.attempts.values() if other.is_alive for uuid in other.job.gpus}
-                self.upkeep.ended(set(attempt.job.gpus) - shared)
+                self._freed(attempt.job.gpus)
+
+    def _freed(self, gpus: Collection[str]) -> None:
+        """Nothing of ours runs on these any more, but for what shares one."""
+        shared = {uuid for other in self.attempts.values() if other.is_alive for uuid in other.job.gpus}
+        self.upkeep.ended(set(gpus) - shared)
 
     def _held_gpus(self) -> frozenset[str]:
         return frozenset(uuid for a in self.attempts.values() for uuid in a.job.gpus)
@@ -416,7 +429,7 @@ class Agent:
 
     def _stop_all(self, reason: str) -> None:
         for attempt in list(self.attempts.values()):
-            if attempt.phase is Phase.PREPARING and not attempt.release_reason:
+            if attempt.phase in (Phase.PREPARING, Phase.WAITING) and not attempt.release_reason:
                 attempt.release(reason)
             elif attempt.phase is Phase.RUNNING:
                 attempt.stop("asked")

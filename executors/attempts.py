@@ -3,6 +3,7 @@
     PREPARING  fetch and verify inputs -> folder -> ledger: intent -> keeper -> ledger: handle
     RUNNING    report `running`, wait for the keeper's end      (an adopted attempt begins here)
     STOPPING   the same, with an end in sight
+    WAITING    its program failed, and is started again in a folder of its own: back to PREPARING
     ENDED      judge, move outputs into the store, report until answered
     REPORTED   wait until the committed jobs show it
 
@@ -17,7 +18,7 @@ from functools import partial
 
 import msgspec
 
-from executors import collect, outcome, processes
+from executors import collect, processes
 from executors.bench import Bench
 from executors.checkpoints import BadCheckpoint, Checkpoint
 from executors.folder import Folder
@@ -26,15 +27,23 @@ from executors.outcome import Failure, Progress, Success
 from executors.ports import ClusterError
 from executors.preparation import Preparation
 from executors.printed import Printed
+from executors.publication import publish
 from executors.reconcile import Held, Phase
 from executors.steps import Steps
 from executors.transfers import HoldersGone
-from statemachine.commands import Command, CompleteJob, FailJob, ReleaseJob, ReportJob, SaveCheckpoint
+from executors.tries import Tries
+from statemachine.commands import (
+    Command,
+    CompleteJob,
+    FailJob,
+    ReleaseJob,
+    ReportJob,
+    SaveCheckpoint,
+)
 from statemachine.errors import Code, Done, Rejected, Result
 from statemachine.queries import Assignment
 from statemachine.rows import Actual
 from statemachine.settings import Template
-from statemachine.values import Output
 
 log = logging.getLogger(__name__)
 _decode = msgspec.msgpack.Decoder(Assignment).decode
@@ -47,7 +56,8 @@ class Attempt:
         self.bench = bench
         self.assignment = assignment
         self.job = assignment.job
-        self.folder = Folder(bench.data_dir, self.job.job, self.job.fence, self.job.work)
+        self.tries = Tries(bench, self.job, self.report)
+        self.sit_in(0)
         self.checkpoint = Checkpoint(bench.data_dir, self.job.work, bench.blobs)
         self.phase = Phase.PREPARING
         self.process: processes.Identity | None = None
@@ -64,12 +74,16 @@ class Attempt:
         self.error_class = ""
         #: why it is handed back before it started
         self.release_reason = ""
-        self.progress: Progress | None = None
-        self.progress_sent_s = 0.0
-        template = assignment.template
-        self._printed = Printed(self.folder.path, template) if template and Printed.reads(template) else None
         self._steps = Steps()
         self._said: asyncio.Future[Result | None] | None = None
+
+    def sit_in(self, restarts: int) -> None:
+        """Have the folder of one start of the program, and nothing that an earlier one said."""
+        template = self.assignment.template
+        self.folder = Folder(self.bench.data_dir, self.job.job, self.job.fence, self.job.work, restarts)
+        self._printed = Printed(self.folder.path, template) if template and Printed.reads(template) else None
+        self.progress: Progress | None = None
+        self.progress_sent_s = 0.0
 
     @classmethod
     async def adopt(cls, bench: Bench, entry: Entry) -> Attempt | None:
@@ -80,15 +94,24 @@ class Attempt:
         attempt = cls(bench, _decode(entry.assignment))
         attempt.started_at_s = entry.started_at_s
         attempt.stop_cause = entry.stop_cause
+        attempt.tries.take_up(entry)
+        attempt.sit_in(attempt.tries.folder)
         if entry.reported:
             attempt.phase = Phase.REPORTED
+            return attempt
+        if entry.due_s:
+            attempt.phase = Phase.WAITING
             return attempt
         driver, folder = bench.driver, attempt.folder.path
         attempt.process = await driver.find(folder, entry.process)
         if attempt.process is None:
             if entry.process.pid == 0 and not await driver.has_ended(folder):
                 await driver.end_leftovers(folder)
-                return None
+                if attempt.tries.failed is None:
+                    return None
+                # It ran before, so it cannot be handed back; its turn comes once more.
+                attempt.phase = Phase.WAITING
+                return attempt
             attempt.phase = Phase.ENDED
             return attempt
         if entry.process.pid == 0:
@@ -117,7 +140,15 @@ class Attempt:
 
     def held(self) -> Held:
         return Held(
-            *self.key, self.job.work, self.phase, self.started_at_s, self.stop_by_s, self.job.gpus, self.told_at_s
+            *self.key,
+            work=self.job.work,
+            phase=self.phase,
+            started_at_s=self.started_at_s,
+            stop_by_s=self.stop_by_s,
+            gpus=self.job.gpus,
+            told_at_s=self.told_at_s,
+            due_s=self.tries.due_s,
+            lease_ends_s=self.tries.lease_ends_s,
         )
 
     def look_for_progress(self) -> Progress | None:
@@ -150,10 +181,15 @@ class Attempt:
         self.kill()
 
     def release(self, reason: str) -> None:
-        """Hand it back unless it has started meanwhile."""
+        """Hand it back unless it has started meanwhile; one that waits to be started again reports its failure."""
         self.release_reason = reason
         self.told_at_s = self.bench.clock.boot_s()
         self._steps.call_off()
+
+    def again(self) -> None:
+        """Start the program of a waiting attempt again."""
+        if not self._called_off():
+            self.tries.turn()
 
     def renew(self, ends_at_s: float) -> None:
         """Let the keeper know the lease's new end."""
@@ -167,19 +203,24 @@ class Attempt:
 
     async def conduct(self) -> None:
         """See the attempt through to its answered report, from whatever phase it is in."""
-        if self.phase is Phase.PREPARING:
-            command = await self._prepare()
-            if command is not None:
-                await self.close(command)
-                return
-        if self.is_alive and not self.unwanted:
-            await self.report(ReportJob(*self.key, Actual.RUNNING, self.bench.clock.wall_ms()))
-        if self.is_alive and self.process is not None:
-            await self.bench.driver.gone(self.folder.path, self.process)
-        if self.phase is not Phase.REPORTED:
+        again = True
+        while again:
+            if self.phase is Phase.WAITING:
+                await self._wait()
+            if self.phase is Phase.PREPARING:
+                command = await self._prepare()
+                if command is not None:
+                    self.phase = Phase.ENDED
+                    await self._save_checkpoint(of=None if self.unwanted else self.tries.failed)
+                    await self.close(command)
+                    return
+            if self.is_alive and not self.unwanted and self.tries.failed is None:
+                await self.report(ReportJob(*self.key, Actual.RUNNING, self.bench.clock.wall_ms()))
+            if self.is_alive and self.process is not None:
+                await self.bench.driver.gone(self.folder.path, self.process)
             self.phase = Phase.ENDED
             self.bench.wake()
-            await self._finish()
+            again = await self._finish()
 
     async def close(self, command: Command | None) -> None:
         """Report the end (unless it is not ours any more) and become REPORTED."""
@@ -191,7 +232,7 @@ class Attempt:
             # The cluster refuses the result itself. Said as a failure, it is not repeated for ever.
             kind = "infrastructure" if result.code == Code.INTERNAL else "no_output"
             refused = Failure(kind, f"its result was refused: {result.detail}", command.exit_code)
-            await self.close(refused.command(self.job, self.bench.clock.wall_ms()))
+            await self.close(self._failed(refused))
             return
         if isinstance(result, Rejected):
             log.warning("report_refused job=%s code=%s detail=%r", self.job.job, result.code, result.detail)
@@ -229,40 +270,70 @@ class Attempt:
     async def _prepare(self) -> Command | None:
         """Start the keeper. Returns the command that closes the attempt when it did not start."""
         work, template = self.assignment.work, self.assignment.template
-        now = self.bench.clock.wall_ms()
         if template is None:
             text = f"the setting template/{work.spec.template} does not exist; set it and retry the item"
-            return Failure("user", text).command(self.job, now)
+            return self._failed(Failure("user", text))
+        if self._called_off():
+            return self._given_back()
         saved = self.assignment.checkpoint
         with self.bench.blobs.pinned([item.digest for item in (*self.assignment.inputs, *([saved] if saved else []))]):
-            return await self._begin(template, now)
+            return await self._begin(template)
 
-    async def _begin(self, template: Template, now: int) -> Command | None:
+    async def _begin(self, template: Template) -> Command | None:
         """Get the inputs and start the keeper; the inputs are pinned until it has them."""
-        before = Preparation(self.bench, self.assignment, template, self.folder, self._steps, self.grace_s)
+        assignment = self.assignment
+        if self.tries.failed is not None:
+            # The last start went on from it, or without it; what that one left here is newer.
+            assignment = msgspec.structs.replace(assignment, checkpoint=None)
+        before = Preparation(self.bench, assignment, template, self._steps, self.grace_s)
         try:
             files = await before.inputs(self._say_starting)
             if not self._called_off():
                 await before.take_up(self.checkpoint, self._say_starting)
+            if self.tries.failed is not None and not self._called_off():
+                self.release_reason = await self._steps.take(self.tries.hindrance()) or self.release_reason
             if self._called_off():
-                return ReleaseJob(*self.key, self._called_off())
-            started = await before.start(files)
+                return self._given_back()
+            if self.tries.failed is not None:
+                used = self.folder
+                self.tries.begin()
+                self.sit_in(self.tries.folder)
+                await self.bench.driver.clear(used)
+            started = await before.start(self.folder, files)
         except asyncio.CancelledError:
             if not self._called_off():
                 raise  # the agent itself is being stopped
-            return ReleaseJob(*self.key, self._called_off())
+            return self._given_back()
         except HoldersGone as error:
-            return Failure("infrastructure", str(error)).command(self.job, now)
+            return self._failed(Failure("infrastructure", str(error)))
         except OSError as error:
-            return Failure("infrastructure", f"its inputs could not be stored: {error}").command(self.job, now)
+            return self._failed(Failure("infrastructure", f"its inputs could not be stored: {error}"))
         if isinstance(started, Failure):
-            return started.command(self.job, now)
-        self.process, self.started_at_s = started, before.begun_s
-        self.phase = Phase.RUNNING
-        self.bench.started += 1
-        log.debug("job_started job=%s fence=%d pid=%d", *self.key, started.pid)
+            return self._failed(started)
+        self._runs(started, before.begun_s)
         self._heed()
         return None
+
+    def _runs(self, keeper: processes.Identity, begun_s: float) -> None:
+        self.process, self.phase = keeper, Phase.RUNNING
+        if self.tries.failed is None:
+            self.started_at_s = begun_s
+            self.bench.started += 1
+            log.debug("job_started job=%s fence=%d pid=%d", *self.key, keeper.pid)
+        else:
+            self.bench.restarted += 1
+            log.info("job_restarted job=%s fence=%d restart=%d pid=%d", *self.key, self.tries.restarts, keeper.pid)
+
+    def _failed(self, failure: Failure) -> FailJob:
+        """The report of a failure, with the restarts that came before it."""
+        return self.tries.told(failure).command(self.job, self.bench.clock.wall_ms())
+
+    def _given_back(self) -> Command:
+        """The report of what was called off: it never ran, or what it failed of stands."""
+        failed = self.tries.failed
+        if failed is None:
+            return ReleaseJob(*self.key, self._called_off())
+        return self.tries.called_off(failed, self._called_off()).command(self.job, self.bench.clock.wall_ms())
 
     def _called_off(self) -> str:
         """Why it should not start after all; empty when it should."""
@@ -281,9 +352,11 @@ class Attempt:
             command = ReportJob(*self.key, Actual.STARTING, self.bench.clock.wall_ms())
             self._said = asyncio.ensure_future(self.report(command))
 
-    async def _save_checkpoint(self) -> None:
-        """Let the next attempt go on from what this one has, wherever that is."""
+    async def _save_checkpoint(self, of: Failure | None) -> None:
+        """Let the next attempt go on from what this one has, wherever that is; one that never ran has nothing."""
         bench = self.bench
+        if of is None:
+            return
         try:
             brought = await self._steps.take(bench.driver.checkpoint(self.folder))
             if brought is not None:
@@ -304,12 +377,49 @@ class Attempt:
             bench.made([digest])
             bench.saved()
 
+    # --- between two starts -----------------------------------------------------------------------
+
+    async def _waits(self, failure: Failure, template: Template) -> bool:
+        """Whether its program is started again, in a while."""
+        bench, path = self.bench, self.folder.path
+        if template.restart is None:
+            return False
+        ended = await bench.on_disk(partial(processes.exit_record, path))
+        try:
+            gone = await self._steps.take(bench.driver.end_leftovers(path))
+        except asyncio.CancelledError:
+            if not self.unwanted:
+                raise  # the agent itself is being stopped
+            return False
+        except OSError:
+            gone = False  # its machine does not say
+        if not await self.tries.another(
+            template.restart, failure, ended, self.stop_cause, gone=gone, began_s=self.started_at_s
+        ):
+            return False
+        self.phase, self.process = Phase.WAITING, None
+        bench.freed(self.job.gpus)
+        bench.wake()
+        return True
+
+    async def _wait(self) -> None:
+        """Until its turn comes or it is called off."""
+        try:
+            if not self._called_off():
+                await self.tries.wait(self._steps)
+        except asyncio.CancelledError:
+            if not self._called_off():
+                raise  # the agent itself is being stopped
+        self.phase = Phase.PREPARING
+
     # --- after ------------------------------------------------------------------------------------
 
-    async def _finish(self) -> None:
+    async def _finish(self) -> bool:
+        """Judge and report how it ended. Answers whether its program is started again instead."""
         driver, path, template = self.bench.driver, self.folder.path, self.assignment.template
         assert template is not None  # nothing starts without one
         verdict: Success | Failure | None = None
+        fetched = True
         if not self.unwanted:
             try:
                 await self._steps.take(driver.gather(path, template))
@@ -317,57 +427,31 @@ class Attempt:
                 if not self.unwanted:
                     raise  # the agent itself is being stopped
             except OSError as error:
-                verdict = Failure("infrastructure", f"what it left could not be fetched: {error}")
+                fetched, verdict = False, Failure("infrastructure", f"what it left could not be fetched: {error}")
         if self.unwanted:
             await driver.end_leftovers(path)
             await self.close(None)
-            return
+            return False
         if verdict is None:
             verdict = await self.bench.on_disk(partial(self._judge, template))
-        now = self.bench.clock.wall_ms()
         if isinstance(verdict, Failure):
-            await self._save_checkpoint()
-            await self.close(verdict.command(self.job, now))
-            return
-        stored = await self.bench.on_disk(lambda: self._store(verdict))
-        if isinstance(stored, Failure):
-            await self.close(stored.command(self.job, now))
-            return
-        command = CompleteJob(
-            *self.key,
-            counts=verdict.counts,
-            metrics=verdict.metrics,
-            outputs=stored,
-            match=verdict.match,
-            stopped=verdict.stopped,
-            exit_code=verdict.exit_code,
-            at_ms=now,
-        )
-        problem = outcome.unfit(command)
-        if problem:
-            failure = Failure("no_output", f"its result cannot be reported: {problem}", verdict.exit_code)
-            await self.close(failure.command(self.job, now))
-            return
-        with self.bench.blobs.pinned([output.digest for output in stored]):
+            if fetched and await self._waits(verdict, template):
+                return True
+            await self._save_checkpoint(of=verdict)
+            await self.close(self._failed(verdict))
+            return False
+        made = partial(publish, verdict, self.job, self.folder, self.bench.blobs, self.bench.clock.wall_ms())
+        command = await self.bench.on_disk(made)
+        if isinstance(command, Failure):
+            await self.close(self._failed(command))
+            return False
+        with self.bench.blobs.pinned([output.digest for output in command.outputs]):
             await self.close(command)
+        return False
 
     def _judge(self, template: Template) -> Success | Failure:
         asking = partial(self.bench.driver.ask, self.folder.path, template)
         return collect.verdict(self.folder, self.assignment.work, template, self.stop_cause, asking)
-
-    def _store(self, success: Success) -> tuple[Output, ...] | Failure:
-        """Hash the outputs and move them into the store."""
-        made = []
-        for output in success.outputs:
-            path = self.folder.output(output.path)
-            if path is None:
-                return Failure("no_output", f"its result.json names the output {output.path!r}, which is not in out/")
-            try:
-                digest, size = self.bench.blobs.adopt(path)
-            except OSError as error:
-                return Failure("infrastructure", f"its output {output.path!r} could not be stored: {error}")
-            made.append(Output(output.path, digest, size, output.kind, output.counts))
-        return tuple(made)
 
 
 def _published(command: Command | None, result: Result | None) -> bool:

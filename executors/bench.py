@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -49,6 +49,8 @@ class Bench:
     transfers: Transfers
     #: called when a checkpoint has been registered
     saved: Callable[[], None] = lambda: None
+    #: told of GPUs on which an attempt's program has ended
+    freed: Callable[[Collection[str]], None] = lambda gpus: None
     #: cores of programs; empty: any
     cpus: tuple[int, ...] = ()
     #: told of the files that the log has just been told this peer holds
@@ -58,6 +60,7 @@ class Bench:
     heard_s: float = 0.0
     #: counters since the start
     started: int = 0
+    restarted: int = 0
     completed: int = 0
     failed: int = 0
 

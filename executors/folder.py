@@ -1,6 +1,6 @@
 """The folder of one attempt.
 
-<data>/jobs/<job>-<fence>/
+<data>/jobs/<job>-<fence>/      a program that is started again has <job>-<fence>.1, then .2 and so on
     spec.json                 the item, its parameters, inputs, seed, GPUs, fence
     inputs/NAME               links to verified files, copies of SQLite databases
     inputs-PREFIX.txt         paths of the inputs whose name starts with PREFIX
@@ -65,9 +65,9 @@ def file_name(key: str) -> str:
 class Folder:
     """Lays out and reads one attempt's folder. All calls touch the disk; none hashes."""
 
-    def __init__(self, data_dir: Path, job: str, fence: int, work: str = "") -> None:
-        """`work` names the checkpoint, which the attempts of one item share."""
-        self.path = data_dir / "jobs" / f"{file_name(job)}-{fence}"
+    def __init__(self, data_dir: Path, job: str, fence: int, work: str = "", restarts: int = 0) -> None:
+        """`work` names the checkpoint, which the attempts of one item share, whatever restarts they have."""
+        self.path = data_dir / "jobs" / f"{file_name(job)}-{fence}{f'.{restarts}' if restarts else ''}"
         self._checkpoints = data_dir / "checkpoints"
         self._work = work
         self._read_to = 0

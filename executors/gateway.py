@@ -55,7 +55,7 @@ REST_S = 5.0
 #: stopping a host's jobs may take this much longer than their grace
 STOP_S = 15.0
 #: attempts of which something runs, or may
-BEGUN = (Phase.PREPARING, Phase.RUNNING, Phase.STOPPING)
+BEGUN = (Phase.PREPARING, Phase.RUNNING, Phase.STOPPING, Phase.WAITING)
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,6 +1,7 @@
 """What this node is doing, on its own disk: the attempts it holds and how far it has read the log.
 
-    attempt(job, fence)   intent before the start, handle after it, both before the report
+    attempt(job, fence)   intent before the start, handle after it, both before the report; between two starts
+                          of one attempt, when the next is due and what the last one failed of
     meta(name)            schema, cluster, index (the highest acted on), incarnation
 
 Written for a process that may be killed between any two statements. A power loss ends every process
@@ -32,6 +33,12 @@ create table if not exists attempt (
     primary key (job, fence)
 );
 """
+#: columns that ledgers of earlier releases do not have
+_LATER = {
+    "restarts": "integer not null default 0",
+    "due_s": "real not null default 0",
+    "failure": "blob not null default x''",
+}
 
 
 class LedgerError(Exception):
@@ -50,6 +57,12 @@ class Entry:
     started_at_s: float
     stop_cause: str
     reported: bool
+    #: how often it was started again, the start that is waited for included
+    restarts: int
+    #: when that is due; 0 when none is waited for
+    due_s: float
+    #: the encoded failure before the last restart; empty when there was none
+    failure: bytes
 
 
 class Ledger:
@@ -63,6 +76,10 @@ class Ledger:
             self._db.execute("pragma journal_mode=wal")
             self._db.execute("pragma synchronous=normal")
             self._db.executescript(_TABLES)
+            known = {row[1] for row in self._db.execute("pragma table_info(attempt)")}
+            for name, kind in _LATER.items():
+                if name not in known:
+                    self._db.execute(f"alter table attempt add column {name} {kind}")
         except sqlite3.DatabaseError as error:
             raise LedgerError(f"the ledger {path} cannot be opened: {error}; move it away and start again") from error
         found = self._meta("schema") or SCHEMA
@@ -103,10 +120,14 @@ class Ledger:
         return chosen
 
     def intend(self, job: str, fence: int, assignment: bytes, folder: str, boot_id: str, at_s: float) -> None:
-        """Before the start: if we die now, the next process looks for what may have started."""
+        """Before a start: if we die now, the next process looks for what may have started.
+
+        Of an attempt that is started again the moment of its first start stays, and what it failed of.
+        """
         self._write(
-            "insert or replace into attempt (job, fence, assignment, folder, boot_id, started_at_s) "
-            "values (?, ?, ?, ?, ?, ?)",
+            "insert into attempt (job, fence, assignment, folder, boot_id, started_at_s) values (?, ?, ?, ?, ?, ?) "
+            "on conflict (job, fence) do update set assignment = excluded.assignment, folder = excluded.folder, "
+            "boot_id = excluded.boot_id, pid = 0, ticks = 0, stop_cause = '', reported = 0, due_s = 0",
             job, fence, assignment, folder, boot_id, at_s,
         )  # fmt: skip
 
@@ -115,6 +136,13 @@ class Ledger:
         self._write(
             "update attempt set pid = ?, ticks = ? where job = ? and fence = ?", process.pid, process.ticks, job, fence
         )
+
+    def waits(self, job: str, fence: int, restarts: int, due_s: float, failure: bytes) -> None:
+        """Its program has failed and is gone; it is started again when that is due."""
+        self._write(
+            "update attempt set restarts = ?, due_s = ?, failure = ? where job = ? and fence = ?",
+            restarts, due_s, failure, job, fence,
+        )  # fmt: skip
 
     def stopping(self, job: str, fence: int, cause: str) -> None:
         """Why it is being stopped, so that a later process reports the same reason."""
@@ -128,10 +156,13 @@ class Ledger:
 
     def entries(self) -> list[Entry]:
         rows = self._read(
-            "select job, fence, assignment, folder, boot_id, pid, ticks, started_at_s, stop_cause, reported "
-            "from attempt order by fence"
+            "select job, fence, assignment, folder, boot_id, pid, ticks, started_at_s, stop_cause, reported, "
+            "restarts, due_s, failure from attempt order by fence"
         )
-        return [Entry(r[0], r[1], r[2], r[3], Identity(r[4], r[5], r[6]), r[7], r[8], bool(r[9])) for r in rows]
+        return [
+            Entry(r[0], r[1], r[2], r[3], Identity(r[4], r[5], r[6]), r[7], r[8], bool(r[9]), r[10], r[11], r[12])
+            for r in rows
+        ]
 
     def _meta(self, name: str) -> int:
         rows = self._read("select value from meta where name = ?", name)

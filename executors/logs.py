@@ -38,17 +38,17 @@ class Logs:
         self._hosts = data_dir / "hosts"
 
     def folder(self, job: str) -> Path:
-        """The folder of a job, of its highest fence. Raises NoLogs."""
+        """The folder of a job, of its highest fence and its last restart. Raises NoLogs."""
         prefix = file_name(job) + "-"
-        found: list[tuple[int, Path]] = []
+        found: list[tuple[int, int, Path]] = []
         for jobs in (self._jobs, *self._hosts.glob("*/jobs")):
             for entry in jobs.iterdir() if jobs.is_dir() else ():
-                fence = entry.name.removeprefix(prefix)
-                if entry.name.startswith(prefix) and fence.isdecimal():
-                    found.append((int(fence), entry))
+                fence, _, restarts = entry.name.removeprefix(prefix).partition(".")
+                if entry.name.startswith(prefix) and fence.isdecimal() and (restarts or "0").isdecimal():
+                    found.append((int(fence), int(restarts or 0), entry))
         if not found:
             raise NoLogs(f"no logs of job {job!r} are on this node; ask the node that ran it")
-        return max(found)[1]
+        return max(found)[2]
 
     def tail(self, job: str, stream: Stream = "stdout", lines: int = 100) -> str:
         """The last lines a job's program wrote. Raises NoLogs."""

@@ -34,14 +34,11 @@ _encode = msgspec.msgpack.Encoder().encode
 class Preparation:
     """One program's way from its template to a running keeper. `steps` are those of its attempt."""
 
-    def __init__(
-        self, bench: Bench, assignment: Assignment, template: Template, folder: Folder, steps: Steps, grace_s: float
-    ) -> None:
+    def __init__(self, bench: Bench, assignment: Assignment, template: Template, steps: Steps, grace_s: float) -> None:
         self._bench = bench
         self._assignment = assignment
         self._job = assignment.job
         self._template = template
-        self._folder = folder
         self._steps = steps
         self._grace_s = grace_s
         #: when its keeper was about to be started
@@ -88,16 +85,16 @@ class Preparation:
         except (HoldersGone, BadCheckpoint) as error:
             log.warning("checkpoint_lost job=%s digest=%s error=%s", self._job.job, saved.digest, error)
 
-    async def start(self, files: dict[str, Path]) -> processes.Identity | Failure:
+    async def start(self, folder: Folder, files: dict[str, Path]) -> processes.Identity | Failure:
         """Make the folder and start the keeper. Raises CancelledError when it was called off before the start."""
-        bench, driver, path = self._bench, self._bench.driver, self._folder.path
-        order = await self._on_starts(partial(self._order, files))
+        bench, driver, path = self._bench, self._bench.driver, folder.path
+        order = await self._on_starts(partial(self._order, folder, files))
         if isinstance(order, Failure):
             return order
         try:
             saved = self._assignment.checkpoint
             packed = bench.blobs.path(saved.digest) if saved else None
-            await self._steps.take(driver.furnish(self._folder, files, self._template, packed))
+            await self._steps.take(driver.furnish(folder, files, self._template, packed))
         except NoTree as error:
             return Failure("user", str(error))
         except OSError as error:
@@ -122,12 +119,12 @@ class Preparation:
     async def _on_starts(self, call: Callable[[], T]) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._bench.starts, call)
 
-    def _order(self, files: dict[str, Path]) -> processes.Order | Failure:
+    def _order(self, folder: Folder, files: dict[str, Path]) -> processes.Order | Failure:
         """Write what tells the program about its item, and fill in its template; blocks."""
         bench, work = self._bench, self._assignment.work
-        seat = bench.driver.seat(self._folder)
+        seat = bench.driver.seat(folder)
         try:
-            paths = self._folder.prepare(self._assignment, files, self._template, seat)
+            paths = folder.prepare(self._assignment, files, self._template, seat)
             rendered = templates.render(self._template, work.spec, self._job, paths, seat.environ)
         except (templates.TemplateError, BadInputName) as error:
             return Failure("user", str(error))

@@ -5,9 +5,12 @@
     run, "running"   nothing         say that it is lost: no process survived
     run              preparing       -
     run              running         stop it when it ran longer than it may, else -
+    run              waiting         start it again when it is time and there is room; when it should not be
+                                     started here any more, report what it failed of; else -
     stop             nothing         hand it back
     stop             preparing       abandon it and hand it back
     stop             running         stop it with its grace
+    stop             waiting         report what it failed of
     anything         stopping        kill it when the grace is long over
     anything         ended, reported -
     not ours         anything        kill it and forget it; its files stay unpublished
@@ -33,6 +36,8 @@ class Phase(StrEnum):
     RUNNING = "running"
     #: the keeper was told to end its program
     STOPPING = "stopping"
+    #: its program failed and is started again in a while; nothing runs
+    WAITING = "waiting"
     #: nothing runs any more; outputs and report are under way
     ENDED = "ended"
     #: the cluster has answered the report; kept until the committed jobs show it
@@ -41,6 +46,10 @@ class Phase(StrEnum):
 
 class Kind(StrEnum):
     START = "start"
+    #: start the program of an attempt again
+    RESTART = "restart"
+    #: report the failure that a restart was to heal
+    GIVE_UP = "give_up"
     STOP = "stop"
     KILL = "kill"
     #: give back what never ran
@@ -80,6 +89,9 @@ class Held:
     gpus: tuple[str, ...] = ()
     #: when it was called off or killed; it is not told again at every pass
     told_at_s: float = 0.0
+    #: when a waiting one may start again, and when its lease is over
+    due_s: float = 0.0
+    lease_ends_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +107,12 @@ class Room:
     refusal: str = ""
     #: GPUs whose memory has not come back yet
     unsettled_gpus: frozenset[str] = frozenset()
+    #: attempts that may be begun in this pass, whatever runs here
+    fresh: int = 1_000_000
+    #: why what failed here should go on elsewhere; empty when it may be started again here
+    elsewhere: str = ""
+    #: GPUs that get no new work
+    closed_gpus: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,13 +136,20 @@ def plan(desired: Sequence[Wanted], actual: Sequence[Held], now: float, room: Ro
     ending: set[str] = set()
     occupied = 0
     for h in actual:
-        if h.phase in (Phase.PREPARING, Phase.RUNNING, Phase.STOPPING):
+        if h.phase in (Phase.PREPARING, Phase.RUNNING, Phase.STOPPING, Phase.WAITING):
             occupied += 1
             ending.add(h.work)
         # What shares a GPU by decision of the cluster is no obstacle, what is leaving one is.
-        if (h.job, h.fence) not in wanted or h.phase not in (Phase.PREPARING, Phase.RUNNING):
+        if (h.job, h.fence) not in wanted or h.phase not in (Phase.PREPARING, Phase.RUNNING, Phase.WAITING):
             busy.update(h.gpus)
-    free, starts = room.processes - occupied, room.starts
+    free, starts = min(room.processes - occupied, room.fresh), room.starts
+    for h in sorted((h for h in actual if h.phase is Phase.WAITING), key=lambda h: h.due_s):
+        reason = _over(h, wanted.get((h.job, h.fence)), now, room)
+        if reason:
+            actions.append(Action(Kind.GIVE_UP, h.job, h.fence, reason))
+        elif (h.job, h.fence) in wanted and now >= h.due_s and not room.wait and starts > 0 and not busy & set(h.gpus):
+            actions.append(Action(Kind.RESTART, h.job, h.fence, "its program failed, and its wait is over"))
+            starts -= 1
     for w in fresh:
         if not w.run:
             if w.started:
@@ -150,7 +175,7 @@ def _for_held(held: Held, wanted: Wanted | None, now: float) -> list[Action]:
     if wanted is None:
         if held.phase in (Phase.RUNNING, Phase.STOPPING) and told_long_ago:
             return act(Kind.KILL, "it is no longer assigned to this node under this fence")
-        if held.phase in (Phase.PREPARING, Phase.ENDED) and not held.told_at_s:
+        if held.phase in (Phase.PREPARING, Phase.WAITING, Phase.ENDED) and not held.told_at_s:
             return act(Kind.FORGET, "it is no longer assigned to this node under this fence")
         return []
     if held.phase is Phase.STOPPING and now > held.stop_by_s + OVERDUE_S and told_long_ago:
@@ -162,3 +187,18 @@ def _for_held(held: Held, wanted: Wanted | None, now: float) -> list[Action]:
     if held.phase is Phase.RUNNING and wanted.timeout_s and now - held.started_at_s >= wanted.timeout_s:
         return act(Kind.STOP, f"it ran for {wanted.timeout_s:g} s, its limit")
     return []
+
+
+def _over(held: Held, wanted: Wanted | None, now: float, room: Room) -> str:
+    """Why a waiting attempt is not started again; empty when it is, or when it is not ours any more."""
+    if wanted is None:
+        return ""
+    if not wanted.run:
+        return wanted.reason or "told to stop"
+    if wanted.timeout_s and now - held.started_at_s >= wanted.timeout_s:
+        return f"its {wanted.timeout_s:g} s are over"
+    if now >= held.lease_ends_s:
+        return "its lease is over"
+    if closed := room.closed_gpus & set(held.gpus):
+        return f"its GPU {min(closed)} gets no new work"
+    return room.refusal or room.elsewhere

@@ -19,12 +19,19 @@ class View:
     incarnation: int | None
     timing: Timing
     assignments: tuple[Assignment, ...]
+    draining: bool = False
+    #: GPUs of this peer that are drained
+    drained_gpus: frozenset[str] = frozenset()
 
 
 def view_of(state: State, peer: str) -> View:
     """A query: short, pure, run where entries are applied."""
     row = state.peers.get(peer)
-    return View(row.incarnation if row else None, state.timing, tuple(queries.assignments(state, peer)))
+    if row is None:
+        return View(None, state.timing, ())
+    drained = frozenset(drain.gpu for drain in row.gpu_drains)
+    held = tuple(queries.assignments(state, peer))
+    return View(row.incarnation, state.timing, held, row.draining, drained)
 
 
 def wanted(assignment: Assignment) -> Wanted:

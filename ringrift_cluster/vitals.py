@@ -102,7 +102,7 @@ class Executor:
         now = self.agent.status()
         return AgentStatus(
             healthy=now.joined,
-            jobs_active=now.preparing + now.running + now.stopping,
+            jobs_active=now.preparing + now.running + now.stopping + now.waiting,
             acted_index=now.index,
             not_ready=now.not_ready,
         )
@@ -116,6 +116,8 @@ def counters(
     usage = resource.getrusage(resource.RUSAGE_SELF)
     numbers: dict[str, float] = {
         "agent_started_total": own.started if own else 0,
+        "agent_restarted_total": own.restarted if own else 0,
+        "agent_waiting_for_restart": own.waiting if own else 0,
         "agent_completed_total": own.completed if own else 0,
         "agent_failed_total": own.failed if own else 0,
         "http_loop_stall_max_seconds": stall_max_s,

@@ -99,8 +99,8 @@ class Driver(Protocol):
         """End a keeper and its program, and return when they are gone."""
         ...
 
-    async def end_leftovers(self, folder: Path) -> None:
-        """End what an attempt left behind whose keeper is gone."""
+    async def end_leftovers(self, folder: Path) -> bool:
+        """End what an attempt left behind whose keeper is gone; false when something survived that."""
         ...
 
     async def gather(self, folder: Path, template: Template) -> None:

@@ -87,8 +87,8 @@ class Local:
     async def end(self, folder: Path, process: Identity) -> None:
         await self._on(self._disk, partial(processes.end, process, folder, self.boot_id))
 
-    async def end_leftovers(self, folder: Path) -> None:
-        await self._on(self._disk, partial(processes.end_leftovers, folder, self.boot_id))
+    async def end_leftovers(self, folder: Path) -> bool:
+        return await self._on(self._disk, partial(processes.end_leftovers, folder, self.boot_id))
 
     async def gather(self, folder: Path, template: Template) -> None:
         await self._on(self._disk, partial(collect.end_the_rest, folder, self.boot_id))

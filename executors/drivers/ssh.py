@@ -233,9 +233,10 @@ class Ssh:
     async def _end(self, folder: Path, process: Identity, *, obey: bool) -> None:
         await self._line.call("end", name=folder.name, pid=process.pid, ticks=process.ticks, obey=obey)
 
-    async def end_leftovers(self, folder: Path) -> None:
-        await self._line.call("end_leftovers", name=folder.name)
+    async def end_leftovers(self, folder: Path) -> bool:
+        answer = await self._line.call("end_leftovers", name=folder.name)
         await self._last_words(folder)
+        return bool(answer["ended"])
 
     def _errand(self, call: Coroutine[Any, Any, None]) -> None:
         """Something that is done when the host can be reached, and that nobody waits for."""

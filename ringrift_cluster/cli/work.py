@@ -8,6 +8,7 @@ from typing import Annotated
 
 import msgspec
 import typer
+from msgspec import UnsetType
 from rich.console import RenderableType
 from typer import Argument, Option
 
@@ -202,11 +203,17 @@ def _jobs_table(rows: Iterable[Job], clock_ms: int) -> RenderableType:
                 row.actual,
                 _since(row, clock_ms),
                 pairs(row.counts),
-                row.error or row.reason,
+                row.error or row.reason or _restarts(row),
             ]
             for row in rows
         ),
     )
+
+
+def _restarts(row: Job) -> str:
+    """How often a job's program was started again, and of what it failed before."""
+    again = row.restarts
+    return "" if isinstance(again, UnsetType) else f"restart {again.count} after {again.error_class}: {again.error}"
 
 
 def _since(row: Job, clock_ms: int) -> str:

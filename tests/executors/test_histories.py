@@ -13,7 +13,7 @@ from pathlib import Path
 from statemachine import settings
 from statemachine.commands import AddWork, CancelWork, ChangeSetting, PlaceWork, StopJob
 from statemachine.rows import LIVE_JOB, OPEN_WORK, Actual, WorkStatus
-from statemachine.settings import Timing
+from statemachine.settings import Restart, Timing
 from tests.executors.agents import Node, program, run, strays_of
 from tests.executors.memory import MemoryCluster, eventually
 
@@ -87,10 +87,13 @@ def test_whatever_happens_every_item_ends_once_and_no_process_is_left(tmp_path: 
         cluster = MemoryCluster()
         cluster.setting("timing", TIMING)
         cluster.setting("template/t", program(MOODY))
+        again = Restart(attempts=2, on=("infrastructure", "user"), delay_ms=50, cap_ms=100)
+        cluster.setting("template/again", program(MOODY, restart=again))
         one = Node(cluster, tmp_path)
         await one.joined()
         for number in range(ITEMS):
-            cluster.must(AddWork(f"w{number}", "selfplay", template="t", max_attempts=50))
+            template = "again" if number % 2 else "t"
+            cluster.must(AddWork(f"w{number}", "selfplay", template=template, max_attempts=50))
         deadline = time.monotonic() + 30
         while any(work.status in OPEN_WORK for work in cluster.state.work.values()):
             assert time.monotonic() < deadline, [w for w in cluster.state.work.values() if w.status in OPEN_WORK]
@@ -103,6 +106,9 @@ def test_whatever_happens_every_item_ends_once_and_no_process_is_left(tmp_path: 
         counted = sum(w.counts.get("games", 0) for w in cluster.state.work.values() if w.status is WorkStatus.COMPLETED)
         assert cluster.state.totals[""].games == counted
         assert not one.agent.bench.ledger.entries()
+        restarted = [job for job in cluster.state.jobs.values() if job.times_restarted]
+        assert restarted, "the dice of this test lead through restarts"
+        assert all(job.times_restarted <= 2 for job in restarted)
         await eventually(lambda: not strays_of(tmp_path))
         await one.agent.stop()
         await one.task

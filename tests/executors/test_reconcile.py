@@ -15,6 +15,11 @@ def held(phase: Phase, **more: object) -> Held:
     return Held("j", 7, "w", phase, **more)  # type: ignore[arg-type]
 
 
+def waits(**more: object) -> Held:
+    at = {"due_s": NOW, "lease_ends_s": NOW + 60, "started_at_s": NOW - 9, "gpus": ("g",)}
+    return held(Phase.WAITING, **(at | more))
+
+
 STOP = wanted(run=False, reason="drained")
 TABLE = [
     ("a grant is started", [wanted()], [], Room(), Kind.START),
@@ -77,6 +82,26 @@ TABLE = [
     ("an end is reported in peace", [wanted(started=True)], [held(Phase.ENDED)], Room(), None),
     ("a stop comes too late for an end", [STOP], [held(Phase.ENDED)], Room(), None),
     ("a report is not repeated while the view lags", [wanted(started=True)], [held(Phase.REPORTED)], Room(), None),
+    ("what waits is started again when it is time", [wanted(started=True)], [waits()], Room(), Kind.RESTART),
+    ("what waits is left in peace before", [wanted(started=True)], [waits(due_s=NOW + 1)], Room(), None),
+    ("what waits is told to stop", [STOP], [waits(due_s=NOW + 9)], Room(), Kind.GIVE_UP),
+    (
+        "what waits when its time is over",
+        [wanted(timeout_s=10.0)],
+        [waits(started_at_s=NOW - 10)],
+        Room(),
+        Kind.GIVE_UP,
+    ),
+    ("what waits when its lease is over", [wanted()], [waits(lease_ends_s=NOW)], Room(), Kind.GIVE_UP),
+    ("what waits on a node that refuses work", [wanted()], [waits()], Room(refusal="low disk"), Kind.GIVE_UP),
+    ("what waits on a node that is drained", [wanted()], [waits()], Room(elsewhere="drained"), Kind.GIVE_UP),
+    ("what waits and whose GPU is drained", [wanted()], [waits()], Room(closed_gpus=frozenset("g")), Kind.GIVE_UP),
+    ("what waits for the memory of its GPU", [wanted()], [waits()], Room(unsettled_gpus=frozenset("g")), None),
+    ("what waits while the lease is not fresh", [wanted()], [waits()], Room(wait="no heartbeat"), None),
+    ("what waits for the spawn rate", [wanted()], [waits()], Room(starts=0), None),
+    ("what waits has its process already", [wanted()], [waits()], Room(processes=1, fresh=0), Kind.RESTART),
+    ("what waits and is not ours is forgotten", [], [waits()], Room(), Kind.FORGET),
+    ("what waits and is not ours is forgotten once", [], [waits(told_at_s=NOW - 1)], Room(), None),
     ("what runs and is not ours is killed", [], [held(Phase.RUNNING)], Room(), Kind.KILL),
     ("what stops and is not ours is killed", [], [held(Phase.STOPPING, stop_by_s=NOW + 50)], Room(), Kind.KILL),
     ("what prepares and is not ours is forgotten", [], [held(Phase.PREPARING)], Room(), Kind.FORGET),
@@ -114,6 +139,19 @@ def test_a_gpu_shared_by_decision_of_the_cluster_is_no_obstacle() -> None:
     new = Wanted("b.1", 9, "b", gpus=("g0",))
     running = Held("a.1", 7, "a", Phase.RUNNING, gpus=("g0",))
     assert [a.kind for a in plan([new, Wanted("a.1", 7, "a", started=True)], [running], NOW, Room())] == [Kind.START]
+
+
+def test_a_node_begins_no_more_than_it_may_whatever_waits_there() -> None:
+    waiting = Held("a.1", 7, "a", Phase.WAITING, due_s=NOW, lease_ends_s=NOW + 60)
+    desired = [Wanted("a.1", 7, "a", started=True), *(Wanted(f"w{i}.1", 20 + i, f"w{i}") for i in range(5))]
+    assert [a.job for a in plan(desired, [waiting], NOW, Room(starts=3))] == ["a.1", "w0.1", "w1.1"]
+    assert [a.job for a in plan(desired, [waiting], NOW, Room(processes=3))] == ["a.1", "w0.1", "w1.1"]
+    assert [a.job for a in plan(desired, [waiting], NOW, Room(fresh=1))] == ["a.1", "w0.1"]
+
+
+def test_no_attempt_of_an_item_begins_while_another_one_waits() -> None:
+    waiting = Held("w.1", 7, "w", Phase.WAITING, due_s=NOW, lease_ends_s=NOW + 60)
+    assert [a.kind for a in plan([Wanted("w.2", 9, "w")], [waiting], NOW, Room())] == [Kind.FORGET]
 
 
 def test_starts_come_in_the_order_of_their_grants_after_all_endings_and_within_the_caps() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
+from executors.gateway import Keys
 from executors.logs import Logs
 from statemachine import settings
 from statemachine.commands import RegisterArtifact, StopJob
@@ -114,6 +115,39 @@ open("result.json", "w").write(json.dumps({"counts": {"games": 1}}))
             one.cluster.place("w1", "h1")
             await one.ended("w1")
             await eventually(lambda: list((one.root / "c1/h1/checkpoints").iterdir()) == [])
+
+    run(go)
+
+
+def test_a_program_that_fails_over_there_is_started_again_over_there(server: Sshd, tmp_path: Path) -> None:
+    code = """
+import json, os, sys
+starts = open("checkpoint/starts", "a+")
+starts.write("x")
+starts.seek(0)
+number = len(starts.read())
+assert not os.listdir("out")
+open("out/games.txt", "w").write("of start " + str(number))
+if number < 3:
+    sys.exit("CUDA error: start " + str(number))
+outputs = [{"path": "games.txt", "kind": "games", "counts": {"games": number}}]
+open("result.json", "w").write(json.dumps({"counts": {"games": number}, "outputs": outputs}))
+"""
+
+    async def go() -> None:
+        async with site(server, tmp_path, keys=Keys(jobs=1)) as one:
+            restart = settings.Restart(attempts=2, delay_ms=300, cap_ms=300)
+            job = one.place("w1", program(code, restart=restart))
+            await eventually(lambda: one.cluster.state.jobs[job.job].times_restarted == 1)
+            await one.crash()
+            one.begin()
+            await one.joined()
+            await one.ended("w1")
+            row = one.cluster.state.jobs[job.job]
+            assert (row.counts, row.times_restarted, len(one.cluster.jobs_of("w1"))) == ({"games": 3}, 2, 1)
+            (output,) = row.outputs
+            assert one.blobs.path(output.digest).read_bytes() == b"of start 3"
+            await eventually(lambda: one.over_there() == [])
 
     run(go)
 

@@ -13,7 +13,7 @@ from ringrift_cluster.api import problems
 from ringrift_cluster.api.services import Services
 from ringrift_cluster.api.views import SCAN_ROWS
 from ringrift_cluster.replica import Busy, NoLeader, Proposed, ReplicaError
-from statemachine.commands import AddWork, decode_command
+from statemachine.commands import AddWork, RestartJob, decode_command
 from statemachine.rows import WorkStatus
 from tests.support.memory_replica import MemoryReplica
 
@@ -317,6 +317,18 @@ async def test_an_item_shows_its_attempts_newest_first(client: httpx.AsyncClient
         replica.tick(700_000)
     shown = (await client.get("/work/sp-9")).json()
     assert [job["job"] for job in shown["jobs"]] == ["sp-9.3", "sp-9.2", "sp-9.1"]
+
+
+async def test_a_job_shows_how_often_its_program_was_started_again(
+    client: httpx.AsyncClient, replica: MemoryReplica
+) -> None:
+    job = replica.machine.state.jobs["sp-0.1"]
+    assert "restarts" not in (await client.get("/jobs/sp-0.1")).json()["job"]
+    replica.run(RestartJob(job.job, job.fence, 2, "cuda", "CUDA error: lost"))
+    shown = (await client.get("/jobs/sp-0.1")).json()["job"]["restarts"]
+    assert (shown["count"], shown["error_class"], shown["error"]) == (2, "cuda", "CUDA error: lost")
+    why = (await client.get("/work/sp-0")).json()["why"]["sentence"]
+    assert "failed there 2 times" in why
 
 
 async def test_a_request_id_that_is_no_id_is_refused(client: httpx.AsyncClient) -> None:

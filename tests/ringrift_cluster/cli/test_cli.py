@@ -28,7 +28,7 @@ from ringrift_cluster.cli.output import short, size, span
 from ringrift_cluster.feed import FeedRouter
 from ringrift_cluster.raft.mark import Mark, encode_mark, read_mark
 from ringrift_cluster.sources import Settings
-from statemachine.commands import JoinPeer, LeavePeer, RecordMatch
+from statemachine.commands import ClaimWork, JoinPeer, LeavePeer, RecordMatch, RestartJob
 from statemachine.rows import Event
 from statemachine.snapshot import freeze, header, write
 from statemachine.values import Gpu, MatchResult, PeerFacts, Tally
@@ -298,6 +298,14 @@ def test_status_and_show_say_why_nothing_runs(cli: Any) -> None:
     shown = cli("work", "show", "w1")
     assert shown.startswith("w1: pending - ")
     assert "1 alive of 1" in cli("peers")
+
+
+def test_jobs_say_how_often_their_program_was_started_again(cli: Any, voter: Voter) -> None:
+    cli("work", "add", "selfplay", "--id", "w1")
+    voter.run(ClaimWork("c-1", "gpu-1"))
+    voter.run(RestartJob("w1.1", 1, 2, "cuda", "CUDA error: lost"))
+    shown = " ".join(cli("jobs").split())
+    assert "restart 2 after cuda" in shown
 
 
 def test_many_items_come_from_a_count_a_file_or_stdin(cli: Any, tmp_path: Path) -> None:
