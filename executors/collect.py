@@ -67,7 +67,7 @@ def verdict(
         except NothingLeft as error:
             absent = str(error)
     words = logs.last_words(folder.path, LAST_LINES)
-    printed = logs.tail_of(folder.path, "stdout", LAST_LINES, logs.MAX_WORDS_BYTES)
+    printed = logs.words_of(folder.path, "stdout", LAST_LINES)
     return outcome.judge(ended, result, work, template, stop_cause, words, absent, printed)
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import shutil
 import time
 from collections.abc import AsyncIterator, Collection
@@ -18,6 +19,10 @@ from executors.folder import file_name
 
 Stream = Literal["stdout", "stderr", "shim"]
 MAX_TAIL_BYTES = 1024 * 1024
+#: what moves a terminal's cursor or colours its letters, and other characters that nobody sees
+_CONTROLS = re.compile(
+    r"\x1b\[[0-?]*[ -/]*[@-~]|\x1b\][^\x07\x1b]*(?:\x07|\x1b\\)|[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]"
+)
 #: of a program's last words on one stream
 MAX_WORDS_BYTES = 16 * 1024
 CHUNK_BYTES = 64 * 1024
@@ -109,13 +114,20 @@ def tail_of(folder: Path, stream: Stream, lines: int, max_bytes: int = MAX_TAIL_
             break
         data = _read(path, -(max_bytes - len(data)), max_bytes - len(data)) + data
     text = data.decode("utf-8", "replace")
-    return "".join(text.splitlines(keepends=True)[-lines:]) if lines > 0 else ""
+    # A bar of progress that is drawn again and again is one line.
+    return "\n".join(text.split("\n")[-(lines + text.endswith("\n")) :]) if lines > 0 else ""
 
 
 def last_words(folder: Path, lines: int) -> str:
     """The end of what a program said, on stderr, else on stdout: some print their complaints there."""
-    said = tail_of(folder, "stderr", lines, MAX_WORDS_BYTES)
-    return said if said.strip() else tail_of(folder, "stdout", lines, MAX_WORDS_BYTES)
+    said = words_of(folder, "stderr", lines)
+    return said if said.strip() else words_of(folder, "stdout", lines)
+
+
+def words_of(folder: Path, stream: Stream, lines: int) -> str:
+    """The end of one stream as people read it: without colours, and of a line that was redrawn what became of it."""
+    text = _CONTROLS.sub("", tail_of(folder, stream, lines, MAX_WORDS_BYTES))
+    return "\n".join(line.rstrip("\r").rpartition("\r")[2] for line in text.split("\n"))
 
 
 def _read(path: Path, at: int, most: int = CHUNK_BYTES) -> bytes:

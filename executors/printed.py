@@ -72,9 +72,9 @@ class Printed:
         return found
 
     def _added(self, path: Path) -> bytes:
-        """The newest complete lines added to a log since the last look."""
+        """The newest complete lines added to a log since the last look, each drawing of a bar among them."""
         data, start = self._tail(path, newest=True)
-        end = data.rfind(b"\n") + 1
+        end = max(data.rfind(b"\n"), data.rfind(b"\r")) + 1
         self._read_to[path] = start + end
         return data[:end]
 

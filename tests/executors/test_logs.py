@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from executors.logs import AGAIN_BYTES, Logs, NoLogs
+from executors.logs import AGAIN_BYTES, Logs, NoLogs, last_words
 
 
 def folder(data: Path, name: str, stdout: str = "", ended_s: float | None = None) -> Path:
@@ -81,3 +81,11 @@ def test_of_a_log_that_was_halved_while_nobody_read_it_the_end_is_shown_again_an
 
     assert asyncio.run(rest(AGAIN_BYTES + 10)) == b"end\n"
     assert asyncio.run(rest(10 * AGAIN_BYTES)) == b"x" * (AGAIN_BYTES - 4) + b"end\n"
+
+
+def test_last_words_have_no_colours_and_a_bar_is_one_line(tmp_path: Path) -> None:
+    path = folder(tmp_path, "a.1-3")
+    bar = "".join(f"\r\x1b[32m{n}%\x1b[0m |###" for n in range(100))
+    (path / "stderr.log").write_bytes(f"begun\r\n{bar}\n\x1b]0;title\x07\x1b[1;31mKeyError\x1b[0m: \0'x'\n".encode())
+    assert last_words(path, 3) == "begun\n99% |###\nKeyError: 'x'\n"
+    assert last_words(path, 2) == "99% |###\nKeyError: 'x'\n"

@@ -75,3 +75,12 @@ def test_a_line_in_a_file_that_two_rules_fit_is_counted_once(tmp_path: Path) -> 
     assert printed.look() == Progress({"games": 2})
     (tmp_path / "out/more.jsonl").write_text("1\n")
     assert printed.look() == Progress({"games": 3})
+
+
+def test_a_bar_that_is_drawn_again_and_again_is_read_before_its_line_ends(tmp_path: Path) -> None:
+    printed, log = Printed(folder(tmp_path), SAYS), tmp_path / "stderr.log"
+    log.write_text("\rEpoch 1/20:  10%\rEpoch 2/20:  1")
+    assert printed.look() == Progress({"epochs": 1}, {"epochs": 20})
+    with log.open("a") as file:
+        file.write("5%\r")
+    assert printed.look() == Progress({"epochs": 2}, {"epochs": 20})
