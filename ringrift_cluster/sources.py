@@ -23,6 +23,8 @@ from executors import objectstore
 from ringrift_cluster.members import NODE_ID, SettingsError
 from statemachine.rows import STORE
 
+#: what the log holds of a node's labels (`values.PeerFacts`), less the one that names its object store
+LABELS, LABEL_CHARS = 31, 256
 #: how the file's content reaches the sources
 _FILE = "_file"
 
@@ -117,6 +119,10 @@ class Settings(BaseSettings):
         for label in value:
             if label.startswith(STORE):
                 raise ValueError(f"{label!r} is for nodes with an object store; give --object-store")
+            if len(label) > LABEL_CHARS:
+                raise ValueError(f"{label[:20]!r}... has {len(label)} characters, a label has {LABEL_CHARS} at most")
+        if len(value) > LABELS:
+            raise ValueError(f"a node has {LABELS} labels at most, these are {len(value)}")
         return value
 
     @field_validator("object_store")

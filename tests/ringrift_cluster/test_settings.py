@@ -332,6 +332,8 @@ def test_sizes_are_said_as_people_say_them_and_a_bucket_by_its_address(monkeypat
         ({"object_store_region": "us-east-1"}, "of use with --object-store"),
         ({"object_store": "s3://bucket", "object_store_endpoint": "http://me:hush@host"}, "object_store_endpoint"),
         ({"labels": "store:bucket"}, "give --object-store"),
+        ({"labels": ",".join(f"l{n}" for n in range(32))}, "31 labels at most, these are 32"),
+        ({"labels": "x" * 257}, "has 257 characters"),
     ],
 )
 def test_what_is_wrong_with_the_settings_of_files_is_said(flags: dict[str, str], words: str) -> None:
