@@ -227,7 +227,9 @@ class Locks:
             for peer in self._speaks_for(effect, caller.peer):
                 if peer != caller.peer and not self._keeps(caller.peer, peer):
                     raise self._forbidden(f"token {caller.name!r} speaks for {caller.peer!r}, not for {peer!r}")
-        if needed is Scope.ADMIN and not isinstance(command, c.Signed):
+        # A node drains its own GPUs; whoever is none and drains them is an operator.
+        operates = needed is Scope.ADMIN or (isinstance(effect, c.DrainGpu) and not caller.peer)
+        if operates and not isinstance(command, c.Signed):
             return c.Signed(caller.name, command)
         return command
 

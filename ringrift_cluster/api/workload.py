@@ -19,7 +19,9 @@ from executors.trial import Report, Trial, TrialError
 from ringrift_cluster.api.endpoint import BrokenOff, Call, Routes
 from ringrift_cluster.api.passing import PassedOn, elsewhere, order_node
 from ringrift_cluster.api.problems import Problem
+from ringrift_cluster.api.services import Services
 from ringrift_cluster.api.streams import admit
+from ringrift_cluster.api.writes import noted
 from statemachine import settings as st
 from statemachine.errors import UNDECODABLE, Code
 from statemachine.values import Id, Scope
@@ -97,10 +99,13 @@ async def try_template(call: Call, body: Try) -> PassedOn:
         return await order_node(call, body.node_id, "/workload/try", body)
     if services.trials is None:
         raise Problem(Code.NOT_FOUND, "this node runs nothing")
-    if services.trial is not None and services.trial.is_alive():
-        raise Problem("busy", "a template is being tried on this node; wait for its end")
+    _refuse_a_second(services)
+    node, template = services.replica.status().node_id, _template(body)
+    await noted(call, "workload.try", node)
+    # Another one may have begun meanwhile.
+    _refuse_a_second(services)
     stop, seen = threading.Event(), asyncio.Queue[Seen]()
-    attempt = Attempt(services.replica.status().node_id, services.trials, _template(body), body, stop)
+    attempt = Attempt(node, services.trials, template, body, stop)
     loop = asyncio.get_running_loop()
     # A thread of its own, which does not keep a node that leaves: the keeper ends the program then.
     services.trial = threading.Thread(
@@ -112,6 +117,11 @@ async def try_template(call: Call, body: Try) -> PassedOn:
         stop.set()
 
     return PassedOn(_lines(seen, services.trial.is_alive, services.closing), leave, "application/x-ndjson")
+
+
+def _refuse_a_second(services: Services) -> None:
+    if services.trial is not None and services.trial.is_alive():
+        raise Problem("busy", "a template is being tried on this node; wait for its end")
 
 
 async def _lines(

@@ -7,6 +7,7 @@ import dataclasses
 import hashlib
 import logging
 from collections.abc import AsyncIterator
+from pathlib import Path
 from types import SimpleNamespace
 from typing import get_args
 
@@ -426,6 +427,30 @@ async def test_every_act_of_an_operator_leaves_an_event_with_the_name_of_the_tok
     ]
     events = await door.get("/events?kinds=OperatorActed&key=root", headers=bearer("read"))
     assert [msgspec.json.decode(line)["key"] for line in events.text.splitlines()] == ["root"]
+
+
+@pytest.mark.parametrize(
+    "endpoint",
+    [e for e in ENDPOINTS if e.scope is Scope.ADMIN and e.method != "GET"],
+    ids=lambda e: f"{e.method} {e.template}",
+)
+async def test_no_endpoint_for_operators_does_anything_without_an_event(
+    endpoint: Endpoint, door: httpx.AsyncClient, replica: MemoryReplica
+) -> None:
+    path = endpoint.template.format(**KNOWN)
+    body = msgspec.json.encode(endpoint.example)
+    answer = await door.request(endpoint.method, path, content=body, headers=bearer("admin"))
+    assert (answer.status_code < 300) == (len(acts(replica)) == 1), answer.text
+
+
+async def test_a_trial_leaves_an_event_of_who_ran_it(guarded: Services, replica: MemoryReplica, tmp_path: Path) -> None:
+    transport = httpx.ASGITransport(app=create_app(dataclasses.replace(guarded, trials=tmp_path / "trials")))
+    async with httpx.AsyncClient(transport=transport, base_url="http://node") as door:
+        answer = await door.post(
+            "/workload/try", json={"template": {"argv": ["true"]}}, headers=bearer("admin"), timeout=30.0
+        )
+    assert answer.status_code == 200, answer.text
+    assert acts(replica) == [("admin", {"act": "workload.try", "target": "a"})]
 
 
 async def test_a_cluster_without_a_leader_does_not_keep_an_operator_from_stopping_a_node(
