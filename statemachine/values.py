@@ -18,7 +18,8 @@ WorkId = Annotated[str, Meta(min_length=1, max_length=96)]
 #: short enough that names of items and participants can be made from several
 Part = Annotated[str, Meta(min_length=1, max_length=32, pattern=NAME)]
 #: sha256 of a file's bytes, in lower-case hex
-Digest = Annotated[str, Meta(pattern=r"^[0-9a-f]{64}$(?!\n)")]
+HEX = r"^[0-9a-f]{64}$(?!\n)"
+Digest = Annotated[str, Meta(pattern=HEX)]
 Text = Annotated[str, Meta(max_length=4096)]
 Short = Annotated[str, Meta(max_length=256)]
 Natural = Annotated[int, Meta(ge=0, le=2**62)]

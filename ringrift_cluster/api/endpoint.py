@@ -277,7 +277,7 @@ class Bound:
         try:
             return self._decode_msgpack(raw) if packed and not self.endpoint.decode else self._decode_json(raw)
         except UNDECODABLE as error:
-            raise Problem(Code.INVALID, f"the body: {error}") from None
+            raise Problem(Code.INVALID, f"the body: {problems.in_words(error)}") from None
 
     async def _while_admitted(self, call: Call, parts: AsyncGenerator[Any, None]) -> AsyncIterator[Any]:
         """The parts of a stream, until the token that it was opened with is good no longer."""
@@ -324,7 +324,7 @@ def parse_query(raw: bytes, kind: type[Struct]) -> Struct:
             raise ValueError("a parameter is given twice")
         return msgspec.convert(pairs, kind, strict=False)
     except ValueError as error:  # msgspec's ValidationError is one
-        raise Problem(Code.INVALID, f"the query: {error}") from None
+        raise Problem(Code.INVALID, f"the query: {problems.in_words(error)}") from None
 
 
 async def read_body(call: Call, limit_bytes: int) -> bytes:

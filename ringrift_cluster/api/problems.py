@@ -13,8 +13,22 @@ from msgspec import Struct
 from executors.gate import RETRY_S
 from ringrift_cluster import replica
 from statemachine.errors import Code, Refused, Rejected
+from statemachine.values import HEX, NAME
 
 MEDIA_TYPE = "application/problem+json"
+#: the patterns of texts, as people say them
+FORMS = {
+    NAME: "a name (letters, digits and . _ : @ / + -, the first a letter or digit)",
+    HEX: "a sha256 (64 digits of lower-case hex)",
+}
+
+
+def in_words(error: Exception) -> str:
+    """What is wrong with a request that cannot be decoded, without regular expressions."""
+    text = str(error)
+    for pattern, words in FORMS.items():
+        text = text.replace(f"`str` matching regex {pattern!r}", words)
+    return text
 
 
 @dataclass(frozen=True, slots=True)

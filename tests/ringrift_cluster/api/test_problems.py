@@ -186,3 +186,13 @@ async def test_a_name_with_a_line_break_is_a_wrong_name_and_not_an_unknown_path(
         answer = await client.get(path)
         assert (answer.status_code, answer.json()["code"]) == (404, "not_found")
         assert "is served" not in answer.json()["detail"]
+
+
+async def test_a_text_of_the_wrong_form_is_refused_in_words(client: httpx.AsyncClient) -> None:
+    told = problem_of(await client.post("/work/add", json={"work_type": "self play"}))
+    assert told.detail == (
+        "the body: Expected a name (letters, digits and . _ : @ / + -, the first a letter or digit) - at `$.work_type`"
+    )
+    item = {"work_type": "selfplay", "inputs": [{"name": "net", "digest": "abc"}]}
+    told = problem_of(await client.post("/work/add", json=item))
+    assert told.detail.startswith("the body: Expected a sha256 (64 digits of lower-case hex) - at ")
