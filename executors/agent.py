@@ -32,7 +32,7 @@ from executors.bench import Bench
 from executors.blobs import Blobs
 from executors.drivers.driver import Driver
 from executors.drivers.local import Local
-from executors.gpus import Gpus, Scanner
+from executors.gpus import Gpus, Patient, Scanner
 from executors.heartbeat import AgentRefused, Heartbeat
 from executors.holdings import Holdings
 from executors.ledger import Ledger, LedgerError
@@ -113,7 +113,7 @@ class Agent:
         """
         self.peer = peer
         self.options = options or Options()
-        self.gpus: Scanner = gpus or Gpus()
+        self.gpus: Scanner = Patient(gpus or Gpus())
         self.logs = Logs(data_dir)
         self._cluster = cluster
         self._clock = clock or host.HostClock()

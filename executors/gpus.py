@@ -4,6 +4,7 @@ Without a driver there are no GPUs, and that is no fault. With a driver, each de
 device with a fault is reported with the reason and is not offered, its neighbours are.
 
     fault            from
+    driver           it has not answered for half a minute
     lost             any call answers that the device fell off the bus, or it is not listed any more
     ecc              uncorrected memory errors since the last reset
     row remapping    a remap failed, or one is pending and wants a reset
@@ -18,6 +19,8 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
+from queue import Empty, Queue
+from threading import Thread
 from typing import Any, Protocol
 
 import pynvml
@@ -27,6 +30,9 @@ from statemachine.values import Gpu
 
 #: XIDs that are the program's own fault and leave the device in order (graphics exception, page fault, ...)
 HARMLESS_XIDS = frozenset({13, 31, 43, 45, 68})
+#: a driver that takes longer for one look hangs; without its persistence mode the first one takes many seconds
+ANSWER_S = 30.0
+HUNG = "driver: it does not answer; see nvidia-smi and dmesg on the node, often only a reboot helps"
 #: reasons for slow clocks that mean trouble, by the bit in NVML's answer
 SLOWDOWNS = {0x8: "hardware slowdown", 0x40: "thermal slowdown", 0x80: "power brake"}
 
@@ -247,6 +253,50 @@ class Gpus:
             return call(*arguments)
         except self._nvml.NVMLError:
             return None
+
+
+class Patient:
+    """Looks through another scanner, and waits so long for it and no longer: a driver may hang for hours.
+
+    While it does, each device that was seen last is told with that as its fault.
+    """
+
+    def __init__(self, scanner: Scanner, within_s: float = ANSWER_S) -> None:
+        self._scanner = scanner
+        self._within_s = within_s
+        #: where the look that is under way puts what it finds; None: none is
+        self._answer: Queue[Scan | None] | None = None
+        self._late = False
+        self._last = Scan()
+
+    def scan(self) -> Scan:
+        """All devices, or those of the last answer with a fault. Blocks."""
+        if self._answer is None:
+            self._answer = Queue()
+            # A daemon, since a thread that a driver holds in the kernel would hold up the end of the process as well.
+            Thread(target=self._look, args=(self._answer,), name="gpus", daemon=True).start()
+        try:
+            found = self._answer.get(timeout=None if self._late else self._within_s, block=not self._late)
+        except Empty:
+            self._late = True
+            hung = tuple(replace(gpu, fault=HUNG) for gpu in self._last.gpus)
+            return Scan(hung, {}, "" if hung else HUNG, self._last.driver, self._last.cuda)
+        self._answer, self._late = None, False
+        if found is None:
+            raise RuntimeError("looking at the GPUs failed; the log has the reason")
+        self._last = found
+        return found
+
+    def _look(self, answer: Queue[Scan | None]) -> None:
+        found = None
+        try:
+            found = self._scanner.scan()
+        finally:
+            answer.put(found)
+
+    def close(self) -> None:
+        if self._answer is None:  # else it would wait for the driver as well
+            self._scanner.close()
 
 
 def _text(value: str | bytes) -> str:

@@ -4,16 +4,19 @@ import json
 import os
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
+from queue import Queue
 
 import pytest
 
-from executors.gpus import Gpus, Reading, Scan
+from executors.gpus import HUNG, Gpus, Patient, Reading, Scan
 from statemachine.commands import JoinPeer, decode_command, encode_command
 from statemachine.values import Gpu, PeerFacts
 from tests.executors import nvml
 from tests.executors.nvml import Driver
+from tests.support.cluster import eventually
 
 GIB = 1 << 30
 
@@ -179,3 +182,52 @@ class ScriptedGpus(Gpus):
 
     def close(self) -> None:
         return
+
+
+class Hanging(ScriptedGpus):
+    """A driver that answers when the test lets it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.may_answer = threading.Event()
+        self.may_answer.set()
+        self.closed = False
+
+    def scan(self) -> Scan:
+        assert self.may_answer.wait(60)
+        return super().scan()
+
+    def close(self) -> None:
+        self.closed = True
+
+
+def test_a_driver_that_hangs_is_a_fault_of_its_devices_until_it_answers() -> None:
+    hanging = Hanging()
+    patient = Patient(hanging, 0.2)
+    assert faults(patient.scan()) == {"GPU-0": ""}
+    hanging.may_answer.clear()
+    for _ in range(2):
+        scan = patient.scan()
+        assert (faults(scan), scan.readings) == ({"GPU-0": HUNG}, {})
+    patient.close()
+    assert not hanging.closed
+    hanging.may_answer.set()
+    eventually(lambda: faults(patient.scan()) == {"GPU-0": ""}, "its answer", 10)
+    patient.close()
+    assert hanging.closed
+
+
+def test_a_driver_that_hangs_from_the_first_moment_keeps_no_node_from_starting() -> None:
+    hanging = Hanging()
+    hanging.may_answer.clear()
+    scan = Patient(hanging, 0.0).scan()
+    assert (scan.gpus, scan.absent) == ((), HUNG)
+    hanging.may_answer.set()
+
+
+def test_a_look_that_fails_is_no_driver_that_hangs(monkeypatch: pytest.MonkeyPatch) -> None:
+    said: Queue[threading.ExceptHookArgs] = Queue()
+    monkeypatch.setattr(threading, "excepthook", said.put)
+    with pytest.raises(RuntimeError, match="the log has the reason"):
+        Patient(Gpus(None)).scan()
+    assert said.get(timeout=10).exc_type is AttributeError
