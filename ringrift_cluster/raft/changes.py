@@ -240,7 +240,8 @@ class VoterChanges:
                 return
             change.goal, change.since = self.journal.last_index, now
         if now >= change.deadline:
-            reached = f"it is at entry {match} of {self.journal.last_index}" if match else "it does not answer there"
+            silence = self.membership.refused.get(voter.node) or "it does not answer there"
+            reached = f"it is at entry {match} of {self.journal.last_index}" if match else silence
             self._finish(
                 ChangeRefused(
                     f"{voter.node} did not catch up in time over its raft address {voter.raft}: {reached}; "

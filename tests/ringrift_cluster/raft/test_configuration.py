@@ -154,6 +154,18 @@ class TestOneAtATime:
         leader.remove("c")
         assert "no majority answers: b is silent" in leader.refused()
 
+    def test_one_that_cannot_be_added_is_told_why_it_was_turned_away(self, tmp_path):
+        leader = Leading(tmp_path)
+        joins = Voter("d", "d:1", "http://d", "log-of-d")
+        leader.node.add_voter(joins, "", 2.0, leader.outcomes.append)
+        assert leader.node.judge(Hello(1, "d", "another", "log-of-d", False, [], b"", 0)).reason == "other_cluster"
+        for _ in range(30):
+            leader.time.now += 0.1
+            leader.settle("b")
+        said = leader.refused()
+        assert "d did not catch up in time over its raft address d:1" in said
+        assert "d to another" in said
+
     def test_a_leader_does_not_remove_itself(self, tmp_path):
         leader = Leading(tmp_path)
         leader.remove("a")
