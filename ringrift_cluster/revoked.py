@@ -46,6 +46,8 @@ class Revoked:
     numbers: Mapping[bytes, int] = field(default_factory=dict)
     #: the authorities by which the file was read
     trusted: frozenset[bytes] = frozenset()
+    #: there is a file, and nothing in it is of an authority that is trusted (any more)
+    foreign: bool = False
 
     def names(self, certificate: bytes) -> bool:
         """Whether a certificate (DER) is revoked."""
@@ -66,12 +68,15 @@ class Revoked:
 def read(text: bytes, authorities: bytes) -> Revoked:
     """The lists of a PEM text that the given authorities (PEM) have signed; those of others mean nothing.
 
-    Raises CertificateError when there is none, or one cannot be read.
+    Raises CertificateError when there is no list, or one cannot be read.
     """
     trusted = x509.load_pem_x509_certificates(authorities)
     certificates: set[tuple[str, str]] = set()
     numbers: dict[bytes, int] = {}
-    for block in _BLOCK.findall(text):
+    blocks = _BLOCK.findall(text)
+    if not blocks:
+        raise CertificateError("it holds no list of revoked certificates")
+    for block in blocks:
         try:
             found = x509.load_pem_x509_crl(block)
             signer = next((one for one in trusted if _signed_by(found, one)), None)
@@ -82,9 +87,8 @@ def read(text: bytes, authorities: bytes) -> Revoked:
             numbers[key] = max(numbers.get(key, 0), _number(found))
         except ValueError as error:
             raise CertificateError(f"it holds a damaged list of revoked certificates ({error})") from error
-    if not numbers:
-        raise CertificateError("it holds no list of revoked certificates that an authority trusted here has signed")
-    return Revoked(frozenset(certificates), numbers, frozenset(one.fingerprint(hashes.SHA256()) for one in trusted))
+    known = frozenset(one.fingerprint(hashes.SHA256()) for one in trusted)
+    return Revoked(frozenset(certificates), numbers, known, foreign=not numbers)
 
 
 def without_list(authorities: bytes) -> Revoked:

@@ -178,7 +178,7 @@ class Tls:
             self.facts = self._read_facts()
             self.http_server = Live.over(self._make_server())
             self._warn_if_late()
-            self.complaint = self._own_complaint()
+        self.complaint = self._own_complaint()
 
     # Voters' links: another thread uses these, so a new pair takes the place of the old one in one step
 
@@ -292,8 +292,14 @@ class Tls:
         return found
 
     def _own_complaint(self) -> str:
-        """Nobody believes a node whose own certificate is revoked; it goes on, since a new one mends that."""
+        """What is wrong with files that are in use.
+
+        Nobody believes a node whose own certificate is revoked; it goes on, since a new one mends that. A list of an
+        authority that was taken out keeps no node from its work either.
+        """
         cert = self.files.cert
+        if self._lists.now.foreign:
+            return _foreign(self.files.ca)
         if self.facts is None or not self._lists.now.has(self.facts):
             return ""
         return f"the certificate {cert} is revoked, so no other node believes it; renew it (ringrift-node certs renew)"
@@ -305,6 +311,13 @@ class Tls:
                 self.files.cert,
                 self.facts.days_left,
             )
+
+
+def _foreign(ca: Path) -> str:
+    return (
+        f"{list_beside(ca)} holds no list of revoked certificates that an authority in {ca} has signed, so none is known "
+        "to be revoked; remove it, or put the list of such an authority there"
+    )
 
 
 def _client(ca: Path, lists: _Lists) -> ssl.SSLContext:
@@ -322,7 +335,10 @@ def _revoked(ca: Path) -> revoked.Revoked:
             text = path.read_bytes()
         except FileNotFoundError:
             return revoked.without_list(authorities)
-        return revoked.read(text, authorities)
+        found = revoked.read(text, authorities)
+        if found.foreign:
+            log.warning('event=tls_list_foreign detail="%s"', _foreign(ca))
+        return found
     except OSError as error:
         raise TlsError(f"{error.filename} cannot be read ({error.strerror})") from error
     except CertificateError as error:

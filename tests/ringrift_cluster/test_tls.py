@@ -333,7 +333,7 @@ def test_a_list_that_is_older_forged_or_gone_does_not_take_the_place_of_a_newer_
     other.issue("v2")
     for text, said in (
         (older, "gone or older"),
-        (other.revoke("v2"), "no list of revoked certificates that an authority trusted here has signed"),
+        (other.revoke("v2"), "gone or older"),
         (b"-----BEGIN X509 CRL-----\nAAAA\n-----END X509 CRL-----", "a damaged list"),
         (b"", "no list of revoked"),
         (None, "gone or older"),
@@ -348,6 +348,29 @@ def test_a_list_that_is_older_forged_or_gone_does_not_take_the_place_of_a_newer_
         if "gone" not in said:
             with pytest.raises(TlsError, match=said):
                 Tls(tls.files)
+
+
+def test_the_list_of_an_authority_that_was_taken_out_keeps_no_node_from_its_work(
+    authority: Authority, tmp_path: Path
+) -> None:
+    other = Authority(tmp_path / "other")
+    authority.issue("v2")
+    authority.revoke("v2")
+    files = authority.issue("v1")
+    tls = Tls(files)
+    authority.ca.write_bytes(authority.pair.cert + other.pair.cert)
+    authority.files("v1", other.make("v1"))
+    tls.refresh()
+    assert (tls.complaint, tls.numbers()["tls_revoked_certificates"]) == ("", 1)
+    authority.ca.write_bytes(other.pair.cert)
+    tls.refresh()
+    for one in (tls, Tls(files)):
+        assert "holds no list of revoked certificates that an authority in" in one.complaint
+        assert one.numbers()["tls_revoked_certificates"] == 0
+    assert client_context(authority.ca)
+    (authority.directory / "ca.crl").unlink()
+    tls.refresh()
+    assert tls.complaint == ""
 
 
 def test_lists_of_several_authorities_stand_in_one_file_and_that_of_one_that_left_means_nothing(
