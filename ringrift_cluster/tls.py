@@ -315,8 +315,8 @@ class Tls:
 
 def _foreign(ca: Path) -> str:
     return (
-        f"{list_beside(ca)} holds no list of revoked certificates that an authority in {ca} has signed, so none is known "
-        "to be revoked; remove it, or put the list of such an authority there"
+        f"{list_beside(ca)} holds no list of revoked certificates that an authority in {ca} has signed, so none is "
+        "known to be revoked; remove it, or put the list of such an authority there"
     )
 
 
