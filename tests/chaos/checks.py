@@ -3,50 +3,53 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 
 @dataclass(frozen=True, slots=True)
 class Life:
-    """From the first to the last mark that processes of one attempt left, in boot-time seconds."""
+    """From the first to the last mark that processes of one start left, in boot-time seconds."""
 
     work: str
     fence: int
+    #: how often it had been started before under that fence
+    restarts: int
     first_s: float
     last_s: float
     ended: bool
 
 
 def lives(lines: Iterable[str]) -> list[Life]:
-    """The attempts that left marks. Raises ValueError for a line that is no mark: marks must not tear."""
-    found: dict[tuple[str, int], Life] = {}
+    """The starts that left marks. Raises ValueError for a line that is no mark: marks must not tear."""
+    found: dict[tuple[str, str], Life] = {}
     for line in lines:
         parts = line.split()
         if len(parts) != 5:
             raise ValueError(f"no mark: {line!r}")
-        work, fence, _, text, word = parts
-        at_s, key = float(text), (work, int(fence))
-        old = found.get(key) or Life(work, int(fence), at_s, at_s, ended=False)
-        found[key] = Life(
-            work, old.fence, min(old.first_s, at_s), max(old.last_s, at_s), ended=old.ended or word == "end"
+        work, start, _, text, word = parts
+        at_s, key = float(text), (work, start)
+        fence, _, restarts = start.partition(".")
+        old = found.get(key) or Life(work, int(fence), int(restarts or 0), at_s, at_s, ended=False)
+        found[key] = replace(
+            old, first_s=min(old.first_s, at_s), last_s=max(old.last_s, at_s), ended=old.ended or word == "end"
         )
     return list(found.values())
 
 
 def overlaps(found: Iterable[Life]) -> list[str]:
-    """Attempts of one item of which one had not ended when one of a later fence began."""
+    """Starts of one item of which one had not ended when a later one began."""
     by_work: dict[str, list[Life]] = {}
     for life in found:
         by_work.setdefault(life.work, []).append(life)
     problems = []
-    for work, attempts in sorted(by_work.items()):
-        attempts.sort(key=lambda life: life.fence)
-        for at, earlier in enumerate(attempts):
+    for work, starts in sorted(by_work.items()):
+        starts.sort(key=lambda life: (life.fence, life.restarts))
+        for at, earlier in enumerate(starts):
             problems += [
-                f"{work}: fence {later.fence} ran at {later.first_s:.3f} s, and {earlier.fence} until "
-                f"{earlier.last_s:.3f} s"
-                for later in attempts[at + 1 :]
+                f"{work}: fence {later.fence}.{later.restarts} ran at {later.first_s:.3f} s, and "
+                f"{earlier.fence}.{earlier.restarts} until {earlier.last_s:.3f} s"
+                for later in starts[at + 1 :]
                 if later.first_s <= earlier.last_s
             ]
     return problems

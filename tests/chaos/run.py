@@ -39,6 +39,8 @@ TIMING = st.Timing(
     backoff_cap_ms=500,
     grace_ms=500,
 )
+#: what is killed is started again on its node, once; a wait that is long enough to be killed as well
+RESTART = st.Restart(attempts=1, delay_ms=500, cap_ms=500)
 #: the killing must not make the cluster hold nodes back, or little would run
 LIMITS = st.Limits(failures_before_hold=10_000, flaps_before_hold=10_000, poisoned_after_peers=1_000)
 
@@ -83,8 +85,8 @@ class Chaos:
         return self._verdict()
 
     def _submit(self) -> None:
-        argv = ("{python}", "-I", "-S", str(PROGRAM), str(self.marks), "{work}", "{fence}", "{seconds}", "{habit}")
-        template = st.Template(argv=argv, require_outputs=("games",), require_counts=("games",))
+        argv = ("{python}", "-I", "-S", str(PROGRAM), str(self.marks), "{work}", "{seconds}", "{habit}")
+        template = st.Template(argv=argv, require_outputs=("games",), require_counts=("games",), restart=RESTART)
         leader = self.cluster.leader()
         leader.propose(
             ChangeSetting("timing", st.encode(TIMING)),
@@ -197,7 +199,7 @@ class Chaos:
             return
         victim = self._rng.choice(sorted(among, key=lambda p: p.pid))
         try:
-            words = " ".join(victim.cmdline()[-4:])
+            words = " ".join(victim.cmdline()[-3:])
             os.kill(victim.pid, signal.SIGKILL)
         except (psutil.NoSuchProcess, ProcessLookupError):
             return
@@ -235,7 +237,10 @@ class Chaos:
         found = lives(self.marks.read_text().splitlines())
         problems += overlaps(found)
         problems += miscounted(self._works, tables, found)
-        self.story.tell("attempts", f"{len(found)} left marks, {len(tables['jobs'])} were granted")
+        jobs = tables["jobs"].values()
+        again = sum("restarts" in job for job in jobs)
+        counts = f"{len(found)} starts left marks, {len(jobs)} jobs were granted, {again} started again on their node"
+        self.story.tell("attempts", counts)
         return problems
 
     def _unsettled(self) -> list[str]:

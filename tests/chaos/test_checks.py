@@ -36,6 +36,13 @@ def test_a_process_that_lives_on_while_its_successor_runs_is_named() -> None:
     assert "fence 5" in problem
 
 
+def test_a_process_that_lives_on_while_it_is_started_again_under_its_fence_is_named() -> None:
+    again = ["w 1.1 13 2.2 start", "w 1.1 13 2.3 end"]
+    assert overlaps(lives([*GOOD, *again])) == []
+    (problem,) = overlaps(lives([*GOOD, *again, "w 1 10 2.25 runs"]))
+    assert "fence 1.1 ran at 2.200 s, and 1.0 until 2.250 s" in problem
+
+
 def test_a_mark_that_tore_is_no_mark() -> None:
     with pytest.raises(ValueError, match="no mark"):
         lives(["w 1 10"])
