@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import random
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
@@ -65,7 +66,12 @@ class Tries:
 
     @property
     def lease_ends_s(self) -> float:
-        """When a keeper would have to end the program."""
+        """When a keeper would have to end the program.
+
+        Before the cluster has heard this node process that is not known here: its answers say then whose the job is.
+        """
+        if not self._bench.heard_s:
+            return math.inf
         return self._bench.heard_s + self._job.lease_ms / 1000 - self._bench.margin_s
 
     async def another(

@@ -27,7 +27,7 @@ from statemachine.commands import CancelWork, ChangeSetting, DrainGpu, DrainPeer
 from statemachine.rows import Actual, Job, WorkStatus
 from statemachine.settings import Restart
 from statemachine.values import Needs, PeerFacts
-from tests.executors.agents import OPTIONS, WAIT, Node, node, program, run, strays_of
+from tests.executors.agents import GAMES, OPTIONS, WAIT, Node, node, program, run, strays_of
 from tests.executors.memory import QUICK, MemoryCluster, eventually
 from tests.executors.test_gpus import ScriptedGpus
 
@@ -460,6 +460,47 @@ def test_a_restart_that_died_with_its_agent_before_its_keeper_was_there_has_its_
             await one.again()
             await eventually(lambda: one.cluster.work("w").status is WorkStatus.COMPLETED)
             assert starts(tmp_path) == [f"w.1-{job.fence}", folder.name]
+
+    run(go)
+
+
+FAILS_UNSEEN = """
+import os, sys, time
+if not os.listdir("checkpoint"):
+    open("checkpoint/begun", "w").close()
+    print("up", flush=True)
+    while not os.path.exists("go"): time.sleep(0.02)
+    sys.exit("CUDA error: nobody saw it")
+"""
+
+
+def test_a_failure_while_no_agent_was_there_is_followed_by_a_restart_of_the_next_one(tmp_path: Path) -> None:
+    async def go() -> None:
+        async with node(tmp_path) as one:
+            one.cluster.setting("template/t", program(FAILS_UNSEEN + GAMES, restart=SOON))
+            one.cluster.add("w", "t")
+            job = one.cluster.place("w", "n1")
+            await one.says(job.job, "up")
+            await eventually(lambda: one.cluster.state.jobs[job.job].actual is Actual.RUNNING)
+            await one.crash()
+            folder = one.folder(job.job)
+            (folder / "go").touch()
+            await eventually(lambda: (folder / "exit.json").exists())
+            tried, propose, one.cluster.cut = list[Any](), one.cluster.propose, True
+
+            async def proposed(commands: Any) -> Any:
+                tried.extend(commands)
+                return await propose(commands)
+
+            one.cluster.propose = proposed
+            await one.again()
+            # It is judged before the cluster has heard of this agent, whose leases count from then on.
+            await eventually(lambda: any(isinstance(c, RestartJob | FailJob) for c in tried))
+            one.cluster.cut = False
+            await eventually(lambda: one.cluster.work("w").status is WorkStatus.COMPLETED)
+            row = one.cluster.state.jobs[job.job]
+            assert "nobody saw it" in row.restarts.error
+            assert row.times_restarted == 1
 
     run(go)
 
