@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shutil
 import time
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
@@ -90,7 +89,7 @@ class Folder:
         job, work = assignment.job, assignment.work
         inputs = {name: seat.folder / "inputs" / checked(name) for name in names}
         if self.path.exists():
-            shutil.rmtree(self.path)  # an earlier process of this node died while it prepared
+            keepers.remove(self.path)  # an earlier process of this node died while it prepared
         self.path.mkdir(parents=True)
         lists: dict[str, Path] = {}
         for prefix in templates.list_prefixes(template):
@@ -164,11 +163,11 @@ class Folder:
 
     def clear(self, *, checkpoint: str = "") -> None:
         """Drop inputs, outputs and private corners, keep the logs; with a work id drop its checkpoint as well."""
-        shutil.rmtree(self.out, ignore_errors=True)
+        keepers.remove(self.out)
         for name in ("inputs", "tree", "home", "tmp"):
-            shutil.rmtree(self.path / name, ignore_errors=True)
+            keepers.remove(self.path / name)
         if checkpoint:
-            shutil.rmtree(self._checkpoints / file_name(checkpoint), ignore_errors=True)
+            keepers.remove(self._checkpoints / file_name(checkpoint))
 
 
 def sweep_checkpoints(data_dir: Path, works: Collection[str], max_age_s: float) -> list[Path]:
@@ -176,8 +175,10 @@ def sweep_checkpoints(data_dir: Path, works: Collection[str], max_age_s: float) 
     kept = {file_name(work) for work in works}
     checkpoints, now, gone = data_dir / "checkpoints", time.time(), []
     for entry in checkpoints.iterdir() if checkpoints.is_dir() else ():
+        if entry.name in kept:
+            continue  # its program may be deleting in it this moment
         newest = max((path.lstat().st_mtime for path in (entry, *entry.rglob("*"))), default=now)
-        if entry.name not in kept and now - newest > max_age_s:
-            shutil.rmtree(entry, ignore_errors=True)
+        if now - newest > max_age_s:
+            keepers.remove(entry)
             gone.append(entry)
     return gone

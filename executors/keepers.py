@@ -118,6 +118,21 @@ def _copy(source: Path, target: Path) -> None:
     beside.replace(target)
 
 
+def remove(folder: Path) -> None:
+    """Delete a folder with all in it, also what a program made read-only; what cannot go stays."""
+    shutil.rmtree(folder, ignore_errors=True)
+    if folder.is_symlink() or not folder.is_dir():
+        return
+    with contextlib.suppress(OSError):
+        folder.chmod(0o700)
+    for root, names, _ in os.walk(folder):
+        for path in (Path(root) / name for name in names):
+            if not path.is_symlink():  # what it leads to is not ours
+                with contextlib.suppress(OSError):
+                    path.chmod(0o700)
+    shutil.rmtree(folder, ignore_errors=True)
+
+
 def start(job_dir: Path, order: Mapping[str, Any], lease_ends_at_s: float, boot_id: str) -> Identity:
     """Start a keeper for the program in a session of its own. Raises OSError.
 

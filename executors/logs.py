@@ -9,12 +9,12 @@ from __future__ import annotations
 import asyncio
 import os
 import re
-import shutil
 import time
 from collections.abc import AsyncIterator, Collection
 from pathlib import Path
 from typing import Literal
 
+from executors import keepers
 from executors.folder import file_name
 
 Stream = Literal["stdout", "stderr", "shim"]
@@ -100,7 +100,7 @@ class Logs:
         total, now, gone = sum(size for _, _, size in found), time.time(), []
         for stamp, entry, size in found:
             if now - stamp > max_age_s or total > max_bytes:
-                shutil.rmtree(entry, ignore_errors=True)
+                keepers.remove(entry)
                 gone.append(entry)
                 total -= size
         return gone

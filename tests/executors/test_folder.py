@@ -1,12 +1,13 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from pathlib import Path
 
 import pytest
 
 from executors.folder import PROGRESS_WINDOW_BYTES, Folder, file_name, sweep_checkpoints
-from executors.keepers import link_or_copy
+from executors.keepers import link_or_copy, remove
 from executors.outcome import Progress
 
 
@@ -72,6 +73,29 @@ def test_a_checkpoint_that_nobody_writes_to_goes_unless_its_item_runs(tmp_path: 
     for path in (tmp_path / "checkpoints").iterdir():
         os.utime(path, (1000, 1000))
     assert sweep_checkpoints(tmp_path, ["running"], 3600) == [tmp_path / "checkpoints" / "old"]
+
+
+def test_what_a_program_made_read_only_is_deleted_and_what_its_links_lead_to_is_left_alone() -> None:
+    with tempfile.TemporaryDirectory() as made:
+        base = Path(made)
+        base.chmod(0o777)
+        before = os.geteuid()
+        if before == 0:
+            os.seteuid(65534)  # permissions hold nobody up who is root
+        try:
+            (base / "elsewhere").mkdir(mode=0o500)
+            deep = base / "home" / "cache" / "deep"
+            deep.mkdir(parents=True)
+            (deep / "file").write_text("x")
+            (deep / "link").symlink_to(base / "elsewhere", target_is_directory=True)
+            for path in (deep, deep.parent, base / "home"):
+                path.chmod(0o500)
+            remove(base / "home")
+            assert not (base / "home").exists()
+            assert (base / "elsewhere").stat().st_mode & 0o777 == 0o500
+            remove(base / "home")
+        finally:
+            os.seteuid(before)
 
 
 def test_a_link_that_is_there_already_is_left_alone(tmp_path: Path) -> None:

@@ -132,9 +132,9 @@ class Attempts:
                 if found := keepers.keeper_of(folder, self._boot_id):
                     keepers.end(found, folder, self._boot_id)
                 keepers.end_leftovers(folder, self._boot_id)
-                shutil.rmtree(folder, ignore_errors=True)
+                keepers.remove(folder)
         if checkpoint:
-            shutil.rmtree(self._root.checkpoint(checkpoint), ignore_errors=True)
+            keepers.remove(self._root.checkpoint(checkpoint))
         return {}
 
     def do_pack(self, body: bytes, name: str) -> dict[str, Any]:
