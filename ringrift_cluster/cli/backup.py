@@ -68,7 +68,9 @@ def backup(
 
 
 def _fetch(chunks: Iterator[bytes], draft: Path) -> Header:
-    with draft.open("wb") as out:
+    # Its owner's alone, like a data directory.
+    draft.unlink(missing_ok=True)
+    with os.fdopen(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as out:
         for chunk in chunks:
             out.write(chunk)
         out.flush()

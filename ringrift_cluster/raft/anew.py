@@ -137,7 +137,7 @@ def restore(data_dir: Path, voter: Voter, head: Header, machine: Machine) -> Beg
         )
     if machine.index == 0:
         raise Refused("the backup is of an empty cluster; start a new one instead")
-    data_dir.mkdir(parents=True, exist_ok=True)
+    data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
     with paths.alone():
         begun = _begin(paths, voter, machine, head.term, head.cluster_id, f"restored from a backup at {head.index}")
         shutil.rmtree(paths.raft, ignore_errors=True)

@@ -456,11 +456,13 @@ def test_a_backup_is_verified_and_becomes_a_new_cluster(cli: Any, tmp_path: Path
     taken = json.loads(cli("backup", str(file), "--json"))
     assert taken["size_bytes"] == file.stat().st_size
     assert not file.with_name("state.backup.part").exists()
+    assert file.stat().st_mode & 0o777 == 0o600
     data = str(tmp_path / "new")
     where = ("--data-dir", data, "--cluster", "n=127.0.0.1:9000/9001")
     said = cli("restore", str(file), *where)
     assert f"begins at entry {taken['index']}" in said
     assert "ringrift-node serve --node-id n" in said
+    assert Path(data).stat().st_mode & 0o777 == 0o700
     assert "holds a voter's files already" in cli("restore", str(file), *where, code=2)
     assert cli("raft", "verify", "--data-dir", data).endswith("sound\n")
     stored = json.loads(cli("state", "dump", "--data-dir", data, "--json"))
