@@ -60,6 +60,6 @@ class Admission:
             wait=wait,
             refusal=facts.not_ready or self.blind(),
             unsettled_gpus=unsettled,
-            elsewhere="this node is drained" if view.draining else "",
+            elsewhere=view.closed,
             closed_gpus=view.drained_gpus | {gpu.uuid for gpu in facts.gpus if gpu.fault},
         )

@@ -19,7 +19,8 @@ class View:
     incarnation: int | None
     timing: Timing
     assignments: tuple[Assignment, ...]
-    draining: bool = False
+    #: why this peer gets no new work for a while; empty when it does
+    closed: str = ""
     #: GPUs of this peer that are drained
     drained_gpus: frozenset[str] = frozenset()
 
@@ -31,7 +32,10 @@ def view_of(state: State, peer: str) -> View:
         return View(None, state.timing, ())
     drained = frozenset(drain.gpu for drain in row.gpu_drains)
     held = tuple(queries.assignments(state, peer))
-    return View(row.incarnation, state.timing, held, row.draining, drained)
+    closed = "this node is held back" if row.held_until_ms else ""
+    if row.draining:
+        closed = "this node is drained"
+    return View(row.incarnation, state.timing, held, closed, drained)
 
 
 def wanted(assignment: Assignment) -> Wanted:

@@ -311,9 +311,18 @@ def test_a_program_whose_gpu_is_drained_goes_on_elsewhere(tmp_path: Path) -> Non
     run(go)
 
 
+def fail_others(one: Node, job: Job) -> None:
+    """Let so much fail on the node that it is held back."""
+    one.cluster.must(ChangeSetting("limits", '{"failures_before_hold":1}'))
+    one.cluster.add("other", "t")
+    other = one.cluster.place("other", "n1")
+    one.cluster.must(FailJob(other.job, other.fence, "oom", "a test"))
+
+
 ENDS = [
     ("a stop", lambda one, job: one.cluster.must(StopJob(job.job, job.fence, "make room")), "make room"),
     ("a drain", lambda one, job: one.cluster.must(DrainPeer("n1", True, "maintenance")), "drained"),
+    ("a node that is held back", fail_others, "held back"),
     ("a cancelled item", lambda one, job: one.cluster.must(CancelWork("w", "not needed")), "not needed"),
     ("an agent that stops its jobs", lambda one, job: one.agent._stop_all("the node is stopping"), "is stopping"),
 ]
