@@ -21,10 +21,12 @@ from executors.logs import Logs
 from ringrift_cluster.api.app import GROUPS, create_app
 from ringrift_cluster.api.services import AgentStatus, Services
 from ringrift_cluster.cli.app import app
+from ringrift_cluster.tls import Tls
 from ringrift_cluster.vitals import Executor, counters
 from tests.ringrift_cluster.api.conftest import DirectHeartbeats, populate
 from tests.ringrift_cluster.raft.loopback import Loopback
 from tests.support.memory_replica import MemoryReplica
+from tests.support.pki import Authority
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -194,7 +196,7 @@ def test_every_endpoint_that_a_document_names_is_served(document: Path) -> None:
 
 
 async def offered(directory: Path) -> set[str]:
-    """The names of all samples of a voter's /metrics."""
+    """The names of all samples of the /metrics of a voter that speaks TLS."""
     replica = MemoryReplica()
     populate(replica)
     async with Loopback(directory / "voter", "a") as cluster:
@@ -204,7 +206,8 @@ async def offered(directory: Path) -> set[str]:
         def hire(cluster_id: str) -> Any:
             raise AssertionError("nobody is hired here")
 
-        own = counters(voter, Executor(voter, hire), None, 0.0)
+        sealed = Tls(Authority(directory / "pki").issue("a")).numbers()
+        own = {**counters(voter, Executor(voter, hire), None, 0.0), **sealed}
     services = Services(
         replica=replica,
         heartbeats=DirectHeartbeats(replica),
