@@ -145,8 +145,9 @@ def _shown(value: WorkView) -> Iterable[RenderableType]:
         "params": pairs(spec.params),
         "depends on": " ".join(spec.depends_on),
         "failed on": " ".join(row.failed_on),
-        "reason": row.reason,
+        "reason": "" if row.reason in value.why.sentence else row.reason,
         "counts": pairs(row.counts),
+        "logs": f"ringrift-node logs {row.spec.work}.{row.grants}" if row.grants else "",
     }
     for name, text in lines.items():
         if text:

@@ -28,7 +28,7 @@ from ringrift_cluster.cli.output import short, size, span
 from ringrift_cluster.feed import FeedRouter
 from ringrift_cluster.raft.mark import Mark, encode_mark, read_mark
 from ringrift_cluster.sources import Settings
-from statemachine.commands import ClaimWork, JoinPeer, LeavePeer, RecordMatch, RestartJob
+from statemachine.commands import ClaimWork, FailJob, JoinPeer, LeavePeer, RecordMatch, RestartJob
 from statemachine.rows import Event
 from statemachine.snapshot import freeze, header, write
 from statemachine.values import Gpu, MatchResult, PeerFacts, Tally
@@ -298,6 +298,16 @@ def test_status_and_show_say_why_nothing_runs(cli: Any) -> None:
     shown = cli("work", "show", "w1")
     assert shown.startswith("w1: pending - ")
     assert "1 alive of 1" in cli("peers")
+
+
+def test_an_item_that_failed_names_the_command_that_shows_its_last_words(cli: Any, voter: Voter) -> None:
+    cli("work", "add", "--file", "-", text='{"work_type": "selfplay", "work_id": "w1", "max_attempts": 1}')
+    assert "ringrift-node logs" not in cli("work", "show", "w1")
+    voter.run(ClaimWork("c-1", "gpu-1"))
+    voter.run(FailJob("w1.1", 1, "user", "KeyError: 'board'", 1))
+    shown = cli("work", "show", "w1")
+    assert shown.count("KeyError: 'board'") == 1
+    assert "ringrift-node logs w1.1" in shown
 
 
 def test_jobs_say_how_often_their_program_was_started_again(cli: Any, voter: Voter) -> None:
