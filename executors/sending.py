@@ -32,9 +32,8 @@ class Progress(Struct, frozen=True):
 class Sender:
     """Sends files of one node. Belongs to one event loop."""
 
-    def __init__(self, transfers: Transfers, piece_bytes: int = PIECE_BYTES) -> None:
+    def __init__(self, transfers: Transfers) -> None:
         self._transfers = transfers
-        self._piece_bytes = piece_bytes
 
     async def send(self, path: Path, copy: Copy) -> None:
         """Return when the target has stored and verified the file; what it has already is not sent again.
@@ -85,7 +84,7 @@ class Sender:
         def read() -> bytes:
             with path.open("rb") as file:
                 file.seek(start)
-                return file.read(self._piece_bytes)
+                return file.read(PIECE_BYTES)
 
         return await self._transfers.run(read)
 

@@ -43,19 +43,15 @@ class Agreement:
         others: Callable[[], Mapping[str, str]],
         http: httpx.AsyncClient,
         disagreed: Callable[[str], None],
-        *,
-        every_s: float = EVERY_S,
     ) -> None:
         self._own = own
         self._others = others
         self._http = http
         self._disagreed = disagreed
-        self._every_s = every_s
-        self.comparisons = 0
 
     async def run(self) -> None:
         while True:
-            await asyncio.sleep(self._every_s)
+            await asyncio.sleep(EVERY_S)
             await self.compare()
 
     async def compare(self) -> None:
@@ -69,7 +65,6 @@ class Agreement:
         answers = await asyncio.gather(
             *(self._refuses(url, status.cluster_id, entry.index, entry.chain) for url in others.values())
         )
-        self.comparisons += 1
         refused = [name for name, no in zip(others, answers, strict=True) if no]
         if refused:
             log.error("event=digest_differs index=%d from=%s", entry.index, ",".join(refused))

@@ -80,7 +80,7 @@ def flipped(result: MatchResult) -> MatchResult:
     return MatchResult(a=result.b, b=result.a, tally=tally, histogram=result.histogram[::-1])
 
 
-def added(old: tuple[Tally, ...], more: tuple[Tally, ...], sign: int = 1) -> tuple[Tally, ...]:
+def added(old: tuple[Tally, ...], more: tuple[Tally, ...], sign: int) -> tuple[Tally, ...]:
     """Sum tallies by seats, in the order of the seats."""
     sums: dict[tuple[int, int], tuple[int, int, int]] = {
         (t.seats_a, t.seats_b): (t.wins_a, t.wins_b, t.draws) for t in old
@@ -95,7 +95,7 @@ def added(old: tuple[Tally, ...], more: tuple[Tally, ...], sign: int = 1) -> tup
     )
 
 
-def summed(old: tuple[int, ...], more: tuple[int, ...], sign: int = 1) -> tuple[int, ...]:
+def summed(old: tuple[int, ...], more: tuple[int, ...], sign: int) -> tuple[int, ...]:
     """Add histograms bin by bin; an empty one adds nothing."""
     width = max(len(old), len(more))
     return tuple((old[i] if i < len(old) else 0) + sign * (more[i] if i < len(more) else 0) for i in range(width))

@@ -327,8 +327,6 @@ MAX_KEY = 32
 MAX_DEPTH = 64
 _BRACKETS = re.compile(r"[][{}]")
 
-Decoded = Timing | Limits | Retention | Artifacts | GameConfig | Template | Host | Controller
-
 
 def decode(name: str, value: str, level: int = NEWEST) -> Struct:
     """Decode one setting's JSON text, of which a release of that feature level knows every word.

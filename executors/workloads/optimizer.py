@@ -12,22 +12,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
+#: of the means of gradients and of their squares, from step to step
+DECAYS = (0.9, 0.999)
+EPSILON = 1e-8
+
 
 class AdamW:
     """Loshchilov and Hutter, "Decoupled weight decay regularization" (ICLR 2019), algorithm 2."""
 
-    def __init__(
-        self,
-        parameters: Sequence[Tensor],
-        *,
-        weight_decay: float,
-        decays: tuple[float, float] = (0.9, 0.999),
-        epsilon: float = 1e-8,
-    ) -> None:
+    def __init__(self, parameters: Sequence[Tensor], *, weight_decay: float) -> None:
         self.parameters = list(parameters)
         self.weight_decay = weight_decay
-        self.decays = decays
-        self.epsilon = epsilon
         self.steps = 0
         self.means = [torch.zeros_like(parameter) for parameter in self.parameters]
         self.squares = [torch.zeros_like(parameter) for parameter in self.parameters]
@@ -38,7 +33,7 @@ class AdamW:
         gradients = [p.grad if p.grad is not None else torch.zeros_like(p) for p in self.parameters]
         norm = torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(g) for g in gradients]))
         scale = float(torch.clamp(clip / (norm + 1e-6), max=1.0))
-        first, second = self.decays
+        first, second = DECAYS
         self.steps += 1
         rate = learning_rate / (1 - first**self.steps)
         correction = (1 - second**self.steps) ** 0.5
@@ -47,7 +42,7 @@ class AdamW:
             mean.mul_(first).add_(gradient, alpha=1 - first)
             square.mul_(second).addcmul_(gradient, gradient, value=1 - second)
             parameter.mul_(1 - learning_rate * self.weight_decay)
-            parameter.addcdiv_(mean, (square.sqrt() / correction).add_(self.epsilon), value=-rate)
+            parameter.addcdiv_(mean, (square.sqrt() / correction).add_(EPSILON), value=-rate)
             parameter.grad = None
 
     def state(self) -> dict[str, Any]:

@@ -139,13 +139,12 @@ class Status(Struct, frozen=True):
     alarms: tuple[Alarm, ...]
 
 
-SCHEDULER_LOOPS = ("selfplay_scheduler", "population", "queue_populator")
+#: the loop that makes selfplay work
+SCHEDULER = "population"
 
 
-def _loop_health(loops: dict[str, LoopStatus], names: tuple[str, ...]) -> tuple[bool, float]:
-    found = [loops[name] for name in names if name in loops]
-    healthy = all(not loop.enabled or not loop.last_error for loop in found)
-    return healthy, max((loop.last_run for loop in found), default=0.0)
+def _healthy(loop: LoopStatus) -> bool:
+    return not loop.enabled or not loop.last_error
 
 
 def _subscriptions(services: Services, now: ReplicaStatus, loops: dict[str, LoopStatus]) -> Subscriptions:
@@ -153,7 +152,7 @@ def _subscriptions(services: Services, now: ReplicaStatus, loops: dict[str, Loop
     flags = {
         "daemon_events": services.agent().healthy,
         "feedback_signals": follows_log,
-        "manager_events": follows_log and all(not (x.enabled and x.last_error) for x in loops.values()),
+        "manager_events": follows_log and all(map(_healthy, loops.values())),
     }
     failed = [name for name, healthy in flags.items() if not healthy]
     return Subscriptions(**flags, all_healthy=not failed, critical_failed=failed)
@@ -165,7 +164,7 @@ def compose(services: Services, view: Overview, stalled: Why | None, worries: tu
     loops = dict(services.loops())
     agent = services.agent()
     storage = services.storage()
-    scheduler_healthy, _ = _loop_health(loops, SCHEDULER_LOOPS)
+    scheduler_healthy = SCHEDULER not in loops or _healthy(loops[SCHEDULER])
     return Status(
         node_id=now.node_id,
         cluster_id=now.cluster_id,

@@ -76,7 +76,6 @@ class _Node:
     deaths_in_row: int = 0
     restarts: int = 0
     next_start_s: float = 0.0
-    last_exit: int | None = None
 
 
 @dataclass
@@ -105,7 +104,7 @@ class Nodes:
                     continue
                 lived = now - node.started_s
                 node.deaths_in_row = 1 if lived > SETTLED_S else node.deaths_in_row + 1
-                node.process, node.last_exit = None, code
+                node.process = None
                 pause = min(RESTART_S * 2 ** (node.deaths_in_row - 1), LONGEST_RESTART_S)
                 node.next_start_s = now + pause
                 cause = f"signal {-code}" if code < 0 else f"exit code {code}"

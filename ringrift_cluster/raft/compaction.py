@@ -103,7 +103,6 @@ class Compaction:
         frozen = freeze(machine)
         voters = tuple(sorted(of_state(machine.state).names)) or self._membership.voters
         head = header(frozen, self._membership.cluster_id, voters)
-        started = self._clock()
         written: list[SnapshotFile] = []
 
         def run() -> None:
@@ -113,7 +112,6 @@ class Compaction:
             self._running = False
             frozen.release()
             self._counters.snapshots_written += 1
-            self._counters.snapshot_s = self._clock() - started
             file = self._keep_file(written[0])
             self._snapshots.hold(file, self._clock())
             # A file that was begun before it was asked for may be too old; the next turn begins another one.

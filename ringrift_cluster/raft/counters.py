@@ -19,15 +19,11 @@ class Counters:
     fsync_s: float = 0.0
     fsync_max_s: float = 0.0
     entries_proposed: int = 0
-    commands_proposed: int = 0
-    group_max: int = 0
     entries_applied: int = 0
     commands_applied: int = 0
     elections: int = 0
-    prevotes: int = 0
     snapshots_written: int = 0
     snapshots_installed: int = 0
-    snapshot_s: float = 0.0
     turns: int = 0
     #: longest time the consensus thread was busy in one turn, without waiting for the disk
     turn_max_s: float = 0.0

@@ -108,7 +108,6 @@ class Elections:
         self._passing = False
         self._open = True
         self._grants = {self._membership.node_id}
-        self._counters.prevotes += 1
         question = PreVote(
             round=self._round,
             term=self._asked_for,

@@ -34,7 +34,6 @@ class Fetch:
         self._directory = directory
         self._send = send
         self._transfer: _Transfer | None = None
-        self.bad_transfers = 0
 
     def want(self, peer: str, offer: OfferSnapshot, now: float) -> None:
         """The leader offers a file we need."""
@@ -89,14 +88,7 @@ class Fetch:
         return SnapshotFile(transfer.path, offer.index, offer.snapshot_term, offer.size_bytes, offer.sha256)
 
     def drop(self) -> None:
-        """The transfer was bad: forget it."""
-        if self._transfer is not None:
-            self.bad_transfers += 1
-            self._transfer.path.unlink(missing_ok=True)
-            self._transfer = None
-
-    def done(self) -> None:
-        """The file was taken over, or is no longer needed."""
+        """The transfer was bad, or its file was taken over, or is no longer needed."""
         if self._transfer is not None:
             self._transfer.path.unlink(missing_ok=True)
             self._transfer = None

@@ -71,4 +71,4 @@ class Parts:
 
     def done(self) -> None:
         """The file was taken over, or is no longer needed."""
-        self._fetch.done()
+        self._fetch.drop()

@@ -202,8 +202,6 @@ class Proposals:
         self._in_flight_bytes += group.size_bytes
         self._in_flight_commands += group.commands
         self._counters.entries_proposed += 1
-        self._counters.commands_proposed += len(commands)
-        self._counters.group_max = max(self._counters.group_max, len(commands))
 
     def stamped(self, term: int, now: float, commands: Sequence[bytes]) -> bytes:
         """An entry of these commands with this leader's clock on it."""

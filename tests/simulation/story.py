@@ -14,14 +14,12 @@ TRIES = 60
 SECONDS = 120.0
 
 
-def shrink(
-    broken: Outcome, options: Options, *, tries: int = TRIES, seconds: float = SECONDS
-) -> tuple[Outcome, Options]:
+def shrink(broken: Outcome, options: Options) -> tuple[Outcome, Options]:
     """Drop faults by halves, then one by one, while the run still breaks; returns the last run that did.
 
     Any failure counts, for a run with fewer faults may show the same mistake elsewhere.
     """
-    until = time.monotonic() + seconds
+    tries, until = TRIES, time.monotonic() + SECONDS
     failed_at_s = broken.failed_at - BEGAN_AT
     # What struck after the failure had no part in it.
     kept = [s.number for s in options.plan(broken.seed) if s.at_s <= failed_at_s]

@@ -19,8 +19,8 @@ def fleet(*storage: str, others: str = "w") -> Cluster:
     return given(*(node(name, labels=("storage",)) for name in storage), *(node(name) for name in others))
 
 
-def planned(cluster: Cluster, skip: int = 0, rows: int = 100) -> list[tuple[str, str]]:
-    return [(copy.digest, copy.target) for copy in copies.plan_copies(cluster.state, skip, rows).copies]
+def planned(cluster: Cluster) -> list[tuple[str, str]]:
+    return [(copy.digest, copy.target) for copy in copies.plan_copies(cluster.state).copies]
 
 
 def test_a_file_that_no_storage_node_has_is_copied_to_as_many_as_are_wanted():
