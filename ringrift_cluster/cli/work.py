@@ -147,7 +147,7 @@ def _shown(value: WorkView) -> Iterable[RenderableType]:
         "failed on": " ".join(row.failed_on),
         "reason": "" if row.reason in value.why.sentence else row.reason,
         "counts": pairs(row.counts),
-        "logs": f"ringrift-node logs {row.spec.work}.{row.grants}" if row.grants else "",
+        "logs": f"ringrift-node logs {row.spec.work}.{row.grants} [--stream stderr]" if row.grants else "",
     }
     for name, text in lines.items():
         if text:
