@@ -94,6 +94,16 @@ def peer_obstacle(peer: Peer, work_type: str, needs: Needs, held: Iterable[Job],
     return None
 
 
+def stands_where(needs: Needs, worker: str, peer: Peer | None) -> bool:
+    """Whether a worker that claims is on a node the item may run on: one it names, with the labels it asks for.
+
+    `peer` is the node of the worker's name, None when there is none. What else an item takes is the worker's to judge.
+    """
+    if needs.peers and worker not in needs.peers:
+        return False
+    return not needs.labels or (peer is not None and set(needs.labels).issubset(peer.facts.labels))
+
+
 def takes_whole(work_type: str, needs: Needs) -> bool:
     """Whether a job shares its GPUs with nobody: a training always, another when it reserves no VRAM."""
     return work_type in WHOLE_GPU_TYPES or not needs.vram_bytes

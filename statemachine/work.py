@@ -17,7 +17,7 @@ from msgspec.structs import replace
 
 from statemachine import checkpoints
 from statemachine.commands import AddWork, CancelWork, ClaimWork, PlaceWork, RetryWork
-from statemachine.eligibility import EXCLUSIVE_TYPES, free_gpus, item_obstacle, peer_obstacle
+from statemachine.eligibility import EXCLUSIVE_TYPES, free_gpus, item_obstacle, peer_obstacle, stands_where
 from statemachine.errors import Code, Refused
 from statemachine.rows import (
     LIVE_JOB,
@@ -114,6 +114,8 @@ def claim(txn: Txn, cmd: ClaimWork) -> list[dict[str, object]]:
         if item_obstacle(row, txn.now_ms, txn.work.get, txn.state.index.live) is not None:
             continue
         spec = row.spec
+        if (spec.needs is not None or spec.template) and not stands_where(txn.state.needs_of(spec), cmd.peer, peer):
+            continue
         if spec.work_type in EXCLUSIVE_TYPES:
             if (spec.work_type, spec.config) in exclusive:
                 continue

@@ -5,8 +5,8 @@ from __future__ import annotations
 from statemachine.commands import DrainPeer, PauseCluster, RenewJobs
 from statemachine.errors import Code
 from statemachine.rows import Actual
-from statemachine.values import Input, JobProgress
-from tests.support.law import claimed, completed, digest_of, failed, given, item, node
+from statemachine.values import Input, JobProgress, Needs
+from tests.support.law import claimed, completed, digest_of, failed, given, item, node, template
 
 
 def claims(cluster, *names, **more):
@@ -50,6 +50,21 @@ def test_a_claim_may_ask_for_types_and_configs():
     assert claims(cluster, "c1", work_types=("evaluation", "export")) == ["b"]
     assert claims(cluster, "c2", configs=("hex8_3p",)) == ["c"]
     assert claims(cluster, "c3", work_types=("selfplay",), configs=("square8_2p",)) == ["a"]
+
+
+def test_a_worker_takes_no_item_that_is_for_other_nodes_or_for_labels_it_has_not():
+    items = (
+        item("for-b", needs=Needs(peers=("b",))),
+        item("for-hosts", needs=Needs(labels=("ssh",))),
+        item("by-template", template="run"),
+        item("for-all", needs=Needs(cpu_slots=64)),
+    )
+    labelled = template(needs=Needs(labels=("ssh",)))
+    assert claims(given(labelled, *items), "c1", peer="worker") == ["for-all"]
+    assert claims(given(labelled, node("n"), *items), "c1", peer="n") == ["for-all"]
+    cluster = given(labelled, node("b"), node("h", labels=("ssh", "fast")), *items)
+    assert claims(cluster, "c1", peer="h") == ["for-hosts", "by-template", "for-all"]
+    assert claims(cluster, "c2", peer="b") == ["for-b"]
 
 
 def test_a_claim_with_nothing_to_give_is_empty_and_may_succeed_later():

@@ -218,8 +218,8 @@ def setting(name: str, value: msgspec.Struct, version: int = -1) -> ChangeSettin
     return ChangeSetting(name=name, value=st.encode(value), expected_version=version, by="tester")
 
 
-def template(name: str = TEMPLATE) -> ChangeSetting:
-    return setting(f"template/{name}", st.Template(argv=("true",)))
+def template(name: str = TEMPLATE, **more: Any) -> ChangeSetting:
+    return setting(f"template/{name}", st.Template(argv=("true",), **more))
 
 
 def game_config(key: str = CONFIG) -> ChangeSetting:
