@@ -1,7 +1,4 @@
-"""Where connections under TLS shake hands before HTTP hears of them: a bounded number, for a bounded time.
-
-asyncio's own server would give every one a minute, and count none of them.
-"""
+"""Where connections under TLS shake hands before HTTP hears of them: a bounded number, for a bounded time."""
 
 from __future__ import annotations
 
@@ -12,18 +9,14 @@ import ssl
 from collections import Counter
 from collections.abc import Callable
 
-from ringrift_cluster.raft.lobby import Lobby, Stranger, origin_of
-from ringrift_cluster.raft.wire import speaks_tls
+from ringrift_cluster.raft.accepting import accept, connect
+from ringrift_cluster.raft.lobby import Lobby, Stranger
 
 log = logging.getLogger(__name__)
 
 HANDSHAKE_S = 10.0
 #: handshakes at one time; one more takes the place of the least promising (see `Lobby`)
 HANDSHAKES = 256
-#: connections taken in a row before anything else gets a turn
-ACCEPT_RUN = 16
-#: out of file descriptors, or the kernel is: look again after this
-ACCEPT_PAUSE_S = 0.1
 
 
 class Door:
@@ -47,7 +40,7 @@ class Door:
         self._clear_too = clear_too
         self._lobby = Lobby(HANDSHAKES)
         self._shaking: set[asyncio.Task[None]] = set()
-        self._accepting = asyncio.get_running_loop().create_task(self._accept())
+        self._accepting = asyncio.get_running_loop().create_task(accept(listener, refusals, self._admit))
 
     def close(self) -> None:
         """Take nobody else; who is not through the door is sent away."""
@@ -60,22 +53,6 @@ class Door:
 
     async def wait_closed(self) -> None:
         await asyncio.wait({self._accepting, *self._shaking})
-
-    async def _accept(self) -> None:
-        loop = asyncio.get_running_loop()
-        run = 0
-        while True:
-            try:
-                taken, address = await loop.sock_accept(self._listener)
-            except OSError as error:
-                self._refusals["accept_failed"] += 1
-                log.warning("event=http_accept_failed error=%r", error)
-                await asyncio.sleep(ACCEPT_PAUSE_S)
-                continue
-            self._admit(taken, origin_of(str(address[0])))
-            run = (run + 1) % ACCEPT_RUN
-            if not run:
-                await asyncio.sleep(0)
 
     def _admit(self, taken: socket.socket, origin: str) -> None:
         task = asyncio.get_running_loop().create_task(self._shake(taken))
@@ -97,13 +74,7 @@ class Door:
 
     async def _shake(self, taken: socket.socket) -> None:
         try:
-            tls: ssl.SSLContext | None = self._tls
-            if self._clear_too:
-                async with asyncio.timeout(HANDSHAKE_S):
-                    tls = tls if await speaks_tls(taken) else None
-            await asyncio.get_running_loop().connect_accepted_socket(
-                self._protocol, taken, ssl=tls, ssl_handshake_timeout=HANDSHAKE_S if tls else None
-            )
+            await connect(taken, self._protocol, self._tls, HANDSHAKE_S, clear_too=self._clear_too)
         except (OSError, TimeoutError) as error:
             taken.close()
             self._refusals["tls"] += 1

@@ -16,12 +16,13 @@ from collections.abc import Coroutine, Mapping
 from functools import partial
 from typing import Protocol
 
+from ringrift_cluster.raft.accepting import accept, connect
 from ringrift_cluster.raft.counters import Counters
 from ringrift_cluster.raft.errors import PortTaken
 from ringrift_cluster.raft.handshake import Greetings, Handshake, Judge, Security
-from ringrift_cluster.raft.lobby import Lobby, Stranger, origin_of
+from ringrift_cluster.raft.lobby import Lobby, Stranger
 from ringrift_cluster.raft.messages import AppendEntries, Message, Ping, Raft, decode, encode
-from ringrift_cluster.raft.wire import Link, Refused, Wire, speaks_tls, split_address
+from ringrift_cluster.raft.wire import Link, Refused, Wire, split_address
 from statemachine.errors import UNDECODABLE
 
 log = logging.getLogger(__name__)
@@ -35,10 +36,6 @@ NO_TLS = (ssl.SSLError, ConnectionResetError, ConnectionAbortedError)
 #: the voter whose id sorts second dials only when the first one has not for this long
 LET_DIAL_S = 1.0
 BACKLOG = 1024
-#: connections taken in a row before anything else gets a turn
-ACCEPT_RUN = 16
-#: out of file descriptors, or the kernel is: look again after this
-ACCEPT_PAUSE_S = 0.1
 
 
 class Home(Judge, Protocol):
@@ -98,7 +95,7 @@ class Transport:
                 "stop the process that listens there, or configure another port"
             ) from error
         for listener in self._listeners:
-            self._spawn(self._accept(listener))
+            self._spawn(accept(listener, self._counters.refusals, self._admit))
         self._spawn(self._keep_alive())
 
     def reach(self, addresses: Mapping[str, str]) -> None:
@@ -186,23 +183,6 @@ class Transport:
 
     # In
 
-    async def _accept(self, listener: socket.socket) -> None:
-        # Not asyncio's server: that one reads and shakes hands under TLS before anybody could count.
-        loop = asyncio.get_running_loop()
-        run = 0
-        while True:
-            try:
-                taken, address = await loop.sock_accept(listener)
-            except OSError as error:
-                self._counters.refusals["accept_failed"] += 1
-                log.warning("event=accept_failed error=%r", error)
-                await asyncio.sleep(ACCEPT_PAUSE_S)
-                continue
-            self._admit(taken, origin_of(str(address[0])))
-            run = (run + 1) % ACCEPT_RUN
-            if not run:
-                await asyncio.sleep(0)
-
     def _admit(self, taken: socket.socket, origin: str) -> None:
         task: asyncio.Task[None] | None = None
         stranger = Stranger(origin, lambda: task is not None and task.cancel())
@@ -224,15 +204,9 @@ class Transport:
             evicted.leave()
 
     async def _serve(self, taken: socket.socket, stranger: Stranger) -> None:
-        loop = asyncio.get_running_loop()
         tls = self._security.server_tls() if self._security.server_tls else None
         try:
-            if tls is not None and self._security.clear_too:
-                async with asyncio.timeout(HANDSHAKE_S):
-                    tls = tls if await speaks_tls(taken) else None
-            transport, wire = await loop.connect_accepted_socket(
-                Wire, taken, ssl=tls, ssl_handshake_timeout=HANDSHAKE_S if tls else None
-            )
+            transport, wire = await connect(taken, Wire, tls, HANDSHAKE_S, clear_too=self._security.clear_too)
         except (OSError, TimeoutError) as error:
             self._counters.refusals["tls"] += 1
             log.debug("event=link_refused origin=%s reason=%r", stranger.origin, error)

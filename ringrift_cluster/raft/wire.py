@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import socket
 from collections.abc import Callable, Iterator
 
 from ringrift_cluster.raft.messages import MAX_FRAME_BYTES
@@ -84,21 +83,6 @@ class Link:
         seal = b"" if self.outbound is None else self.outbound.next(data)
         self.writer.write(b"".join((len(data).to_bytes(4, "big"), data, seal)))
         return 4 + len(data) + len(seal)
-
-
-async def speaks_tls(taken: socket.socket) -> bool:
-    """Whether a connection that was just taken begins with a TLS record; waits for its first byte. Raises OSError."""
-    loop = asyncio.get_running_loop()
-    while True:
-        try:
-            return taken.recv(1, socket.MSG_PEEK) == b"\x16"
-        except BlockingIOError:
-            arrived = asyncio.Event()
-            loop.add_reader(taken, arrived.set)
-            try:
-                await arrived.wait()
-            finally:
-                loop.remove_reader(taken)
 
 
 def prefixed(data: bytes) -> bytes:
