@@ -1,4 +1,4 @@
-"""Models, their champions, and the way back."""
+"""Models, their champions, an operator's own choice, and the way back."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from ringrift_cluster.api.endpoint import Call, Routes
 from ringrift_cluster.api.problems import Problem
 from ringrift_cluster.api.views import Cursor, View, look, scan
 from ringrift_cluster.api.writes import Outcome, Requested, carry_out_once
-from statemachine.commands import RollbackModel
+from statemachine.commands import PromoteModel, RollbackModel
 from statemachine.errors import Code
 from statemachine.rows import Gauntlet, Model, ModelStatus
 from statemachine.state import State
-from statemachine.values import Digest, Id, Scope, Short
+from statemachine.values import Digest, Evidence, Id, Scope, Short
 
 route = Routes("models", "Trained networks: candidates, champions, former champions.")
 
@@ -80,14 +80,35 @@ async def show(call: Call, digest: str, query: View) -> ModelView:
     return await look(call, ask, query)
 
 
-class Rollback(Requested, frozen=True, kw_only=True):
-    """`model` is a former champion; `previous` guards against a champion that has changed meanwhile."""
+class Promotion(Requested, frozen=True, kw_only=True):
+    """`model` is a candidate; `previous` guards against a champion that has changed meanwhile."""
 
     config: Id
     model: Digest
     reason: Short
     #: the present champion, as the caller saw it; looked up when left out
     previous: Digest | None = None
+
+
+@route(
+    "POST",
+    "/models/promote",
+    "Make a candidate the champion",
+    scope=Scope.ADMIN,
+    example=Promotion(config="hex8_2p", model=examples.DIGEST, reason="wins in the arena", previous=examples.CHAMPION),
+    answer=Outcome({"model": examples.DIGEST, "previous": examples.CHAMPION}, 1204),
+    errors=(Code.NOT_FOUND, Code.CONFLICT, Code.ILLEGAL_TRANSITION, Code.EVIDENCE),
+)
+async def promote(call: Call, body: Promotion) -> Outcome:
+    """The reason is kept as the evidence. Without it a candidate is promoted when a gauntlet accepts it."""
+    evidence = Evidence(kind="operator", note=body.reason)
+    previous = body.previous or await _champion(call, body.config)
+    command = PromoteModel(config=body.config, model=body.model, previous=previous, evidence=evidence)
+    return await carry_out_once(call, command, body.request_id)
+
+
+class Rollback(Promotion, frozen=True, kw_only=True):
+    """`model` is a former champion; `previous` guards against a champion that has changed meanwhile."""
 
 
 @route(
@@ -100,10 +121,13 @@ class Rollback(Requested, frozen=True, kw_only=True):
     errors=(Code.NOT_FOUND, Code.CONFLICT, Code.ILLEGAL_TRANSITION),
 )
 async def rollback(call: Call, body: Rollback) -> Outcome:
-    previous = body.previous
-    if previous is None:
-        previous = await look(call, lambda state: state.index.champions.get(body.config))
-    if previous is None:
+    previous = body.previous or await _champion(call, body.config)
+    if not previous:
         raise Problem(Code.NOT_FOUND, f"config {body.config!r} has no champion to roll back from")
     command = RollbackModel(config=body.config, model=body.model, previous=previous, reason=body.reason)
     return await carry_out_once(call, command, body.request_id)
+
+
+async def _champion(call: Call, config: str) -> str:
+    """The digest of a config's champion, or an empty text."""
+    return await look(call, lambda state: state.index.champions.get(config, ""))

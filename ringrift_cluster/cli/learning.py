@@ -18,7 +18,7 @@ from ringrift_cluster.cli.options import Config, Limit, OfConfig, Reason
 from ringrift_cluster.cli.output import short, table
 from statemachine.rows import Gauntlet
 
-models_app = typer.Typer(help="Trained networks, newest first; and the way back to an older one.")
+models_app = typer.Typer(help="Trained networks, newest first; promote one, or go back to an older one.")
 matches_app = typer.Typer(no_args_is_help=True, help="Counted matches.")
 gauntlet_app = typer.Typer(no_args_is_help=True, help="Evaluations of a candidate against its champion.")
 
@@ -88,6 +88,19 @@ def _modelled(value: ModelList) -> Iterable[RenderableType]:
             for row in value.models
         ),
     )
+
+
+@models_app.command("promote")
+@asks
+def promote(
+    call: Call,
+    config: Config,
+    model: Annotated[str, Argument(help="A candidate: its whole sha256.")],
+    reason: Reason,
+) -> None:
+    """Make a candidate the champion without waiting for a gauntlet."""
+    with call.client() as client:
+        call.emit(client.promote(config, model, reason), said(f"{short(model)} is the champion of {config}"))
 
 
 @models_app.command("rollback")

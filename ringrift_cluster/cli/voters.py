@@ -74,6 +74,6 @@ def remove(
 
 
 def changed(value: VotersChanged) -> Iterable[RenderableType]:
-    yield f"{', '.join(value.voters)} vote from entry {value.index} on"
+    yield f"voters from entry {value.index} on: {', '.join(value.voters)}"
     if value.warning:
         yield f"! {value.warning}"

@@ -25,7 +25,7 @@ from ringrift_cluster.api.gauntlets import GauntletFilter, GauntletList, Gauntle
 from ringrift_cluster.api.gpus import DrainedGpu, GpuList, OfNode, UndrainedGpu
 from ringrift_cluster.api.items import NewItems, NewWork
 from ringrift_cluster.api.jobs import JobFilter, JobList, JobView
-from ringrift_cluster.api.models import ModelFilter, ModelList, ModelView, Rollback
+from ringrift_cluster.api.models import ModelFilter, ModelList, ModelView, Promotion, Rollback
 from ringrift_cluster.api.peers import PeerFilter, PeerList, PeerView
 from ringrift_cluster.api.raft import Leader
 from ringrift_cluster.api.relay import RelayStatus
@@ -256,6 +256,11 @@ def work_cancel(session: Session, work_id: str, reason: str = "") -> Flow[Outcom
 def work_retry(session: Session, work_id: str, reason: str = "") -> Flow[Outcome]:
     """Give an ended item its attempts back."""
     return session.change("POST", "/work/retry", Outcome, Retry(work_id=work_id, reason=reason))
+
+
+def promote(session: Session, config: str, model: str, reason: str) -> Flow[Outcome]:
+    """Make a candidate the champion, whatever a gauntlet says."""
+    return session.change("POST", "/models/promote", Outcome, Promotion(config=config, model=model, reason=reason))
 
 
 def rollback(session: Session, config: str, model: str, reason: str) -> Flow[Outcome]:

@@ -151,7 +151,7 @@ def test_a_cluster_that_lost_two_of_three_voters_goes_on_from_the_third(cluster:
     lost.start()
     eventually(lambda: lost.get("/status")["ready"], "the replaced voter to follow", 60.0)
     eventually(
-        lambda: "vote from entry" in cli("voters", "add", "v1", "--api", again.url), "the voter to be added", 60.0
+        lambda: "voters from entry" in cli("voters", "add", "v1", "--api", again.url), "the voter to be added", 60.0
     )
     eventually(lambda: lost.get("/status")["voters"] == ["v1", "v2"], "the voter to know that it counts", 60.0)
     assert "new" in work_of(lost)

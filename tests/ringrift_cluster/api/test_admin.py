@@ -260,6 +260,22 @@ async def test_a_rollback_needs_a_former_champion(client: httpx.AsyncClient) -> 
     assert [row["digest"] for row in champion] == [CHAMPION]
 
 
+async def test_an_operator_promotes_a_candidate_and_says_why(client: httpx.AsyncClient) -> None:
+    body = {"config": CONFIG, "model": DIGEST, "reason": ""}
+    silent = await client.post("/models/promote", json=body)
+    assert (silent.status_code, silent.json()["code"]) == (412, "insufficient_evidence")
+    moved = await client.post("/models/promote", json={**body, "reason": "stronger", "previous": DIGEST})
+    assert (moved.status_code, moved.json()["code"]) == (409, "conflict")
+    answer = await client.post("/models/promote", json={**body, "reason": "stronger"})
+    assert answer.json()["result"] == {"model": DIGEST, "previous": CHAMPION}
+    shown = (await client.get(f"/models/{DIGEST}")).json()["model"]
+    assert (shown["status"], shown["evidence"]["kind"], shown["evidence"]["note"]) == (
+        "champion", "operator", "stronger"
+    )  # fmt: skip
+    back = await client.post("/models/rollback", json={"config": CONFIG, "model": CHAMPION, "reason": "it was not"})
+    assert back.json()["result"] == {"model": CHAMPION, "previous": DIGEST}
+
+
 @pytest.mark.parametrize("path", GONE)
 async def test_paths_of_the_old_protocol_say_what_took_their_place(path: str, client: httpx.AsyncClient) -> None:
     real = path.replace("{name:any}", "x").replace("{action}", "x")

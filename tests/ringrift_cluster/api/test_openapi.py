@@ -46,6 +46,7 @@ EXPECTED = {
     "POST /work/stop": 404,
     "POST /work/cancel": 404,
     "POST /work/retry": 404,
+    "POST /models/promote": 409,
     "POST /models/rollback": 409,
     "POST /elo/void": 404,
     "POST /admin/peers/remove": 409,

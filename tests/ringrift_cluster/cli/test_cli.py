@@ -179,7 +179,8 @@ def test_each_command_prints_text_for_people_and_json_for_programs(
 
 def test_all_commands_are_called_by_some_test() -> None:
     others = {
-        ("serve",), ("dev",), ("logs",), ("gauntlet", "run"), ("raft", "verify"), ("models", "rollback"),
+        ("serve",), ("dev",), ("logs",), ("gauntlet", "run"), ("raft", "verify"),
+        ("models", "promote"), ("models", "rollback"),
         ("token", "create"), ("backup",), ("restore",), ("raft", "recover"), ("voters", "add"), ("voters", "remove"),
         ("certs", "init"), ("certs", "issue"), ("certs", "renew"), ("certs", "revoke"), ("certs", "show"),
             ("restart",), ("channels",),  # test_relay.py
@@ -266,6 +267,12 @@ def test_addresses_are_https_where_the_authority_is_known(tmp_path: Path) -> Non
 def test_a_champion_is_rolled_back_by_a_command(cli: Any) -> None:
     words = ("models", "rollback", "hex8_2p", "a" * 64)
     assert "no champion to roll back from" in cli(*words, "--reason", "loses to random", code=5)
+    assert "--reason" in cli(*words, code=2)
+
+
+def test_an_operator_promotes_a_candidate_by_a_command(cli: Any) -> None:
+    words = ("models", "promote", "hex8_2p", "a" * 64)
+    assert "no model" in cli(*words, "--reason", "wins in the arena", code=5)
     assert "--reason" in cli(*words, code=2)
 
 
