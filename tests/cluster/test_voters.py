@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import shutil
 import threading
@@ -170,7 +169,7 @@ def test_one_voter_grows_to_three_is_restarted_replaced_and_shrinks_under_load(g
         everyone_counts(grown, grown.leader().name)
         load.goes_on()
     assert not load.failures
-    with contextlib.closing(Client([n.url for n in grown.nodes.values()])) as client:
+    with Client([n.url for n in grown.nodes.values()], token=TOKEN, retry_s=60.0) as client:
         for work in load.added[:: max(1, len(load.added) // 50)]:
             assert client.work(work)
     grown.same_digest()
