@@ -17,6 +17,7 @@ from collections import defaultdict, deque
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
+from functools import partial
 from typing import Any
 
 from ringrift_cluster.raft.compaction import Job
@@ -124,7 +125,13 @@ class ConsensusThread:
         failure = turns.exception()
         if failure is not None:
             self._halt(failure)
-        await self._close(orderly=failure is None)
+        try:
+            await self._close(orderly=failure is None)
+        finally:
+            # Whatever else goes wrong on the way out: whoever waits for the end, or must end the process, hears of it.
+            self.ended.set()
+            if failure is not None and self._on_halt is not None:
+                self._on_halt(self.node.halted or "")
 
     async def _open(self) -> None:
         config = self.config
@@ -288,19 +295,22 @@ class ConsensusThread:
         if orderly:
             self.node.halt("this voter was stopped")
         while self._calls:
-            self._calls.popleft()()
+            self._at_last(self._calls.popleft())
         self._flush()
         await self._transport.stop()
         self._work.shutdown(cancel_futures=True)
-        if orderly:
-            batch = self.node.last_batch()
-            if batch is not None:
-                self._store.write(batch)
+        batch = self.node.last_batch() if orderly else None
+        if batch is not None:
+            self._at_last(partial(self._store.write, batch))
         self._store.close()
         self._lock_file.close()
-        self.ended.set()
-        if not orderly and self._on_halt is not None:
-            self._on_halt(self.node.halted or "")
+
+    def _at_last(self, call: Call) -> None:
+        """What is left to do on the way out. A disk that fails now changes nothing that anybody was told."""
+        try:
+            call()
+        except RaftError as error:
+            log.error("event=voter_closed_badly node=%s error=%r", self.config.node_id, error)
 
     def stop(self) -> None:
         """End after this turn. Only as a `call`."""

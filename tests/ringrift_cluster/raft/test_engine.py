@@ -10,7 +10,7 @@ import pytest
 
 from ringrift_cluster.raft.conf import Limits, VoterConfig
 from ringrift_cluster.raft.engine import RaftReplica
-from ringrift_cluster.raft.errors import DataDirLocked, MembersContradict, PortTaken
+from ringrift_cluster.raft.errors import DataDirLocked, DiskFailed, MembersContradict, PortTaken
 from ringrift_cluster.raft.offline import read_offline
 from ringrift_cluster.raft.snapshots import digest, load
 from ringrift_cluster.raft.verify import verify
@@ -276,6 +276,31 @@ def test_a_wiped_voter_is_told_and_stops(tmp_path):
             rest = [r for r in cluster.running.values() if r is not halted]
             await until(lambda: any(wiped in r.status().refused for r in rest), "the status to say so")
             await leader.propose([add("y")])
+
+    run(story())
+
+
+@pytest.mark.parametrize("orderly", [False, True], ids=["halts", "stops"])
+def test_a_disk_that_fails_while_a_voter_closes_keeps_nobody_waiting_for_its_end(tmp_path, orderly):
+    """As when a snapshot ends just when the journal could not be written."""
+
+    def fail(*_):
+        raise DiskFailed("the disk is gone")
+
+    async def story():
+        async with Loopback(tmp_path, "a") as cluster:
+            await cluster.start()
+            voter = await cluster.leader()
+            thread = voter._thread
+            if orderly:
+                thread._store.write = fail
+                thread.call(lambda: (thread.node.journal._note("odd", "1"), thread.stop()))
+            else:
+                thread._calls.extend([fail, fail])
+                thread.call(lambda: None)
+            assert await asyncio.to_thread(thread.ended.wait, 10)
+            said = {} if orderly else {"a": "the disk is gone"}
+            await until(lambda: cluster.halted == said, "whoever must end the process is told")
 
     run(story())
 
