@@ -13,22 +13,25 @@ then `delete_left`, which deletes nothing when somebody stored or pinned the fil
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import hashlib
 import os
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from concurrent.futures import Executor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Lock
-from typing import BinaryIO
+from typing import BinaryIO, TypeVar
 
 from executors.arrivals import Arrivals
 from executors.keepers import link_or_copy
+
+T = TypeVar("T")
 
 #: how long a copy that went bad is kept to be looked at
 QUARANTINE_S = 7 * 86_400.0
@@ -89,8 +92,6 @@ class Writer:
         if expected is not None and digest != expected:
             self.abandon()
             raise WrongDigest(f"the bytes have the digest {digest}, not {expected}; send the file again")
-        self._file.flush()
-        os.fsync(self._file.fileno())
         self._file.close()
         self._store.settle(self._path, digest)
         return digest
@@ -101,7 +102,7 @@ class Writer:
 
 
 class Blobs:
-    """The store of one node. All calls may happen on any thread and block on the disk."""
+    """The store of one node. All calls but `run` may happen on any thread and block on the disk."""
 
     def __init__(self, root: Path, pool: Executor | None = None, quota_bytes: int = 0) -> None:
         self.root = root
@@ -120,6 +121,10 @@ class Blobs:
         #: held while a file gets or loses its final name
         self._names = Lock()
         self._leaving: set[str] = set()
+
+    async def run(self, call: Callable[[], T]) -> T:
+        """Do something with a file on the store's threads."""
+        return await asyncio.get_running_loop().run_in_executor(self.pool, call)
 
     def place(self, digest: str) -> Path:
         """Where a file with this digest is, or would be. Raises ValueError when it is no digest."""
@@ -185,7 +190,6 @@ class Blobs:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
             size = os.fstat(file.fileno()).st_size
             if not self._again(digest):
-                os.fsync(file.fileno())
                 beside = self.partial / f"adopt-{digest}-{os.getpid()}-{time.monotonic_ns()}"
                 link_or_copy(source, beside)
                 self.settle(beside, digest)
@@ -202,7 +206,9 @@ class Blobs:
             return self.use(digest) is not None
 
     def settle(self, beside: Path, digest: str) -> None:
-        """Give a verified and flushed file its final name."""
+        """Flush a verified file and give it its final name."""
+        with beside.open("rb") as file:
+            os.fsync(file.fileno())
         final = self.place(digest)
         beside.chmod(0o444)
         if not final.parent.is_dir():

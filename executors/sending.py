@@ -86,7 +86,7 @@ class Sender:
                 file.seek(start)
                 return file.read(PIECE_BYTES)
 
-        return await self._transfers.run(read)
+        return await self._transfers.blobs.run(read)
 
 
 def _detail(response: httpx.Response) -> str:

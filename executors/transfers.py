@@ -11,39 +11,29 @@ store      what no node delivers comes from an object store, directly or through
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import hashlib
 import logging
-import os
 import random
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Protocol
 
-import httpcore
 import httpx
 
 from executors.blobs import BlobError, Blobs, TooLarge, digest_of
 from executors.book import Book
+from executors.download import BusyError, Download
 from executors.pace import Pace
 from statemachine.queries import ResolvedInput
 
 log = logging.getLogger(__name__)
-T = TypeVar("T")
 Holder = tuple[str, str]
 
-#: bytes gathered before a thread writes and hashes them, while the next ones arrive
-WRITE_BYTES = 2 * 1024 * 1024
-#: says that the asker can go to another holder, so that none has to send a file more often than its share
-SPREAD = "ringrift-spread"
 #: rounds after which a file that every holder has refused is given up
 ROUNDS = 3
-# The library asks a socket for 64 KiB, a turn of the loop each. asyncio gives four times that at once, which saves a
-# third of the CPU time of a fetch.
-httpcore.AsyncHTTP11Connection.READ_NUM_BYTES = 256 * 1024
 LONGEST_PAUSE_S = 5.0
 #: a holder that sent wrong bytes of a file is not asked for that file again in this time
 CAUGHT_S = 600.0
@@ -58,12 +48,6 @@ class HoldersGone(BlobError):  # noqa: N818
         self.retry_after_s = retry_after_s
         #: a holder that may have the file did not answer
         self.unreachable = unreachable
-
-
-class _BusyError(BlobError):
-    def __init__(self, retry_after_s: float) -> None:
-        super().__init__("it sends enough already")
-        self.retry_after_s = retry_after_s
 
 
 class Vault(Protocol):
@@ -163,7 +147,7 @@ class Transfers:
         whose bytes do not fit the digest is not asked again. Raises HoldersGone and OSError.
         """
         async with self.blobs.arrivals.alone(digest):
-            found = await self.run(partial(self.blobs.use, digest))
+            found = await self.blobs.run(partial(self.blobs.use, digest))
             if found is None:
                 async with self._slots:
                     self.under_way[digest] = (size_bytes, 0)
@@ -205,7 +189,7 @@ class Transfers:
                 continue
             try:
                 return await self._from_one(digest, size_bytes, (name, address), spread=True)
-            except _BusyError as error:
+            except BusyError as error:
                 busy.append(error.retry_after_s)
                 answered.append((name, address))
                 said.append(f"{name}: {error}")
@@ -219,7 +203,7 @@ class Transfers:
             # The others that the busy one counts on are out of our reach.
             try:
                 return await self._from_one(digest, size_bytes, answered[0], spread=False)
-            except _BusyError:
+            except BusyError:
                 pass
             except (httpx.HTTPError, BlobError) as error:
                 said.append(f"{answered[0][0]}: {str(error) or type(error).__name__}")
@@ -232,27 +216,28 @@ class Transfers:
         return sorted((h for h in holders if h[0] != self.peer), key=rank)
 
     async def _from_one(self, digest: str, size_bytes: int, holder: Holder, *, spread: bool) -> Path:
-        unfinished = self.blobs.partial / f"fetch-{digest}"
-        name, address = holder
-        known = self.blobs.arrivals.senders
-        senders = known.setdefault(digest, {"an earlier process"} if unfinished.exists() else set())
-        url = f"{address.rstrip('/')}/artifacts/{digest}"
+        name, _ = holder
+
+        def tell(arrived_bytes: int) -> None:
+            self.under_way[digest] = (size_bytes, arrived_bytes)
+
+        one = Download(self.http, self.blobs, self.pace, digest, size_bytes, holder, spread, tell)
         for _ in range(2):
-            alone = not senders - {name}
+            alone = not one.senders - {name}
             try:
-                actual = await self._download(unfinished, url, digest, size_bytes, name, senders, spread=spread)
+                actual = await one.get()
             except TooLarge:
-                await self._forget(digest, unfinished)
+                await one.forget()
                 self._caught(digest, name)
                 raise
+            finally:
+                self.fetched_bytes += one.got_bytes
             if actual == digest:
-                await self.run(partial(self._accept, unfinished, digest))
-                known.pop(digest, None)
+                path = await one.settle()
                 self.book.answered(name)
                 self.fetched_files += 1
-                return self.blobs.place(digest)
-            await self._forget(digest, unfinished)
-            senders = known.setdefault(digest, set())
+                return path
+            await one.forget()
             if alone:
                 break
             # The wrong bytes may be another's: the whole file from this one tells.
@@ -265,73 +250,6 @@ class Transfers:
         self._caught_until_s[digest, name] = self.clock_s() + CAUGHT_S
         self.news.set()
 
-    async def _forget(self, digest: str, unfinished: Path) -> None:
-        self.blobs.arrivals.senders.pop(digest, None)
-        await self.run(lambda: unfinished.unlink(missing_ok=True))
-
-    def _request(self, url: str, have: int, *, spread: bool) -> Any:
-        headers = {"Accept-Encoding": "identity"} | ({"Range": f"bytes={have}-"} if have else {})
-        return self.http.stream("GET", url, headers=headers | ({SPREAD: "1"} if spread else {}))
-
-    async def _download(
-        self, unfinished: Path, url: str, digest: str, size_bytes: int, name: str, senders: set[str], *, spread: bool
-    ) -> str:
-        """Get what is missing; the digest of the whole. Raises BlobError, _BusyError, httpx.HTTPError and OSError."""
-        have = unfinished.stat().st_size if unfinished.exists() else 0
-        if size_bytes and have == size_bytes:
-            return await self.run(partial(digest_of, unfinished))
-        if size_bytes and have > size_bytes:
-            have = 0
-        async with self._request(url, have, spread=spread) as response:
-            if response.status_code == httpx.codes.PARTIAL_CONTENT and have:
-                expected = f"bytes {have}-"
-                if not response.headers.get("content-range", "").startswith(expected):
-                    raise BlobError("it answered with another range than the one asked for")
-            elif response.status_code == httpx.codes.OK:
-                have = 0
-            elif response.status_code in (httpx.codes.SERVICE_UNAVAILABLE, httpx.codes.TOO_MANY_REQUESTS):
-                raise _BusyError(_retry_after_s(response))
-            else:
-                raise BlobError(f"it answered {response.status_code} to GET {url}")
-            if not have:
-                senders.clear()
-            senders.add(name)
-            sink = await self.run(partial(_Sink, unfinished, have))
-            try:
-                await self._receive(response, sink, digest, size_bytes)
-            finally:
-                # What came before a holder was lost is kept for the next one.
-                await self.run(sink.close)
-            self.fetched_bytes += sink.size_bytes - have
-        if size_bytes and sink.size_bytes < size_bytes:
-            raise BlobError(f"it stopped after {sink.size_bytes} of {size_bytes} bytes")
-        return sink.digest()
-
-    async def _receive(self, response: httpx.Response, sink: _Sink, digest: str, size_bytes: int) -> None:
-        """Write and hash on another thread what arrived, while the next bytes arrive."""
-        buffer = bytearray()
-        writing: asyncio.Future[None] | None = None
-        arrived = sink.size_bytes
-        try:
-            async for chunk in response.aiter_raw():
-                arrived += len(chunk)
-                if size_bytes and arrived > size_bytes:
-                    raise TooLarge(f"more than the {size_bytes} bytes it should have arrived")
-                buffer += chunk
-                if len(buffer) >= WRITE_BYTES:
-                    await self.pace.take(len(buffer))
-                    self.under_way[digest] = (size_bytes, arrived)
-                    if writing is not None:
-                        # A thread cannot be cancelled: the next one who fetches must not meet its last bytes.
-                        await asyncio.shield(writing)
-                    writing = asyncio.ensure_future(self.run(partial(sink.write, buffer)))
-                    buffer = bytearray()
-        finally:
-            if writing is not None:
-                await writing
-            if buffer:
-                await self.run(partial(sink.write, buffer))
-
     async def _from_vault(self, vault: Vault, digest: str, size_bytes: int, said: list[str]) -> Path | None:
         beside = self.blobs.partial / f"vault-{digest}-{time.monotonic_ns()}"
         try:
@@ -340,11 +258,11 @@ class Transfers:
                 self.absent.add(digest)
                 self.news.set()
                 return None
-            actual = await self.run(partial(digest_of, beside))
+            actual = await self.blobs.run(partial(digest_of, beside))
             if actual == digest:
                 self.fetched_files += 1
                 self.fetched_bytes += beside.stat().st_size
-                await self.run(partial(self._accept, beside, digest))
+                await self.blobs.run(partial(self.blobs.settle, beside, digest))
                 return self.blobs.place(digest)
             said.append(f"{vault.name} has other bytes (digest {actual[:12]}...)")
             self._caught(digest, vault.name)
@@ -354,51 +272,9 @@ class Transfers:
         except BlobError as error:
             said.append(str(error))
         finally:
-            await self.run(lambda: beside.unlink(missing_ok=True))
+            await self.blobs.run(lambda: beside.unlink(missing_ok=True))
         return None
-
-    def _accept(self, unfinished: Path, digest: str) -> None:
-        with unfinished.open("rb") as file:
-            os.fsync(file.fileno())
-        self.blobs.settle(unfinished, digest)
-
-    async def run(self, call: Callable[[], T]) -> T:
-        """Do something that blocks on the disk."""
-        return await asyncio.get_running_loop().run_in_executor(self.blobs.pool, call)
 
 
 def _given_up(digest: str, said: Sequence[str]) -> str:
     return f"the file {digest} could not be fetched: " + ("; ".join(said) or "no live node holds it")
-
-
-class _Sink:
-    """An unfinished file and the hash of what is in it. One thread at a time."""
-
-    def __init__(self, path: Path, have: int) -> None:
-        self._hash = hashlib.sha256()
-        if have:
-            with path.open("rb") as file:
-                while chunk := file.read(WRITE_BYTES):
-                    self._hash.update(chunk)
-        self.size_bytes = have
-        self._file = path.open("ab" if have else "wb", buffering=0)
-
-    def write(self, data: bytearray) -> None:
-        with memoryview(data) as rest:
-            done = 0
-            while done < len(rest):
-                done += self._file.write(rest[done:]) or 0
-        self._hash.update(data)
-        self.size_bytes += len(data)
-
-    def digest(self) -> str:
-        return self._hash.hexdigest()
-
-    def close(self) -> None:
-        self._file.close()
-
-
-def _retry_after_s(response: httpx.Response) -> float:
-    with contextlib.suppress(ValueError):
-        return min(max(float(response.headers.get("retry-after", "1")), 0.05), 30.0)
-    return 1.0

@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import hashlib
-import os
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from functools import partial
 from pathlib import Path
-from typing import TypeVar
 
-from executors.blobs import BlobError, Blobs, TooLarge, WrongDigest
-
-T = TypeVar("T")
+from executors.blobs import BlobError, Blobs, TooLarge, WrongDigest, digest_of
 
 #: bytes gathered before a thread writes them
 WRITE_BYTES = 1024 * 1024
@@ -66,19 +61,19 @@ class Uploads:
         What came before the sender was lost is kept. Raises OutOfStep, InUse, NoRoom, TooLarge, WrongDigest, OSError.
         """
         path = self._path(digest, sender)
-        others = self._writing | await self._run(self._recent)
+        others = self._writing | await self._blobs.run(self._recent)
         if path in self._writing or len(others - {path}) >= self._most:
             raise InUse("the same file is being received, or too many are; come back")
         self._writing.add(path)
         try:
-            have = await self._run(partial(self.received, digest, sender))
+            have = await self._blobs.run(partial(self.received, digest, sender))
             if start != have:
                 raise OutOfStep(have)
             self.check_room(size_bytes - have)
             have = await self._append(path, have, size_bytes, body)
             if have < size_bytes:
                 return have, False
-            await self._run(partial(self._finish, path, digest))
+            await self._blobs.run(partial(self._finish, path, digest))
             return have, True
         finally:
             self._writing.discard(path)
@@ -93,7 +88,7 @@ class Uploads:
         return found
 
     async def _append(self, path: Path, have: int, size_bytes: int, body: AsyncIterator[bytes]) -> int:
-        file = await self._run(lambda: path.open("ab"))
+        file = await self._blobs.run(lambda: path.open("ab"))
         pending = bytearray()
         try:
             async for data in body:
@@ -102,19 +97,16 @@ class Uploads:
                     raise TooLarge(f"more came than the {size_bytes} bytes that were announced")
                 pending += data
                 if len(pending) >= WRITE_BYTES:
-                    await self._run(partial(file.write, bytes(pending)))
+                    await self._blobs.run(partial(file.write, bytes(pending)))
                     pending.clear()
         finally:
             if have <= size_bytes and pending:
-                await self._run(partial(file.write, bytes(pending)))
-            await self._run(file.close)
+                await self._blobs.run(partial(file.write, bytes(pending)))
+            await self._blobs.run(file.close)
         return have
 
     def _finish(self, path: Path, digest: str) -> None:
-        with path.open("rb") as file:
-            actual = hashlib.file_digest(file, "sha256").hexdigest()
-            if actual == digest:
-                os.fsync(file.fileno())
+        actual = digest_of(path)
         if actual != digest:
             path.unlink(missing_ok=True)
             raise WrongDigest(f"the bytes have the digest {actual}, not {digest}; send the file again")
@@ -125,6 +117,3 @@ class Uploads:
         # Nobody can spoil what another sends.
         tag = hashlib.blake2b(sender.encode(), digest_size=6).hexdigest()
         return self._blobs.partial / f"push-{digest}-{tag}"
-
-    async def _run(self, call: Callable[[], T]) -> T:
-        return await asyncio.get_running_loop().run_in_executor(self._blobs.pool, call)

@@ -14,8 +14,8 @@ from starlette.types import Message, Receive, Send
 from starlette.types import Scope as Scope_
 
 from executors.blobs import TooLarge, WrongDigest
+from executors.download import SPREAD
 from executors.gate import Gate
-from executors.transfers import SPREAD
 from executors.uploads import WRITE_BYTES, InUse, NoRoom, OutOfStep
 from ringrift_cluster.api import examples
 from ringrift_cluster.api.endpoint import Call, Disconnected, Reply, Routes, reply
