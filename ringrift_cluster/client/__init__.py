@@ -6,8 +6,9 @@
         added = cluster.work_add(NewWork(work_type="selfplay", config="hex8_2p", template="selfplay"))
         print(cluster.why(added.work_id).sentence)
 
-flows    one generator a route: what is sent, under which ids      steps    what flows ask of their driver
-session  whom to ask, when to ask again                            clients  the blocking and the awaiting driver
+flows    one generator a route: what is sent, under which ids      streams  the same of routes that answer in a stream
+session  whom to ask, when to ask again                            steps    what flows ask of their driver
+clients  the blocking and the awaiting driver
 """
 
 from ringrift_cluster.api.gauntlets import GauntletRun

@@ -14,7 +14,7 @@ from typing import Any, Concatenate, ParamSpec, Self, TypeVar
 import httpx
 
 from ringrift_cluster.api.workload import Seen, Try
-from ringrift_cluster.client import flows
+from ringrift_cluster.client import flows, streams
 from ringrift_cluster.client.session import Session
 from ringrift_cluster.client.steps import Answer, Emit, Failed, Flow, Next, Open, Pause, Send, Step
 from ringrift_cluster.tls import client_context
@@ -228,16 +228,16 @@ class Client:
     def events(
         self, *, since: int = 0, follow: bool = False, kinds: Sequence[str] = (), key: str = ""
     ) -> Iterator[Event]:
-        return self.stream(flows.events(self.session, since=since, follow=follow, kinds=kinds, key=key))
+        return self.stream(streams.events(self.session, since=since, follow=follow, kinds=kinds, key=key))
 
     def job_log(self, job_id: str, *, tail: int = 200, follow: bool = False, stream: str = "stdout") -> Iterator[bytes]:
-        return self.stream(flows.job_log(self.session, job_id, tail=tail, follow=follow, stream=stream))
+        return self.stream(streams.job_log(self.session, job_id, tail=tail, follow=follow, stream=stream))
 
     def try_template(self, wanted: Try) -> Iterator[Seen]:
-        return self.stream(flows.try_template(self.session, wanted))
+        return self.stream(streams.try_template(self.session, wanted))
 
     def backup(self) -> Iterator[bytes]:
-        return self.stream(flows.backup(self.session))
+        return self.stream(streams.backup(self.session))
 
 
 class AsyncClient:
@@ -387,15 +387,15 @@ class AsyncClient:
     def events(
         self, *, since: int = 0, follow: bool = False, kinds: Sequence[str] = (), key: str = ""
     ) -> AsyncIterator[Event]:
-        return self.stream(flows.events(self.session, since=since, follow=follow, kinds=kinds, key=key))
+        return self.stream(streams.events(self.session, since=since, follow=follow, kinds=kinds, key=key))
 
     def job_log(
         self, job_id: str, *, tail: int = 200, follow: bool = False, stream: str = "stdout"
     ) -> AsyncIterator[bytes]:
-        return self.stream(flows.job_log(self.session, job_id, tail=tail, follow=follow, stream=stream))
+        return self.stream(streams.job_log(self.session, job_id, tail=tail, follow=follow, stream=stream))
 
     def try_template(self, wanted: Try) -> AsyncIterator[Seen]:
-        return self.stream(flows.try_template(self.session, wanted))
+        return self.stream(streams.try_template(self.session, wanted))
 
     def backup(self) -> AsyncIterator[bytes]:
-        return self.stream(flows.backup(self.session))
+        return self.stream(streams.backup(self.session))

@@ -1,8 +1,8 @@
-"""One flow a route. The clients offer each under the same name, blocking and awaiting."""
+"""One flow a route that answers at once. The clients offer each under the same name, blocking and awaiting."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import msgspec
@@ -57,21 +57,14 @@ from ringrift_cluster.api.work import (
     WorkItems,
     WorkView,
 )
-from ringrift_cluster.api.workload import Ended, NotTried, Seen, Try
 from ringrift_cluster.api.writes import Outcome
-from ringrift_cluster.client.errors import Invalid, OutcomeUnknown, Problem, Unreachable
 from ringrift_cluster.client.session import Session
-from ringrift_cluster.client.steps import Emit, Failed, Flow, Next
-from ringrift_cluster.client.steps import Pause as Wait
+from ringrift_cluster.client.steps import Flow
 from ringrift_cluster.replica import ReplicaStatus
 from statemachine.commands import CompleteJob, FailJob, RenewJobs
-from statemachine.errors import UNDECODABLE
 from statemachine.queries import Why
-from statemachine.rows import Event
 from statemachine.values import Counts, JobProgress, MatchResult, Output, Params
 
-#: an event is one line, and none is nearly as long
-MAX_LINE_BYTES = 1 << 20
 #: an order that goes to a node through others is waited for so much longer
 RELAYED_S = 20.0
 
@@ -424,89 +417,3 @@ def _order(session: Session, path: str, body: Struct) -> Flow[ShuttingDown]:
 def channels(session: Session) -> Flow[RelayStatus]:
     """The channels of nodes that nobody can dial, at all voters."""
     return session.get("/relay/status", RelayStatus)
-
-
-# --- streams --------------------------------------------------------------------------------------
-
-
-def events(
-    session: Session, *, since: int = 0, follow: bool = False, kinds: Sequence[str] = (), key: str = ""
-) -> Flow[None]:
-    """Emit events after the sequence number `since` (-1: from now on); a broken stream is resumed where it was."""
-    seq = since
-    params: dict[str, str] = {"kinds": ",".join(kinds), "key": key, "follow": "true" if follow else ""}
-    while True:
-        asked: Mapping[str, str] = {k: v for k, v in {**params, "since": str(seq)}.items() if v}
-        yield from session.open("/events", asked)
-        rest = b""
-        chunk: bytes | Failed | None = b""
-        while isinstance(chunk, bytes):
-            *lines, rest = (rest + chunk).split(b"\n")
-            if len(rest) > MAX_LINE_BYTES:
-                raise Invalid(Problem("unexpected", f"an event has no end after {MAX_LINE_BYTES} bytes"))
-            for line in lines:
-                if line:
-                    event = _event(line)
-                    seq = event.seq
-                    yield Emit(event)
-            chunk = yield Next()
-        if not follow and chunk is None:
-            return
-        yield Wait(0.2)
-
-
-def _event(line: bytes) -> Event:
-    try:
-        return msgspec.json.decode(line, type=Event)
-    except UNDECODABLE as error:
-        raise Invalid(Problem("unexpected", f"an event is not understood: {error}")) from error
-
-
-def job_log(
-    session: Session, job_id: str, *, tail: int = 200, follow: bool = False, stream: str = "stdout"
-) -> Flow[None]:
-    """Emit text of a job's log: the last lines, or with `follow` the whole file and what is added to it."""
-    had = 0
-    params = {"tail": str(tail), "stream": stream, "follow": "true" if follow else "false"}
-    while True:
-        yield from session.open(f"/jobs/{job_id}/log", {**params, "offset": str(had)} if had else params)
-        while isinstance(chunk := (yield Next()), bytes):
-            had += len(chunk)
-            yield Emit(chunk)
-        if chunk is None or not follow:
-            return
-        yield Wait(0.2)
-
-
-def try_template(session: Session, wanted: Try) -> Flow[None]:
-    """Emit what a node sees of a trial, `workload.Seen` by `workload.Seen`; one that breaks off is not repeated."""
-    yield from session.open("/workload/try", {}, body=msgspec.json.encode(wanted))
-    rest = b""
-    while isinstance(chunk := (yield Next()), bytes):
-        *lines, rest = (rest + chunk).split(b"\n")
-        if len(rest) > MAX_LINE_BYTES:
-            raise Invalid(Problem("unexpected", f"a line has no end after {MAX_LINE_BYTES} bytes"))
-        for line in filter(None, lines):
-            seen = _seen(line)
-            yield Emit(seen)
-            if isinstance(seen, Ended | NotTried):
-                return
-    raise OutcomeUnknown(Problem("outcome_unknown", "the trial broke off: the connection to its node was lost"))
-
-
-def _seen(line: bytes) -> Seen:
-    try:
-        return msgspec.json.decode(line, type=Seen)  # type: ignore[no-any-return]  # a union is no type to mypy
-    except UNDECODABLE as error:
-        raise Invalid(Problem("unexpected", f"a line of the trial is not understood: {error}")) from error
-
-
-def backup(session: Session) -> Flow[None]:
-    """Emit the bytes of a snapshot that holds everything acknowledged before now. Raises ClientError."""
-    yield from session.open("/feed/backup", {})
-    while isinstance(chunk := (yield Next()), bytes):
-        yield Emit(chunk)
-    if isinstance(chunk, Failed):
-        raise Unreachable(
-            Problem("unreachable", f"the backup broke off: {chunk.reason}; take it again", 0, "No answer")
-        )

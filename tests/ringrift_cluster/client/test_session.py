@@ -20,6 +20,7 @@ from ringrift_cluster.client import (
     Unavailable,
     Unreachable,
     flows,
+    streams,
 )
 from ringrift_cluster.client.session import Session
 from ringrift_cluster.client.steps import Answer, Emit, Failed, Next, Open, Pause, Send
@@ -262,7 +263,7 @@ def test_an_event_stream_that_breaks_is_resumed_after_the_last_event() -> None:
     play = Play("a:8770,c:8770").given("a:8770", Answer(200, {}, b"")).given("c:8770", Answer(200, {}, b""))
     first, second = event(5), event(6)
     play.chunks = [first + second[:7], second[7:] + b"\n" + event(7)[:9], Failed("cut", sent=True), event(7)]
-    flow = flows.events(play.session, since=4, follow=True)
+    flow = streams.events(play.session, since=4, follow=True)
     with pytest.raises(IndexError):
         play.run(flow)
     assert [e.seq for e in play.emitted] == [5, 6, 7]
@@ -272,7 +273,7 @@ def test_an_event_stream_that_breaks_is_resumed_after_the_last_event() -> None:
 def test_a_followed_log_that_breaks_goes_on_where_it_was() -> None:
     play = Play("a:8770").given("a:8770", Answer(200, {}, b""))
     play.chunks = [b"one\ntw", Failed("cut", sent=True), b"o\n", None]
-    play.run(flows.job_log(play.session, "j", follow=True))
+    play.run(streams.job_log(play.session, "j", follow=True))
     assert b"".join(play.emitted) == b"one\ntwo\n"
     assert [s.params.get("offset") for s in play.sent] == [None, "6"]
 
@@ -287,8 +288,9 @@ def test_addresses_are_taken_as_people_write_them() -> None:
 def test_both_clients_offer_every_flow_under_the_same_name() -> None:
     names = {
         name
-        for name, value in vars(flows).items()
-        if inspect.isfunction(value) and value.__module__ == flows.__name__ and not name.startswith("_")
+        for module in (flows, streams)
+        for name, value in vars(module).items()
+        if inspect.isfunction(value) and value.__module__ == module.__name__ and not name.startswith("_")
     }
     assert len(names) > 30
     for client in (Client, AsyncClient):

@@ -15,7 +15,7 @@ import pytest
 
 from ringrift_cluster import replica as rp
 from ringrift_cluster.api.examples import BEAT
-from ringrift_cluster.client import flows
+from ringrift_cluster.client import streams
 from ringrift_cluster.client.clients import Client
 from ringrift_cluster.client.errors import ClientError
 from ringrift_cluster.client.session import Session
@@ -153,7 +153,7 @@ def test_nonsense_of_a_node_is_a_client_error(body: bytes) -> None:
 
 
 def test_a_line_of_events_without_end_is_not_collected() -> None:
-    flow = flows.events(Session("http://a"))
+    flow = streams.events(Session("http://a"))
     assert isinstance(next(flow), Open)
     assert isinstance(flow.send(Answer(200, {}, b"")), Next)
     with pytest.raises(ClientError, match="no end"):
