@@ -202,8 +202,13 @@ def _checked(result: bytes | None, work: Work, template: Template, exit_code: in
     empty = [name for name in template.require_counts if not value.counts.get(name)]
     if empty:
         return nothing(f"it counted no {', '.join(empty)}, which its template requires")
+    if value.counts.get("games") == 0:
+        return nothing("it counted no games, and zero games are never a result")
+    played = any(t.games for t in value.tally)
+    if not (value.outputs or value.metrics or played or any(value.counts.values())):
+        return nothing("its result.json shows nothing: no output, no count above zero and no metric")
     match = None
-    if any(t.games for t in value.tally):
+    if played:
         a, b = work.spec.params.get("participant_a", ""), work.spec.params.get("participant_b", "")
         if not a or not b:
             return Failure("user", "it measured a match, and the item's parameters do not name participant_a and _b")

@@ -132,7 +132,9 @@ def test_an_evaluation_of_an_item_that_names_no_participants_is_the_askers_fault
 
 
 def test_a_tally_without_games_is_no_match() -> None:
-    data = json.dumps({"counts": {}, "tally": [TALLY[0] | {"wins_a": 0, "wins_b": 0, "draws": 0}]}).encode()
+    data = json.dumps(
+        {"counts": {"positions": 9}, "tally": [TALLY[0] | {"wins_a": 0, "wins_b": 0, "draws": 0}]}
+    ).encode()
     verdict = judge(code(0), data, work(), PLAIN)
     assert isinstance(verdict, Success)
     assert verdict.match is None
@@ -157,3 +159,21 @@ def test_a_result_that_the_log_would_not_take_is_found_before_it_is_sent() -> No
     assert unfit(CompleteJob("j", 1, counts={"games": 1})) == ""
     assert "counts" in unfit(CompleteJob("j", 1, counts={str(i): 1 for i in range(65)}))
     assert "bytes" in unfit(CompleteJob("j", 1, metrics={str(i): "x" * 4000 for i in range(100)}))
+
+
+def test_a_result_that_shows_nothing_is_no_success_though_its_template_asks_for_nothing() -> None:
+    for shown in ({}, {"counts": {"steps": 0}}, {"tally": [{**TALLY[0], "wins_a": 0, "wins_b": 0, "draws": 0}]}):
+        verdict = judge(code(0), json.dumps(shown).encode(), work(), PLAIN)
+        assert isinstance(verdict, Failure)
+        assert (verdict.error_class, "shows nothing" in verdict.error) == ("no_output", True)
+    verdict = judge(code(0), b'{"counts": {"games": 0}, "metrics": {"win_rate": "0"}}', work(), PLAIN)
+    assert isinstance(verdict, Failure)
+    assert "zero games are never a result" in verdict.error
+    for shown in ({"metrics": {"synced": "3"}}, {"counts": {"steps": 0, "files": 1}}):
+        assert isinstance(judge(code(0), json.dumps(shown).encode(), work(), PLAIN), Success)
+
+
+def test_a_stop_before_the_first_game_is_a_stop_and_burns_no_attempt() -> None:
+    verdict = judge(code(0, "stop"), b'{"counts": {"games": 0}, "stopped": true}', work(), PLAIN, "asked")
+    assert isinstance(verdict, Failure)
+    assert verdict.error_class == "stopped"
