@@ -77,9 +77,8 @@ class AgentStatus:
     restarted: int
     completed: int
     failed: int
-    #: since the last acknowledged sign of life was sent
-    heard_age_s: float
-    last_pass_ms: float
+    #: wall time; 0 before the first one
+    last_pass_at_ms: int
     not_ready: str
 
 
@@ -162,7 +161,7 @@ class Agent:
         self._ended = asyncio.Event()
         self._started = False
         self._index = ledger.index
-        self._last_pass_ms = 0.0
+        self._last_pass_at_ms = 0
         #: what the machine's provider said of its end; empty while it says nothing
         self.notice = ""
         self._admission = Admission(self.bench, self.options)
@@ -235,8 +234,7 @@ class Agent:
             restarted=self.bench.restarted,
             completed=self.bench.completed,
             failed=self.bench.failed,
-            heard_age_s=round(self._clock.boot_s() - self.bench.heard_s, 3) if self.heartbeat.joined else -1.0,
-            last_pass_ms=self._last_pass_ms,
+            last_pass_at_ms=self._last_pass_at_ms,
             not_ready=self.heartbeat.facts.not_ready,
         )
 
@@ -287,7 +285,7 @@ class Agent:
             self._wake.clear()
             await self._pass()
             took = self._clock.boot_s() - began
-            self._last_pass_ms = round(took * 1000, 3)
+            self._last_pass_at_ms = self._clock.wall_ms()
             await asyncio.sleep(max(BREATH_S, took * REST))
             try:
                 async with asyncio.timeout(self.options.tick_s):

@@ -103,6 +103,7 @@ class Executor:
         return AgentStatus(
             healthy=now.joined,
             jobs_active=now.preparing + now.running + now.stopping + now.waiting,
+            last_pass_at_ms=now.last_pass_at_ms,
             acted_index=now.index,
             not_ready=now.not_ready,
         )

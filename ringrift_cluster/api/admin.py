@@ -66,10 +66,10 @@ async def shutdown(call: Call, body: Shutdown) -> Reply | PassedOn | ShuttingDow
     """Leadership is handed over first. Jobs are left running for adoption unless `stop_jobs` is set."""
     if elsewhere(call, body.node_id):
         return await order_node(call, body.node_id, "/admin/shutdown", body)
-    await noted(call, "shutdown", call.services.replica.status().node_id)
+    node = call.services.replica.status().node_id
+    await noted(call, "shutdown", node)
     call.services.shutdown(ShutdownOrder(body.reason or "asked for over HTTP", body.stop_jobs))
     jobs = "its jobs are stopped with their grace" if body.stop_jobs else "its jobs go on and are adopted"
-    node = call.services.replica.status().node_id
     return reply(ShuttingDown(node, f"this node hands leadership over and leaves; {jobs}"), status=202)
 
 

@@ -208,6 +208,7 @@ def test_a_gpu_is_not_used_again_before_its_memory_has_come_back(tmp_path: Path)
             passes = one.agent.status().index
             await eventually(lambda: one.agent.status().index > passes + 2)
             assert one.agent.status().started == 1
+            assert one.agent.status().last_pass_at_ms > 0
             gpus.used = 100 << 20
             await eventually(lambda: one.cluster.work("b").status is WorkStatus.COMPLETED)
 
@@ -265,7 +266,6 @@ def test_many_attempts_leave_no_task_no_entry_and_no_row_of_theirs_behind(tmp_pa
     async def go() -> None:
         async with node(tmp_path) as one:
             one.cluster.setting("template/t", program(GAMES))
-            await eventually(lambda: one.agent.status().heard_age_s < 1)
             before = {task.get_name() for task in asyncio.all_tasks()}
             for number in range(24):
                 one.cluster.add(f"w{number}", "t")
