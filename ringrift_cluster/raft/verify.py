@@ -9,6 +9,7 @@ from pathlib import Path
 from ringrift_cluster.raft.datadir import DataDir
 from ringrift_cluster.raft.errors import WAY_OUT, JournalDamaged
 from ringrift_cluster.raft.journal import NO_OP
+from ringrift_cluster.raft.mark import mark_path
 from ringrift_cluster.raft.messages import LogEntry
 from ringrift_cluster.raft.snapshots import SnapshotDir, load
 from ringrift_cluster.raft.store import SqliteStore
@@ -116,6 +117,11 @@ def _verify_journal(paths: DataDir, report: Report) -> dict[int, LogEntry] | Non
     try:
         if store.mark_problem:
             report.notes.append(store.mark_problem)
+        elif store.mark is None:
+            report.notes.append(
+                f"the mark {mark_path(paths.journal)} is missing; nothing else is wrong, but a journal that has "
+                "lost its end would not show without it"
+            )
         if store.behind:
             report.damages.append(f"{store.behind}; {WAY_OUT}")
         facts = store.facts()

@@ -385,7 +385,7 @@ def test_verify_names_what_a_start_refuses(name: str, samples: Samples, tmp_path
         assert all(str(root) in sentence for sentence in report.damages), report.damages
     else:
         assert not report.damages
-        assert bool(report.notes) == (name in ("mark empty", "mark of garbage"))
+        assert bool(report.notes) == (name in ("mark missing", "mark empty", "mark of garbage"))
 
 
 @pytest.mark.parametrize(
