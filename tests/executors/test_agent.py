@@ -266,6 +266,7 @@ def test_many_attempts_leave_no_task_no_entry_and_no_row_of_theirs_behind(tmp_pa
     async def go() -> None:
         async with node(tmp_path) as one:
             one.cluster.setting("template/t", program(GAMES))
+            await eventually(lambda: one.agent.bench.heard_s)
             before = {task.get_name() for task in asyncio.all_tasks()}
             for number in range(24):
                 one.cluster.add(f"w{number}", "t")
