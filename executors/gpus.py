@@ -1,10 +1,11 @@
 """The GPUs of this machine as NVML sees them: identity, memory, health, processes. The only file that knows NVML.
 
-Without a driver there are no GPUs, and that is no fault. With a driver, each device is judged alone: a
-device with a fault is reported with the reason and is not offered, its neighbours are.
+Without a driver there are no GPUs, and that is no fault. A driver that is installed and shows no device is one, of a
+device called `unseen`. With a driver, each device is judged alone: a device with a fault is reported with the reason
+and is not offered, its neighbours are.
 
     fault            from
-    driver           it has not answered for half a minute
+    driver           it has not answered for half a minute, or refuses to (another version than its kernel module's)
     lost             any call answers that the device fell off the bus, or it is not listed any more
     ecc              uncorrected memory errors since the last reset
     row remapping    a remap failed, or one is pending and wants a reset
@@ -30,6 +31,8 @@ from statemachine.values import Gpu
 
 #: XIDs that are the program's own fault and leave the device in order (graphics exception, page fault, ...)
 HARMLESS_XIDS = frozenset({13, 31, 43, 45, 68})
+#: the name of devices that a driver should have shown and never did
+UNSEEN = "unseen"
 #: a driver that takes longer for one look hangs; without its persistence mode the first one takes many seconds
 ANSWER_S = 30.0
 HUNG = "driver: it does not answer; see nvidia-smi and dmesg on the node, often only a reboot helps"
@@ -99,8 +102,10 @@ class Gpus:
                 count = int(self._nvml.nvmlDeviceGetCount())
             except self._nvml.NVMLError as error:
                 self._let_go()
-                lost = self._lost(set(self._seen), f"lost: NVML offers no device: {error}")
-                return Scan(lost, {}, absent=f"NVML offers no device: {error}")
+                gone = self._lost(set(self._seen), f"lost: NVML offers no device: {error}")
+                if not gone and error.value != self._nvml.NVML_ERROR_LIBRARY_NOT_FOUND:
+                    gone = _unseen(f"driver: {error}")
+                return Scan(gone, {}, absent=f"NVML offers no device: {error}")
             xids = self._read_events()
             gpus: list[Gpu] = []
             readings: dict[str, Reading] = {}
@@ -279,8 +284,8 @@ class Patient:
             found = self._answer.get(timeout=None if self._late else self._within_s, block=not self._late)
         except Empty:
             self._late = True
-            hung = tuple(replace(gpu, fault=HUNG) for gpu in self._last.gpus)
-            return Scan(hung, {}, "" if hung else HUNG, self._last.driver, self._last.cuda)
+            hung = tuple(replace(gpu, fault=HUNG) for gpu in self._last.gpus) or _unseen(HUNG)
+            return Scan(hung, {}, HUNG, self._last.driver, self._last.cuda)
         self._answer, self._late = None, False
         if found is None:
             raise RuntimeError("looking at the GPUs failed; the log has the reason")
@@ -297,6 +302,11 @@ class Patient:
     def close(self) -> None:
         if self._answer is None:  # else it would wait for the driver as well
             self._scanner.close()
+
+
+def _unseen(fault: str) -> tuple[Gpu, ...]:
+    """What stands for the devices of a machine whose driver has shown none yet: it would idle, and nobody miss it."""
+    return (Gpu(uuid=UNSEEN, fault=fault[:256]),)
 
 
 def _text(value: str | bytes) -> str:

@@ -16,7 +16,7 @@ from msgspec.structs import replace
 from executors import host, telemetry
 from executors.bench import Bench
 from executors.folder import sweep_checkpoints
-from executors.gpus import HUNG, Reading, Scan, Scanner
+from executors.gpus import Reading, Scan, Scanner
 from executors.logs import Logs
 from executors.options import Options
 from executors.ports import ClusterError
@@ -84,9 +84,7 @@ class Upkeep:
         self._metal = facts.metal
         self._look(frozenset(), None)
         if self._scan.absent:
-            log.log(
-                logging.WARNING if self._scan.absent == HUNG else logging.INFO, "no_gpus reason=%s", self._scan.absent
-            )
+            log.log(logging.WARNING if self._scan.gpus else logging.INFO, "no_gpus reason=%s", self._scan.absent)
         return self._facts()
 
     def _slots(self, cores: int) -> int:

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from queue import Queue
 
+import pynvml
 import pytest
 
 from executors.gpus import HUNG, Gpus, Patient, Reading, Scan
@@ -128,6 +129,22 @@ def test_a_driver_that_goes_away_makes_all_devices_lost_until_it_is_back(driver:
     assert faults(gpus.scan()) == {"GPU-0": ""}
 
 
+def test_a_driver_that_is_installed_and_shows_no_device_is_a_fault_until_it_does(driver: Driver, gpus: Gpus) -> None:
+    driver.plays("driver gone")
+    assert faults(gpus.scan()) == {"unseen": "driver: Driver Not Loaded"}
+    driver.plays("device uuid=GPU-0")
+    assert faults(gpus.scan()) == {"GPU-0": ""}
+
+
+def test_a_machine_without_a_driver_has_no_gpus_and_says_why(monkeypatch: pytest.MonkeyPatch, gpus: Gpus) -> None:
+    def absent() -> None:
+        raise pynvml.NVMLError(pynvml.NVML_ERROR_LIBRARY_NOT_FOUND)
+
+    monkeypatch.setattr(pynvml, "nvmlInit", absent)
+    scan = gpus.scan()
+    assert (scan.gpus, scan.absent) == ((), "NVML offers no device: NVML Shared Library Not Found")
+
+
 def test_a_critical_event_is_told_once_and_one_of_a_program_never(driver: Driver, gpus: Gpus) -> None:
     driver.plays("device uuid=GPU-0", "event gpu=GPU-0 xid=79 number=1", "event gpu=GPU-0 xid=31 number=2")
     gpus.scan()  # the first look only asks for events
@@ -149,20 +166,6 @@ def test_a_divided_device_is_offered_by_its_parts_and_lost_with_them(driver: Dri
     assert faults(gpus.scan()) == {"MIG-a": "lost: GPU is lost", "MIG-b": "lost: GPU is lost", "GPU-1": ""}
     driver.plays("device uuid=GPU-0", "device uuid=GPU-1")  # somebody made it whole again
     assert faults(gpus.scan()) == {"GPU-0": "", "GPU-1": ""}
-
-
-def test_a_machine_without_a_driver_has_no_gpus_and_says_why() -> None:
-    class Nothing:
-        class NVMLError(Exception):
-            pass
-
-        def nvmlInit(self) -> None:
-            raise self.NVMLError("library not found")
-
-    gpus = Gpus(Nothing())
-    scan = gpus.scan()
-    assert (scan.gpus, scan.absent) == ((), "NVML offers no device: library not found")
-    gpus.close()
 
 
 def test_every_scanned_device_fits_the_join_command() -> None:
@@ -221,7 +224,7 @@ def test_a_driver_that_hangs_from_the_first_moment_keeps_no_node_from_starting()
     hanging = Hanging()
     hanging.may_answer.clear()
     scan = Patient(hanging, 0.0).scan()
-    assert (scan.gpus, scan.absent) == ((), HUNG)
+    assert (faults(scan), scan.absent) == ({"unseen": HUNG}, HUNG)
     hanging.may_answer.set()
 
 
