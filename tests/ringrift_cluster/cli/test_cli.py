@@ -372,6 +372,12 @@ def test_a_token_comes_from_its_file_or_the_environment(tmp_path: Path) -> None:
         assert runner.invoke(app, [*add, "--token-file", str(token)]).exit_code == 0
         assert runner.invoke(app, add, env={"RINGRIFT_CLUSTER_AUTH_TOKEN": "right"}).exit_code == 0
         assert runner.invoke(app, [*add, "--token-file", str(tmp_path / "none")]).exit_code == 2
+        # A flag wins over the environment, and a token there over a file there.
+        wrong = {"RINGRIFT_AUTH_TOKEN": "wrong"}
+        assert runner.invoke(app, [*add, "--token-file", str(token)], env=wrong).exit_code == 0
+        files = {"RINGRIFT_AUTH_TOKEN_FILE": str(token)}
+        assert runner.invoke(app, add, env=files).exit_code == 0
+        assert runner.invoke(app, add, env={**wrong, **files}).exit_code == 1
 
 
 def test_a_dump_is_the_same_from_a_node_and_from_a_followers_file(cli: Any, voter: Voter, tmp_path: Path) -> None:
