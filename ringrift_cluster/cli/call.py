@@ -47,7 +47,7 @@ class Call:
     def client(self) -> Iterator[Client]:
         """A client for one command; its errors end the command with a sentence and an exit code."""
         api, token = self.api, self.token
-        if token is None and self.token_file is not None:
+        if self.token_file is not None:
             try:
                 token = self.token_file.expanduser().read_text(encoding="utf-8").strip()
             except (OSError, UnicodeDecodeError) as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -35,12 +36,24 @@ Api = Annotated[
     ),
 ]
 Json = Annotated[bool, Option("--json", help="One JSON value on stdout, for programs.")]
+#: variables with a token; with _FILE behind it, with a file that holds one
+TOKEN_VARIABLES = ["RINGRIFT_AUTH_TOKEN", "RINGRIFT_CLUSTER_AUTH_TOKEN"]
+
+
+def _over_the_environment(context: typer.Context, value: Path | None) -> Path | None:
+    """A file that is named on the command line wins over a token in the environment, and that over a file there."""
+    source = context.get_parameter_source("token_file")
+    named = source is not None and source.name == "COMMANDLINE"
+    return value if named or not any(map(os.environ.get, TOKEN_VARIABLES)) else None
+
+
 TokenFile = Annotated[
     Path | None,
     Option(
         "--token-file",
-        envvar=["RINGRIFT_AUTH_TOKEN_FILE", "RINGRIFT_CLUSTER_AUTH_TOKEN_FILE"],
-        help="File with the cluster's auth token; else RINGRIFT_CLUSTER_AUTH_TOKEN.",
+        envvar=[f"{name}_FILE" for name in TOKEN_VARIABLES],
+        callback=_over_the_environment,
+        help="File with the token to show; else RINGRIFT_AUTH_TOKEN.",
     ),
 ]
 
@@ -59,7 +72,7 @@ Token = Annotated[
     str | None,
     Option(
         "--token",
-        envvar=["RINGRIFT_AUTH_TOKEN", "RINGRIFT_CLUSTER_AUTH_TOKEN"],
+        envvar=TOKEN_VARIABLES,
         hidden=True,
         show_envvar=False,
         callback=_not_in_the_open,
