@@ -23,8 +23,30 @@ _RETIRED: tuple[tuple[str, str], ...] = (
         "it is a setting of the whole cluster now: ringrift-node settings set timing",
     ),
     (
-        r"RINGRIFT_(WORK_QUEUE_\w+|QUEUE_MAX_\w+|MAX_JOB_REASSIGNMENT_ATTEMPTS|MAX_CONCURRENT_EVALUATIONS)",
+        r"RINGRIFT_MAX_JOB_REASSIGNMENT_ATTEMPTS",
+        "`max_attempts` of a stage in config/KEY says it",
+    ),
+    (
+        r"RINGRIFT_(WORK_QUEUE_\w+|QUEUE_MAX_\w+|MAX_CONCURRENT_EVALUATIONS)",
         "it is a setting of the whole cluster now: ringrift-node settings set limits",
+    ),
+    (r"RINGRIFT_(MAX_ACTIVE_PROCESSES|\w+_MAX_SELFPLAY)", "--max-processes and --cpu-slots say how much runs here"),
+    (r"RINGRIFT_P2P_(MIN_MEMORY_GB|LOAD_AVG_MAX_MULT)", "jobs reserve the memory and the slots that they need"),
+    (r"RINGRIFT_P2P_SPAWN_RATE_LIMIT", "--starts-per-s says how fast jobs are started"),
+    (r"RINGRIFT_ELECTION_TIMEOUT", "--network says how far apart the voters are"),
+    (
+        r"RINGRIFT_(STALENESS|ELO_VELOCITY|CURRICULUM|QUALITY)_WEIGHT",
+        "`weight` in config/KEY says it",
+    ),
+    (r"RINGRIFT_EXTRACTED_LOOPS", "a controller is turned off with ringrift-node settings set controller/NAME"),
+    (
+        r"RINGRIFT_(MIN_NODES|MAX_NODES|AUTOSCALE_DRY_RUN|SCALE_UP_\w+|SCALE_DOWN_\w+|TERMINATION_\w+|MIN_IDLE_\w+)",
+        "the cluster neither rents machines nor gives them back",
+    ),
+    (r"RINGRIFT_FORCE_RELAY_MODE", "a node dials out to the voters and is asked through that connection"),
+    (
+        r"RINGRIFT_ADMIN_TOKEN",
+        "--auth-token-file has the root token; ringrift-node token create makes others",
     ),
 )
 

@@ -122,20 +122,20 @@ def create_app(services: Services) -> FastAPI:
     """The HTTP face of one node."""
     document = _document(services.version)
     bound = [Bound(endpoint, services) for group in GROUPS for endpoint in group.endpoints]
-    # The first path that matches answers, so one with a name in it must not hide a fixed one.
-    bound.sort(key=lambda one: "{" in one.endpoint.path)
     fixed = {(one.endpoint.method, one.endpoint.path): one for one in bound if not one.endpoint.path_arguments}
     mistake = _mistake(services)
     services.face = app = Api(document, fixed, mistake)
     app.add_exception_handler(HTTPException, _no_route(services))
     app.add_exception_handler(Exception, mistake)
-    add = app.router.routes.append
-    for one in bound:
-        add(Route(one.endpoint.path, one, methods=[one.endpoint.method]))
     encoded = Reply(msgspec.json.encode(document))
-    add(Route("/openapi.json", _Fixed(services, lambda _: encoded, guarded=True), methods=["GET"]))
-    for path in gone.GONE:
-        add(Route(path, _Fixed(services, partial(problem_reply, gone.problem(path), services))))
+    routes: list[Route] = [
+        *(Route(one.endpoint.path, one, methods=[one.endpoint.method]) for one in bound),
+        Route("/openapi.json", _Fixed(services, lambda _: encoded, guarded=True), methods=["GET"]),
+        *(Route(path, _Fixed(services, partial(problem_reply, gone.problem(path), services))) for path in gone.GONE),
+    ]
+    # The first path that matches answers, so one with a name in it must not hide a fixed one.
+    routes.sort(key=lambda route: "{" in route.path)
+    app.router.routes.extend(routes)
     return app
 
 

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from ringrift_cluster.members import SettingsError, parse_member
+from ringrift_cluster.retired import retired
 from ringrift_cluster.settings import NodeConfig, node_config, resolve
 from ringrift_cluster.sources import Role, Settings, load
 
@@ -231,12 +232,21 @@ def test_a_variable_that_must_not_exist_any_more_is_one_warning_each() -> None:
     environ = {
         "RINGRIFT_CONSENSUS_MODE": "hybrid",
         "RINGRIFT_IS_COORDINATOR": "1",
+        "RINGRIFT_ELECTION_TIMEOUT": "30",
+        "RINGRIFT_MIN_NODES": "2",
+        "RINGRIFT_PROSUMER_MAX_SELFPLAY": "8",
         "RINGRIFT_SWIM_PORT": "1",
         "HOME": "/",
     }
     warnings = decide(cluster=THREE, node_id="n1", environ=environ).warnings
     assert [w.split()[0] for w in warnings] == sorted(environ)[1:]
     assert all(w.endswith(".") for w in warnings)
+
+
+def test_no_variable_that_is_read_is_said_to_be_ignored() -> None:
+    read = {str(name) for field in Settings.model_fields.values() for name in field.validation_alias.choices}  # type: ignore[union-attr]
+    assert "RINGRIFT_P2P_PORT" in read
+    assert retired(dict.fromkeys(read, "1")) == []
 
 
 def test_an_even_number_of_voters_is_warned_about() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Annotated
 
@@ -13,7 +14,7 @@ from msgspec.structs import replace
 
 from executors.gpus import Reading
 from executors.telemetry import Telemetry
-from ringrift_cluster.api.app import create_app
+from ringrift_cluster.api.app import GROUPS, create_app
 from ringrift_cluster.api.examples import GPU, PEER
 from ringrift_cluster.api.gone import GONE
 from ringrift_cluster.api.services import ApiLimits, Services, ShutdownOrder
@@ -278,11 +279,22 @@ async def test_an_operator_promotes_a_candidate_and_says_why(client: httpx.Async
 
 @pytest.mark.parametrize("path", GONE)
 async def test_paths_of_the_old_protocol_say_what_took_their_place(path: str, client: httpx.AsyncClient) -> None:
-    real = path.replace("{name:any}", "x").replace("{action}", "x")
-    answer = await client.post(real, json={})
-    assert answer.status_code == 410
-    assert answer.json()["code"] == "gone"
-    assert len(answer.json()["detail"]) > len(path) + 20
+    real = re.sub(r"\{\w+(:any)?\}", "x", path)
+    for method in ("GET", "POST"):
+        if (method, path) == ("POST", "/work/claim"):
+            continue  # the one path that is gone for GET alone
+        answer = await client.request(method, real)
+        assert answer.status_code == 410
+        assert answer.json()["code"] == "gone"
+        assert len(answer.json()["detail"]) > len(path) + 10
+
+
+async def test_a_path_that_is_gone_hides_none_that_is_served(client: httpx.AsyncClient) -> None:
+    taken = await client.post("/work/claim", json={"peer": "nobody", "claim": "c"})
+    assert taken.status_code != 410
+    paths = [endpoint.template for group in GROUPS for endpoint in group.endpoints]
+    shadows = [re.compile(re.sub(r"\\\{\w+(:any)?\\\}", ".+", re.escape(gone))) for gone in GONE if "{" in gone]
+    assert [path for path in paths for shadow in shadows if shadow.fullmatch(path)] == []
 
 
 async def test_commands_are_proposed_as_bytes(client: httpx.AsyncClient, replica: MemoryReplica) -> None:
