@@ -115,10 +115,13 @@ class Transferred(Struct, frozen=True):
     scope=Scope.ADMIN,
     example=Transfer("b"),
     answer=Transferred("b"),
-    errors=("no_leader",),
+    errors=("no_leader", Code.NOT_FOUND),
 )
 async def transfer(call: Call, body: Transfer) -> Transferred:
     """A leadership transfer: the leader stops proposing, brings a voter up to date and lets it take over."""
+    voters = call.services.replica.status().voters
+    if body.target is not None and body.target not in voters:
+        raise Problem(Code.NOT_FOUND, f"{body.target} is not a voter; {', '.join(voters)} are")
     await noted(call, "leadership", body.target or "")
     return Transferred(await call.services.replica.transfer_leadership(body.target))
 

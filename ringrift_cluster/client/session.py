@@ -7,6 +7,7 @@ import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
+from urllib.parse import urlsplit
 
 import msgspec
 from msgspec import Struct
@@ -165,7 +166,10 @@ class Session:
 
     def _named(self, address: str | None) -> str | None:
         """The leader's address as a node names it; under TLS nobody talks us out of it."""
-        named = normal(address) if address else None
+        try:
+            named = normal(address) if address else None
+        except ValueError:
+            return None
         sealed = all(known.startswith("https://") for known in self._addresses)
         return None if named and sealed and not named.startswith("https://") else named
 
@@ -220,9 +224,17 @@ class Session:
 
 
 def normal(address: str) -> str:
-    """`host:port` or a URL, as a base URL without a slash at its end."""
-    address = address.strip().rstrip("/")
-    return address if "://" in address else f"http://{address}"
+    """`host:port` or a URL, as a base URL without a slash at its end. Raises ValueError."""
+    given = address.strip()
+    url = (given if "://" in given else f"http://{given}").rstrip("/")
+    try:
+        parts = urlsplit(url)
+        usable = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0 and url.split() == [url]
+    except ValueError:
+        usable = False
+    if not usable:
+        raise ValueError(f"{address!r} is no address; give a URL or host:port, such as http://127.0.0.1:8770")
+    return url
 
 
 def _query(query: Struct | None, params: Mapping[str, Any]) -> dict[str, str]:

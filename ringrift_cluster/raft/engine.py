@@ -158,7 +158,8 @@ class RaftReplica:
         timeout_s = 4 * self._thread.config.timing.election_max_s
         found: str | None = await self._ask(partial(self._node.hand_over, target, timeout_s))
         if found is None or (target is not None and found != target):
-            raise NoLeader(f"leadership was not taken over by {target or 'another voter'}; {found or 'nobody'} leads")
+            leader = found or self.status().leader_id or "nobody"
+            raise NoLeader(f"leadership was not taken over by {target or 'another voter'}; {leader} leads")
         return found
 
     # Who votes

@@ -131,6 +131,13 @@ def test_a_hint_in_a_problem_leads_to_the_new_leader() -> None:
     assert play.targets[-1] == "POST n:8770/work/add"
 
 
+def test_a_hint_that_is_no_address_is_passed_over() -> None:
+    play = Play("a:8770").given("a:8770", ok(LEADER | {"address": None}))
+    play.given("a:8770", problem(503, "no_leader", leader="http://[oops"), ok(ADDED))
+    play.run(flows.work_add(play.session, NewWork(work_type="x", work_id="w")))
+    assert play.targets[-1] == "POST a:8770/work/add"
+
+
 def test_no_hint_leads_a_client_away_from_tls() -> None:
     play = Play("https://a:8770")
     play.given("a:8770", ok(LEADER), problem(503, "no_leader", leader="http://n:8770"), ok(ADDED))
@@ -281,6 +288,9 @@ def test_a_followed_log_that_breaks_goes_on_where_it_was() -> None:
 def test_addresses_are_taken_as_people_write_them() -> None:
     session = Session(["a:1, b:2/", "https://c:3/"])
     assert session._addresses == ["http://a:1", "http://b:2", "https://c:3"]
+    for odd in ("::::", "a:99999", "a b:80", "http://", "ftp://a:8770", "http://[::1", "a:0"):
+        with pytest.raises(ValueError, match="is no address; give a URL or host:port"):
+            Session(f"b:8770,{odd}")
     with pytest.raises(ValueError, match="at least one address"):
         Session("")
 
