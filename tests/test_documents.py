@@ -20,6 +20,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from executors.blobs import Blobs
 from executors.gateway import Gateway
 from executors.logs import Logs
+from executors.telemetry import Telemetry
 from ringrift_cluster.api.app import GROUPS, create_app
 from ringrift_cluster.api.connections import Connections
 from ringrift_cluster.api.gone import GONE
@@ -30,6 +31,7 @@ from ringrift_cluster.sources import Settings
 from ringrift_cluster.tls import Tls
 from ringrift_cluster.vitals import Executor, counters
 from statemachine import settings
+from statemachine.values import Gpu
 from tests.ringrift_cluster.api.conftest import DirectHeartbeats, populate
 from tests.ringrift_cluster.raft.loopback import Loopback
 from tests.support.memory_replica import MemoryReplica
@@ -268,6 +270,7 @@ async def offered(directory: Path) -> set[str]:
         agent=lambda: AgentStatus(healthy=True),
         shutdown=lambda order: None,
         counters=lambda: own,
+        gpus=lambda: [Telemetry(Gpu("GPU-0"), None, 0, False)],
     )
     transport = httpx.ASGITransport(app=create_app(services))
     async with httpx.AsyncClient(transport=transport, base_url="http://node") as client:
