@@ -31,7 +31,9 @@ class Printed:
     def __init__(self, folder: Path, template: Template) -> None:
         self._folder = folder
         self._pattern = re.compile(template.progress) if template.progress else None
-        self._rules = template.outputs
+        # Of a file that several rules fit the first one has it, so those before count as well; those behind do not.
+        last = max((n for n, rule in enumerate(template.outputs) if rule.count == "lines"), default=-1)
+        self._rules = template.outputs[: last + 1]
         self._read_to: dict[Path, int] = {}
         self._lines: dict[Path, int] = {}
         self._told: Progress | None = None
