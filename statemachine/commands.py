@@ -21,6 +21,7 @@ from statemachine.values import (
     Digest,
     Elo,
     Evidence,
+    GauntletId,
     Id,
     Input,
     JobProgress,
@@ -319,7 +320,7 @@ class VoidMatch(Base, frozen=True, tag="match.void"):
 class StartGauntlet(Base, frozen=True, tag="gauntlet.start"):
     """Open an evaluation of a candidate against the champion, and baselines for its rating."""
 
-    gauntlet: Id
+    gauntlet: GauntletId
     config: Id
     candidate: Digest
     opponent: Id

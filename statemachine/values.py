@@ -15,6 +15,8 @@ Id = Annotated[str, Meta(min_length=1, max_length=128, pattern=NAME)]
 Ref = Annotated[str, Meta(min_length=1, max_length=128)]
 #: shorter than an Id, because the names of its jobs and matches are made from it; the law looks at its form itself
 WorkId = Annotated[str, Meta(min_length=1, max_length=96)]
+#: shorter still, because its evaluations are work items that are named after it
+GauntletId = Annotated[str, Meta(min_length=1, max_length=80, pattern=NAME)]
 #: short enough that names of items and participants can be made from several
 Part = Annotated[str, Meta(min_length=1, max_length=32, pattern=NAME)]
 #: sha256 of a file's bytes, in lower-case hex

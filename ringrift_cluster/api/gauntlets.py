@@ -18,7 +18,7 @@ from statemachine.errors import Code
 from statemachine.rows import Gauntlet, GauntletStatus
 from statemachine.settings import Gate
 from statemachine.state import State
-from statemachine.values import Digest, Id, Scope
+from statemachine.values import Digest, GauntletId, Id, Scope
 
 route = Routes("gauntlets", "Sequential tests that decide promotions.")
 
@@ -39,7 +39,7 @@ class GauntletRun(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True)
     """What is left out comes from the config's gate: the newest candidate, the champion, the bounds."""
 
     config: Id
-    gauntlet_id: Id | None = None
+    gauntlet_id: GauntletId | None = None
     mode: Thoroughness = Thoroughness.STANDARD
     model: Digest | None = None
     #: a participant: "<sha256>@<harness>", or a baseline such as "random"

@@ -9,11 +9,12 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from functools import partial
 from urllib.parse import quote
 
 import httpx
+import msgspec
 
 from ringrift_cluster.api.probes import answers
 from ringrift_cluster.controllers import liveness
@@ -27,7 +28,7 @@ from ringrift_cluster.controllers.training import train
 from ringrift_cluster.controllers.yielding import make_room
 from ringrift_cluster.replica import Replica, ReplicaError
 from ringrift_cluster.supervise import TaskReport, supervise
-from statemachine.commands import Command, encode_command
+from statemachine.commands import MAX_COMMAND_BYTES, Command, decode_command, encode_command, kind_of
 from statemachine.errors import Code, Rejected
 from statemachine.state import State
 
@@ -46,8 +47,9 @@ POLICIES: Mapping[str, tuple[Policy, float]] = {
     "retention": (forget, 60.0),
     "hung": (stop_hung, 10.0),
 }
-#: commands in one proposal
+#: commands and bytes in one proposal; an entry holds twice the bytes
 BATCH = 64
+BATCH_BYTES = MAX_COMMAND_BYTES
 #: how soon a controller that does not lead looks again whether it does
 IDLE_S = 0.25
 #: shortest pause between two looks of one controller: on a busy cluster every entry wakes them
@@ -128,14 +130,37 @@ class Controllers:
         seen = await self._replica.read(decide)
         report.enabled, commands, took_s = seen.value
         index = seen.index
-        for at in range(0, len(commands), BATCH):
-            index = await self._propose(name, commands[at : at + BATCH])
+        for batch in self._batches(name, commands):
+            index = await self._propose(name, batch)
         return index, took_s
 
-    async def _propose(self, name: str, commands: Sequence[Command]) -> int:
-        proposed = await self._replica.propose([encode_command(c) for c in commands])
-        self.commands += len(commands)
-        for command, result in zip(commands, proposed.results, strict=True):
+    def _batches(self, name: str, commands: Sequence[Command]) -> Iterator[list[tuple[Command, bytes]]]:
+        """Commands with their wire forms, as many together as a proposal holds.
+
+        A command that the log could not take is left out, or it would hold up all others of its proposal for ever.
+        """
+        batch: list[tuple[Command, bytes]] = []
+        size = 0
+        for command in commands:
+            data = encode_command(command)
+            problem = unfit(data)
+            if problem:
+                self.refusals["unfit"] = self.refusals.get("unfit", 0) + 1
+                kind = kind_of(command)
+                log.warning('event=command_unfit controller=%s command=%s detail="%s"', name, kind, problem)
+                continue
+            if batch and (len(batch) >= BATCH or size + len(data) > BATCH_BYTES):
+                yield batch
+                batch, size = [], 0
+            batch.append((command, data))
+            size += len(data)
+        if batch:
+            yield batch
+
+    async def _propose(self, name: str, batch: Sequence[tuple[Command, bytes]]) -> int:
+        proposed = await self._replica.propose([data for _, data in batch])
+        self.commands += len(batch)
+        for (command, _), result in zip(batch, proposed.results, strict=True):
             if isinstance(result, Rejected):
                 self.refusals[result.code] = self.refusals.get(result.code, 0) + 1
                 level = logging.DEBUG if result.code in RACES else logging.WARNING
@@ -163,8 +188,8 @@ class Controllers:
                 pairs = zip(seen.value, heard, strict=True)
                 commands = liveness.vouch({(s.peer, s.incarnation): by for s, by in pairs if by})
                 # A suspect takes up to two seconds to answer; by then another node may lead, and probes itself.
-                if commands and self._leads():
-                    await self._propose("liveness", commands)
+                for batch in self._batches("liveness", commands) if self._leads() else ():
+                    await self._propose("liveness", batch)
             except ReplicaError as error:
                 report.bad_rounds += 1
                 report.last_error = f"{type(error).__name__}: {error}"
@@ -186,3 +211,14 @@ class Controllers:
             return answer.is_success and answer.json().get("answers") is True
         except (httpx.HTTPError, httpx.InvalidURL, ValueError, AttributeError):
             return False
+
+
+def unfit(data: bytes) -> str:
+    """Why the log could not take an encoded command, or an empty text."""
+    if len(data) > MAX_COMMAND_BYTES:
+        return f"it has {len(data)} bytes, the limit is {MAX_COMMAND_BYTES}"
+    try:
+        decode_command(data)
+    except msgspec.MsgspecError as error:
+        return str(error)
+    return ""

@@ -97,6 +97,14 @@ def test_the_jobs_and_matches_of_the_longest_work_id_can_still_be_named():
     assert len(match) <= 128
 
 
+def test_the_evaluations_of_the_longest_gauntlet_id_can_still_be_named():
+    longest = StartGauntlet("g" * 80, "square8_2p", digest_of("m"), "random")
+    assert decode_command(encode_command(longest)) == longest
+    refused_at_the_door(StartGauntlet("g" * 81, "square8_2p", digest_of("m"), "random"), "$.gauntlet")
+    evaluation = item(f"{longest.gauntlet}-{10**14}", "evaluation", gauntlet=longest.gauntlet)
+    assert decode_command(encode_command(evaluation)) == evaluation
+
+
 def test_an_error_without_a_text_is_refused():
     refused_at_the_door(FailJob("j", 1, "user", ""), "$.error")
 
