@@ -16,6 +16,7 @@ import httpx
 
 from ringrift_cluster.feed import wire
 from ringrift_cluster.feed.source import FeedEntry
+from ringrift_cluster.problem import read_problem
 from ringrift_cluster.replica import ReplicaStatus
 
 log = logging.getLogger("ringrift.agreement")
@@ -82,7 +83,7 @@ class Agreement:
             answer = await self._http.get(url + wire.ENTRIES, params=query, timeout=TIMEOUT_S)
         except httpx.HTTPError:
             return False
-        return answer.status_code == 409 and wire.problem_of(answer.content).code == wire.OTHER_HISTORY
+        return answer.status_code == 409 and read_problem(answer.content).code == wire.OTHER_HISTORY
 
 
 def stands_alone(refused: int, voters: int) -> bool:

@@ -24,8 +24,8 @@ from starlette.responses import StreamingResponse
 from ringrift_cluster.api.endpoint import BrokenOff, Call
 from ringrift_cluster.api.problems import TABLE, Problem
 from ringrift_cluster.api.writes import noted
-from ringrift_cluster.feed.wire import problem_of
 from ringrift_cluster.members import urls_of
+from ringrift_cluster.problem import read_problem
 from ringrift_cluster.relay.frames import (
     MAX_BODY_BYTES,
     MAX_QUERY_CHARS,
@@ -209,7 +209,7 @@ async def _refused(node: str, asked: Request, found: Through) -> Through:
             raise Problem("unreachable", f"the answer of {node!r} cannot be read") from None
         said.pop("leader", None)
         return Through(found.head, _one(msgspec.json.encode(said)), _nothing)
-    problem = problem_of(body)
+    problem = read_problem(body)
     detail = problem.detail[:DETAIL_CHARS] or f"{node!r} answered {status}"
     raise Problem(problem.code, detail) if problem.code in TABLE else _unanswered(asked, detail)
 
@@ -367,7 +367,7 @@ async def _forwarded(call: Call, http: httpx.AsyncClient, url: str, node: str, a
         raise _unanswered(asked, f"the voter that passes it on to {node} did not answer: {error!r}") from None
     try:
         if response.status_code != httpx.codes.OK:
-            said = problem_of(await anext(response.aiter_raw(64 * 1024), b""))
+            said = read_problem(await anext(response.aiter_raw(64 * 1024), b""))
             await response.aclose()
             if said.code in NOTHING_SENT:
                 raise NothingSent(said.code, said.detail)

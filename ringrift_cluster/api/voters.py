@@ -14,8 +14,8 @@ from ringrift_cluster.api.endpoint import Call, Routes
 from ringrift_cluster.api.problems import Problem
 from ringrift_cluster.api.services import Learner
 from ringrift_cluster.api.writes import REQUEST_ID, Requested, noted
-from ringrift_cluster.feed import wire
 from ringrift_cluster.members import urls_of
+from ringrift_cluster.problem import read_problem
 from ringrift_cluster.raft.changes import VoterState
 from ringrift_cluster.raft.configuration import Configuration
 from ringrift_cluster.raft.engine import RaftReplica
@@ -233,7 +233,7 @@ async def _learner(call: Call, node: str, address: str) -> Learner:
         # A leader that has just started draws its own token first, and the node has to hear of it.
         await asyncio.sleep(ASK_AGAIN_S)
     if answer.status_code != 200:
-        problem = wire.problem_of(answer.content)
+        problem = read_problem(answer.content)
         raise Problem("change_refused", f"{node} cannot become a voter: {problem.detail}")
     try:
         learner = msgspec.json.decode(answer.content, type=Learner)

@@ -20,12 +20,12 @@ from ringrift_cluster.client.errors import (
     Invalid,
     NotFound,
     OutcomeUnknown,
-    Problem,
     Refused,
     Unauthorized,
     Unavailable,
     Unreachable,
 )
+from ringrift_cluster.problem import Problem
 
 __all__ = [
     "AsyncClient",

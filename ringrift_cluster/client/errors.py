@@ -13,21 +13,7 @@ ClientError
 
 from __future__ import annotations
 
-import msgspec
-from msgspec import Struct
-
-from statemachine.errors import UNDECODABLE
-
-
-class Problem(Struct, frozen=True, omit_defaults=True):
-    """An RFC 9457 problem document with the cluster's stable `code`."""
-
-    code: str = ""
-    detail: str = ""
-    status: int = 0
-    title: str = ""
-    type: str = "about:blank"
-    instance: str = ""
+from ringrift_cluster.problem import Problem, read_problem
 
 
 class ClientError(Exception):
@@ -93,10 +79,7 @@ _BY_STATUS: dict[int, type[ClientError]] = {
 
 def problem_of(status: int, body: bytes) -> Problem:
     """Read a problem document; whatever else came becomes one."""
-    try:
-        found = msgspec.json.decode(body, type=Problem)
-    except UNDECODABLE:
-        found = Problem()
+    found = read_problem(body)
     if found.code:
         return found
     return Problem("unexpected", f"the node answered {status} without saying why", status)

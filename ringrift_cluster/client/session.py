@@ -14,8 +14,9 @@ from msgspec import Struct
 
 from ringrift_cluster.api.raft import Leader
 from ringrift_cluster.api.views import View
-from ringrift_cluster.client.errors import OutcomeUnknown, Problem, Unreachable, error_of, problem_of
+from ringrift_cluster.client.errors import OutcomeUnknown, Unreachable, error_of, problem_of
 from ringrift_cluster.client.steps import Answer, Failed, Flow, Open, Pause, Send
+from ringrift_cluster.problem import Problem
 from statemachine.errors import UNDECODABLE
 
 T = TypeVar("T")

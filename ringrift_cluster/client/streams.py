@@ -8,9 +8,10 @@ from typing import Generic, TypeVar
 import msgspec
 
 from ringrift_cluster.api.workload import Ended, NotTried, Seen, Try
-from ringrift_cluster.client.errors import Invalid, OutcomeUnknown, Problem, Unreachable
+from ringrift_cluster.client.errors import Invalid, OutcomeUnknown, Unreachable
 from ringrift_cluster.client.session import Session
 from ringrift_cluster.client.steps import Emit, Failed, Flow, Next, Pause
+from ringrift_cluster.problem import Problem
 from statemachine.errors import UNDECODABLE
 from statemachine.rows import Event
 

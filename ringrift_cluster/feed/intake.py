@@ -12,6 +12,7 @@ import httpx
 
 from ringrift_cluster.feed import wire
 from ringrift_cluster.feed.voters import CONNECT_S, Voters, reason, refusal
+from ringrift_cluster.problem import Problem, read_problem
 from statemachine.errors import UNDECODABLE
 
 #: what one message, or the reason for a refusal, may take on its way
@@ -79,7 +80,7 @@ class Intake:
                 timeout=httpx.Timeout(CONNECT_S, read=SILENCE_S),
             ) as response:
                 if response.status_code != 200:
-                    problem = wire.problem_of(await _reason_given(response))
+                    problem = read_problem(await _reason_given(response))
                     if response.status_code == 409:
                         raise PositionRefused(problem.code, problem.detail)
                     raise _no_answer(voter, response.status_code, problem)
@@ -137,7 +138,7 @@ class Intake:
                 ) as response:
                     if response.status_code not in (200, 206):
                         said = await _reason_given(response)
-                        raise _no_answer(self.voters.current, response.status_code, wire.problem_of(said))
+                        raise _no_answer(self.voters.current, response.status_code, read_problem(said))
                     etag = response.headers.get("etag", "")
                     with target.open("ab" if response.status_code == 206 else "wb") as out:
                         async for chunk in response.aiter_raw():
@@ -166,6 +167,6 @@ async def _reason_given(response: httpx.Response) -> bytes:
     return bytes(said)
 
 
-def _no_answer(voter: str, status: int, problem: wire.Problem) -> Unreachable | ShutOut:
+def _no_answer(voter: str, status: int, problem: Problem) -> Unreachable | ShutOut:
     """Why the feed got nothing: a token that is over is final, anything else another voter may mend."""
     return ShutOut(problem.detail) if problem.code == "token_over" else Unreachable(refusal(voter, status, problem))

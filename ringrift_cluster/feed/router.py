@@ -17,7 +17,7 @@ from ringrift_cluster import replica as rp
 from ringrift_cluster.feed import wire
 from ringrift_cluster.feed.broadcast import ADMITTED, OUTLET, Broadcast, Listener, Lost
 from ringrift_cluster.feed.source import LogFeed
-from ringrift_cluster.feed.wire import Problem
+from ringrift_cluster.problem import Problem
 from ringrift_cluster.ranges import admit_range
 from statemachine.snapshot import Header, SnapshotDamaged, read_header
 

@@ -12,6 +12,7 @@ import msgspec
 
 from ringrift_cluster import replica as rp
 from ringrift_cluster.feed import wire
+from ringrift_cluster.problem import Problem, read_problem
 from statemachine.errors import UNDECODABLE, Code, Refused
 from statemachine.values import Beat
 
@@ -172,7 +173,7 @@ class Voters:
             except UNDECODABLE as error:
                 raise rp.OutcomeUnknown(f"voter {voter} sent an answer that cannot be read: {error}") from error
             return rp.Proposed(placed.index, placed.term, tuple(placed.results))
-        raise _replica_error(voter, status, wire.problem_of(said))
+        raise _replica_error(voter, status, read_problem(said))
 
     async def heartbeat(self, beat: Beat, timeout_s: float) -> int:
         """Send a sign of life to whichever voter takes it; returns the index it was applied at.
@@ -202,7 +203,7 @@ class Voters:
                 continue
             if status == 200:
                 return _index_of(voter, said)
-            answer = wire.problem_of(said)
+            answer = read_problem(said)
             if answer.code in tuple(Code):
                 raise Refused(Code(answer.code), answer.detail)
             problem = _replica_error(voter, status, answer)
@@ -227,7 +228,7 @@ class Voters:
                 continue
             if status == 200:
                 return _leader_of(voter, body)
-            said = wire.problem_of(body).detail or f"voter {voter} answered {status}"
+            said = read_problem(body).detail or f"voter {voter} answered {status}"
         raise rp.NoLeader(said)
 
 
@@ -257,11 +258,11 @@ def reason(error: Exception) -> str:
     return str(error) or type(error).__name__
 
 
-def refusal(voter: str, status: int, problem: wire.Problem) -> str:
+def refusal(voter: str, status: int, problem: Problem) -> str:
     return f"voter {voter} answered {status}: {problem.detail or problem.code or 'no reason given'}"
 
 
-def _replica_error(voter: str, status: int, problem: wire.Problem) -> rp.ReplicaError:
+def _replica_error(voter: str, status: int, problem: Problem) -> rp.ReplicaError:
     said = refusal(voter, status, problem)
     match problem.code:
         case "no_leader" | "halted" | "stale" | "not_ready" | "read_only":

@@ -8,7 +8,7 @@ import msgspec
 from msgspec import Meta, Struct
 
 from statemachine.entries import MAX_ENTRY_BYTES
-from statemachine.errors import UNDECODABLE, Result
+from statemachine.errors import Result
 
 SNAPSHOT, ENTRIES, PROPOSE, HEARTBEAT = "/feed/snapshot", "/feed/entries", "/propose", "/heartbeat"
 MSGPACK = "application/msgpack"
@@ -80,20 +80,9 @@ class Placed(Struct, frozen=True):
     results: list[Result]
 
 
-class Problem(Struct, frozen=True, omit_defaults=True):
-    """The part of a problem document that programs look at."""
-
-    code: str = ""
-    detail: str = ""
-    status: int = 0
-    title: str = ""
-    type: str = "about:blank"
-
-
 encode = msgspec.msgpack.Encoder().encode
 decode_batch = msgspec.msgpack.Decoder(Batch).decode
 decode_placed = msgspec.msgpack.Decoder(Placed).decode
-_decode_problem = msgspec.json.Decoder(Problem).decode
 _LENGTH_BYTES = 4
 
 
@@ -131,11 +120,3 @@ class Messages:
             start = begin + length
         del buffer[:start]
         return whole
-
-
-def problem_of(body: bytes) -> Problem:
-    """Read a problem document; one without a code when the body is none."""
-    try:
-        return _decode_problem(body)
-    except UNDECODABLE:
-        return Problem()

@@ -12,7 +12,7 @@ from contextlib import aclosing
 import httpx
 import msgspec
 
-from ringrift_cluster.feed.wire import Problem, problem_of
+from ringrift_cluster.problem import Problem, read_problem
 from ringrift_cluster.relay.frames import (
     BEAT,
     BEAT_S,
@@ -149,7 +149,7 @@ class Channel:
         response = await self._http.send(request, stream=True)
         try:
             if response.status_code != httpx.codes.OK:
-                said = problem_of(await anext(response.aiter_raw(64 * 1024), b""))
+                said = read_problem(await anext(response.aiter_raw(64 * 1024), b""))
                 raise NotHeld(said.detail or f"it answered {response.status_code}")
             frames = Frames()
             async for data in response.aiter_raw():

@@ -13,6 +13,7 @@ from ringrift_cluster import replica as rp
 from ringrift_cluster.feed import wire
 from ringrift_cluster.feed.router import FeedRouter
 from ringrift_cluster.heartbeats import HeartbeatCollector
+from ringrift_cluster.problem import Problem
 from ringrift_cluster.raft.engine import RaftReplica
 from statemachine.errors import Refused
 from statemachine.values import Beat
@@ -100,4 +101,4 @@ class Site:
 
 
 def _problem(status: int, code: str, detail: str) -> Answer:
-    return Answer(status, {}, msgspec.json.encode(wire.Problem(code, detail, status)))
+    return Answer(status, {}, msgspec.json.encode(Problem(code, detail, status)))
