@@ -23,6 +23,7 @@ from executors.counting import Uncountable
 from executors.folder import Folder
 from executors.outcome import MAX_RESULT_BYTES, Failure, ResultFile, ResultOutput, Success
 from executors.processes import Exit
+from statemachine.errors import UNDECODABLE
 from statemachine.rows import Work
 from statemachine.settings import OutputRule, Template
 from statemachine.values import MOST
@@ -234,6 +235,6 @@ def _told(program: str, said: bytes) -> ResultFile:
     for text in (said, said.rstrip().rpartition(b"\n")[2]):
         try:
             return outcome.decode_result(text)
-        except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+        except UNDECODABLE as error:
             problem = str(error)
     raise NothingLeft(f"its result command {program} printed no result: {problem}")

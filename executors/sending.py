@@ -11,6 +11,7 @@ from msgspec import Struct
 from executors.blobs import BlobError
 from executors.transfers import Transfers
 from statemachine.copies import Copy
+from statemachine.errors import UNDECODABLE
 
 #: bytes in one request: what is lost at most when a connection breaks on the way through a proxy
 PIECE_BYTES = 8 * 1024 * 1024
@@ -77,7 +78,7 @@ class Sender:
             return Progress(0, True)
         try:
             return msgspec.json.decode(response.content, type=Progress)
-        except msgspec.MsgspecError as error:
+        except UNDECODABLE as error:
             raise NotSent(f"it answered {response.status_code} to {url} with something else: {error}") from error
 
     async def _piece(self, path: Path, start: int) -> bytes:
@@ -92,5 +93,5 @@ class Sender:
 def _detail(response: httpx.Response) -> str:
     try:
         return str(msgspec.json.decode(response.content).get("detail", ""))[:300]
-    except (msgspec.MsgspecError, AttributeError, UnicodeDecodeError):
+    except (*UNDECODABLE, AttributeError):
         return response.text[:100]

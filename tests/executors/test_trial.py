@@ -234,6 +234,13 @@ def test_a_result_command_that_fails_is_named(tmp_path: Path) -> None:
     assert "exited with 3" in report.error
 
 
+def test_a_result_command_that_prints_brackets_without_end_is_named(tmp_path: Path) -> None:
+    asks = "print('{{\"x\": ' + '[' * 100_000)"
+    report, _ = habit(tmp_path, "pass", result=(sys.executable, "-c", asks))
+    assert (report.verdict, report.error_class) == ("failed", "no_output")
+    assert "printed no result" in report.error
+
+
 def test_a_result_command_whose_child_holds_its_output_open_is_not_waited_for(tmp_path: Path) -> None:
     asks = 'setsid sleep 600 & echo $! > child; echo \'{{"counts": {{"games": 2}}}}\''
     report, trial = habit(tmp_path, "pass", result=("sh", "-c", asks))
