@@ -9,7 +9,7 @@ or a coin was decided by the proposer.
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, TypeVar
 
 import msgspec
 from msgspec import Meta, Struct
@@ -39,6 +39,8 @@ from statemachine.values import (
     Voter,
     WorkId,
 )
+
+T = TypeVar("T")
 
 #: One encoded command; larger ones are refused before they reach the log.
 MAX_COMMAND_BYTES = 256 * 1024
@@ -525,8 +527,13 @@ def decode_command(data: bytes) -> Command:
 
     Raises msgspec.ValidationError or msgspec.DecodeError with the field's path.
     """
+    return decoded(_decoder, data)
+
+
+def decoded(decoder: msgspec.msgpack.Decoder[T], data: bytes) -> T:
+    """What the bytes say; whatever is wrong with them is raised as one of msgspec's errors."""
     try:
-        return _decoder.decode(data)
+        return decoder.decode(data)
     except UnicodeDecodeError as error:
         raise msgspec.DecodeError(f"text that is not UTF-8: {error}") from None
     except RecursionError:

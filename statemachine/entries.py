@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import msgspec
 from msgspec import Raw, Struct
 
-from statemachine.commands import Command
+from statemachine.commands import Command, decoded
 
 #: A merged entry is closed at this size.
 MAX_ENTRY_BYTES = 512 * 1024
@@ -45,9 +45,4 @@ def encode_entry(clock_term: int, elapsed_ms: int, commands: Sequence[bytes]) ->
 
 def decode_entry(entry: bytes) -> Entry:
     """Decode an entry; raises msgspec.MsgspecError when it cannot be read."""
-    try:
-        return _decoder.decode(entry)
-    except UnicodeDecodeError as error:
-        raise msgspec.DecodeError(f"text that is not UTF-8: {error}") from None
-    except RecursionError:
-        raise msgspec.DecodeError("nested too deeply") from None
+    return decoded(_decoder, entry)

@@ -110,13 +110,17 @@ def heartbeats(txn: Txn, cmd: RecordHeartbeats) -> dict[str, str]:
     return refused
 
 
+def _present(txn: Txn, peer: str, incarnation: int, said: str) -> Peer:
+    """The peer, when it is the process that is meant. Raises Refused."""
+    row = txn.peers.require(peer)
+    if row.incarnation != incarnation:
+        text = f"peer {peer!r} is at incarnation {row.incarnation}, {said} {incarnation}"
+        raise Refused(Code.STALE_INCARNATION, text)
+    return row
+
+
 def vouch(txn: Txn, cmd: VouchForPeer) -> bool:
-    row = txn.peers.require(cmd.peer)
-    if row.incarnation != cmd.incarnation:
-        raise Refused(
-            Code.STALE_INCARNATION,
-            f"peer {cmd.peer!r} is at incarnation {row.incarnation}, the vouching names {cmd.incarnation}",
-        )
+    row = _present(txn, cmd.peer, cmd.incarnation, "the vouching names")
     if row.status is not PeerStatus.SUSPECT:
         return False
     txn.peers.change(cmd.peer, vouched_at_ms=txn.now_ms)
@@ -125,12 +129,7 @@ def vouch(txn: Txn, cmd: VouchForPeer) -> bool:
 
 def leave(txn: Txn, cmd: LeavePeer) -> bool:
     """Take a goodbye: nothing waits for the leases of a node that has ended."""
-    row = txn.peers.require(cmd.peer)
-    if row.incarnation != cmd.incarnation:
-        raise Refused(
-            Code.STALE_INCARNATION,
-            f"peer {cmd.peer!r} is at incarnation {row.incarnation}, the goodbye is of {cmd.incarnation}",
-        )
+    row = _present(txn, cmd.peer, cmd.incarnation, "the goodbye is of")
     if row.left:
         return True
     reason = cmd.reason or "it ended"
