@@ -1,11 +1,13 @@
-"""SSH servers."""
+"""SSH servers, and nodes that hold a file."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 
+from tests.executors.holders import Holder
 from tests.support.sshd import KINDS, Sshd, missing
 
 
@@ -16,3 +18,16 @@ def server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     made = Sshd(request.param, tmp_path_factory.mktemp("ssh") / "sshd")
     yield made
     made.kill()
+
+
+@pytest.fixture
+def holder() -> Iterator[Callable[..., Holder]]:
+    made: list[Holder] = []
+
+    def make(*args: bytes, **options: int) -> Holder:
+        made.append(Holder(*args, **options))
+        return made[-1]
+
+    yield make
+    for one in made:
+        one.close()

@@ -11,8 +11,8 @@ from statemachine.rows import Actual, WorkStatus
 from statemachine.settings import Template
 from statemachine.values import Input, PeerFacts
 from tests.executors.agents import GAMES, node, program, run
+from tests.executors.holders import Holder
 from tests.executors.memory import MemoryCluster, eventually
-from tests.executors.test_blobs import Holder
 
 
 def known(cluster: MemoryCluster, data: bytes, address: str) -> str:

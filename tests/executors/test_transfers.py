@@ -7,7 +7,7 @@ import hashlib
 import os
 import random
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,23 +22,10 @@ from executors.pace import Pace
 from executors.transfers import HoldersGone, Patience, Transfers
 from statemachine.queries import ResolvedInput
 from statemachine.settings import Artifacts
-from tests.executors.test_blobs import DATA, DIGEST, Holder
+from tests.executors.holders import DATA, DIGEST, Holder
 
 QUICK = Patience(unreachable_s=0.5, busy_s=20.0, pause_s=0.01)
 X = "ab" * 32
-
-
-@pytest.fixture
-def holder() -> Iterator[Callable[..., Holder]]:
-    made: list[Holder] = []
-
-    def make(*args: bytes, **options: int) -> Holder:
-        made.append(Holder(*args, **options))
-        return made[-1]
-
-    yield make
-    for one in made:
-        one.close()
 
 
 class Node(Transfers):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Sequence
 
 from ringrift_cluster import bootstrap
@@ -19,12 +18,9 @@ from statemachine.machine import Machine
 from statemachine.rows import Job
 from statemachine.state import State
 from statemachine.values import Beat, MatchResult, Output, PeerFacts, Tally
+from tests.support.law import digest_of
 
 POLICIES: Sequence[Callable[[State], list[Command]]] = (populate, place, make_room, train, judge, rate, forget)
-
-
-def digest(name: str) -> str:
-    return hashlib.sha256(name.encode()).hexdigest()
 
 
 class Fleet:
@@ -86,13 +82,13 @@ class Fleet:
         return done(job)
 
     def _model(self, job: Job) -> CompleteJob:
-        output = Output("model.pt", digest(job.job), 1_000, "model")
+        output = Output("model.pt", digest_of(job.job), 1_000, "model")
         return CompleteJob(job.job, job.fence, counts={"steps": 10, "samples": 100}, outputs=(output,))
 
     def _games(self, job: Job) -> CompleteJob:
         games = int(self.state.work[job.work].spec.params["games"])
         counts = {"games": games, "positions": 20 * games}
-        output = Output("games.npz", digest(job.job), 5_000, "games", counts)
+        output = Output("games.npz", digest_of(job.job), 5_000, "games", counts)
         return CompleteJob(job.job, job.fence, counts=counts, outputs=(output,))
 
     def _match(self, job: Job) -> CompleteJob:

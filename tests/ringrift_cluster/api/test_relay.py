@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
-import hashlib
 import json
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -25,6 +24,7 @@ from ringrift_cluster.api.endpoint import BrokenOff
 from ringrift_cluster.api.locks import Locks
 from ringrift_cluster.api.problems import Problem
 from ringrift_cluster.api.services import AgentStatus, Services, ShutdownOrder
+from ringrift_cluster.api.tokens import hash_of
 from ringrift_cluster.cli.app import app as commands
 from ringrift_cluster.relay.channel import Channel
 from ringrift_cluster.relay.frames import Head, Vouched
@@ -48,10 +48,6 @@ open(os.environ["RINGRIFT_JOB_DIR"] + "/result.json", "w").write('{{"counts": {{
 """
 
 
-def sha(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()
-
-
 def bearer(name: str) -> dict[str, str]:
     return {"authorization": f"Bearer {ROOT if name == 'root' else f'{name}-secret'}"}
 
@@ -63,7 +59,7 @@ def peopled(replica: MemoryReplica) -> MemoryReplica:
         AddWork(work="far", work_type="export"),
         ClaimWork(claim="c", peer="f1", work_types=("export",)),
         ChangeSetting("template/true", st.encode(st.Template(argv=("{python}", "-c", PROGRAM)))),
-        *(CreateToken(s, s, sha(f"{s}-secret"), "f1" if s is Scope.NODE else "") for s in Scope),
+        *(CreateToken(s, s, hash_of(f"{s}-secret"), "f1" if s is Scope.NODE else "") for s in Scope),
     )
     return replica
 

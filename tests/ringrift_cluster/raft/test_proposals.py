@@ -7,14 +7,11 @@ import pytest
 from ringrift_cluster.raft.conf import Limits
 from ringrift_cluster.raft.messages import AppendEntries, Forward, Forwarded, ForwardResult
 from ringrift_cluster.replica import Busy, Consistency, Halted, NoLeader, OutcomeUnknown, Proposed, ReplicaError, Stale
-from statemachine.commands import AddWork, encode_command
+from statemachine.commands import AddWork
 from statemachine.errors import Done, Halt
 from statemachine.machine import HANDLERS, Machine
 from tests.ringrift_cluster.raft.alone import Guarded, Stock, entries
-
-
-def add(name: str) -> bytes:
-    return encode_command(AddWork(work=name, work_type="t"))
+from tests.ringrift_cluster.raft.loopback import add
 
 
 class TestAnExceptionWhileApplying:
