@@ -36,9 +36,9 @@ class LogBeside:
         return self.log is not None and self.log.is_voter
 
     async def start(self, tls: Tls | None) -> RaftReplica:
-        """Begin the log, or go on with the one on disk. Raises ChangeRefused."""
+        """Begin the log, or go on with the one on disk, also after it stopped by itself. Raises ChangeRefused."""
         async with self._starting:
-            if self.log is None:
+            if self.log is None or self.log.status().halted is not None:
                 try:
                     self.log = await asyncio.to_thread(RaftReplica.start, voter_config(self._config, tls, joins=True))
                 except RaftError as error:
