@@ -33,7 +33,7 @@ def test_one_that_stopped_by_itself_is_begun_again_or_says_why_not(tmp_path: Pat
         again._thread.call(fail)
         assert await asyncio.to_thread(again._thread.ended.wait, 10)
         DataDir(tmp_path).journal.write_bytes(b"this is no journal")
-        with pytest.raises(ChangeRefused, match="f1 cannot begin a log: the journal .* cannot be opened"):
+        with pytest.raises(ChangeRefused, match=r"f1 cannot begin a log: the journal .* cannot be opened"):
             await beside.start(None)
 
     asyncio.run(scenario())
