@@ -155,6 +155,8 @@ def wrong_in(words: list[str]) -> str:
     command: Any = typer.main.get_command(app)
     rest = [word.strip("[]") for word in words]
     while hasattr(command, "commands") and rest:
+        if rest[0].startswith("-") and command.invoke_without_command:
+            break
         name = rest.pop(0)
         if name not in command.commands:
             return f"no command {name!r}"
