@@ -18,7 +18,7 @@ from pathlib import Path
 
 import msgspec
 
-from executors import counting, keepers, logs, outcome, processes
+from executors import counting, keepers, logs, outcome, patterns, processes
 from executors.counting import Uncountable
 from executors.folder import Folder
 from executors.outcome import MAX_RESULT_BYTES, Failure, ResultFile, ResultOutput, Success
@@ -29,6 +29,8 @@ from statemachine.settings import OutputRule, Template
 from statemachine.values import MOST
 
 RESULT_S = 60.0
+#: how long a summary is looked for among lines that do not fit
+SUMMARY_S = 10.0
 LAST_LINES = 20
 MAX_OUTPUTS = 1024
 #: of an output's path (a bound of `values.Short`)
@@ -217,9 +219,8 @@ def _summary(folder: Path, pattern: str, result: ResultFile) -> ResultFile:
 def _last_match(folder: Path, pattern: re.Pattern[str]) -> dict[str, str]:
     for stream in ("stdout", "stderr"):
         text = logs.tail_of(folder, stream, 100_000)
-        for line in reversed(text.splitlines()):
-            if found := pattern.search(line[:4096]):
-                return {name: value for name, value in found.groupdict().items() if value is not None}
+        if found := patterns.newest(pattern, text.splitlines(), SUMMARY_S):
+            return {name: value for name, value in found.groupdict().items() if value is not None}
     return {}
 
 

@@ -28,6 +28,7 @@ from typing import Annotated
 import msgspec
 from msgspec import Meta, Struct
 
+from executors import patterns
 from executors.processes import Exit
 from statemachine.commands import MAX_COMMAND_BYTES, Command, FailJob, decode_command, encode_command
 from statemachine.errors import UNDECODABLE
@@ -234,7 +235,7 @@ def _class_of(ended: Exit, template: Template, said: str) -> str:
         return "user" if _NO_PROGRAM.search(ended.error) else "infrastructure"
     if ended.signal == 0 and (meaning := template.exit_codes.get(ended.code, "verdict")) != "verdict":
         return meaning
-    if template.transient and re.search(template.transient, said):
+    if template.transient and patterns.fits(template.transient, said):
         return "infrastructure"
     if ended.oom or _OOM.search(said):
         return "oom"

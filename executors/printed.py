@@ -13,7 +13,7 @@ import re
 from collections import Counter
 from pathlib import Path
 
-from executors import collect
+from executors import collect, patterns
 from executors.outcome import Progress
 from statemachine.settings import Template
 from statemachine.values import MOST
@@ -22,6 +22,8 @@ from statemachine.values import MOST
 WINDOW_BYTES = 256 * 1024
 #: of what was added to a counted file, the oldest part; the rest has its turn at the next look
 STRIDE_BYTES = 32 * 1024 * 1024
+#: seconds that one look takes for lines that do not fit
+LOOK_S = 0.25
 AIM = "_total"
 
 
@@ -63,15 +65,13 @@ class Printed:
         return now
 
     def _newest(self, pattern: re.Pattern[str]) -> dict[str, int]:
-        found: dict[str, int] = {}
         for name in ("stdout.log", "stderr.log"):
-            for line in reversed(self._added(self._folder / name).decode("utf-8", "replace").splitlines()):
-                match = pattern.search(line[:4096])
-                if match:
-                    # A group may hold 1,234 or nothing.
-                    texts = {k: (v or "").replace(",", "") for k, v in match.groupdict().items()}
-                    return {k: n for k, v in texts.items() if v.isdecimal() and (n := int(v)) <= MOST}
-        return found
+            lines = self._added(self._folder / name).decode("utf-8", "replace").splitlines()
+            if match := patterns.newest(pattern, lines, LOOK_S):
+                # A group may hold 1,234 or nothing.
+                texts = {k: (v or "").replace(",", "") for k, v in match.groupdict().items()}
+                return {k: n for k, v in texts.items() if v.isdecimal() and (n := int(v)) <= MOST}
+        return {}
 
     def _added(self, path: Path) -> bytes:
         """The newest complete lines added to a log since the last look, each drawing of a bar among them."""

@@ -12,7 +12,7 @@ from pathlib import Path
 from msgspec import Struct
 from msgspec.structs import replace
 
-from executors import collect, host, processes, shim, templates
+from executors import collect, host, patterns, processes, shim, templates
 from executors.folder import BadInputName, Folder, Seat
 from executors.keepers import NoTree
 from executors.outcome import Failure, Progress, Success, inside
@@ -79,7 +79,7 @@ class Trial:
         inherited: Mapping[str, str] | None = None,
     ) -> None:
         """Raises TrialError."""
-        if wrong := templates.validate(template):
+        if wrong := templates.validate(template) or patterns.slow(template):
             raise TrialError("; ".join(wrong))
         self._inherited = dict(os.environ if inherited is None else inherited)
         self._template = template

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Annotated
 
 import msgspec
 from msgspec import Meta, Raw, Struct
 
-from executors import templates
+from executors import patterns, templates
 from ringrift_cluster.api.endpoint import Call, Routes
 from ringrift_cluster.api.problems import Problem
 from ringrift_cluster.api.views import Page, View, look
@@ -98,8 +99,10 @@ async def change(call: Call, name: str, body: Change) -> Outcome:
     except ValueError as error:
         raise Problem(Code.INVALID, str(error)) from None
     # The law knows the shape of a template, the executor what it can do with one.
-    if isinstance(decoded, st.Template) and (wrong := templates.validate(decoded)):
-        raise Problem(Code.INVALID, f"setting {name}: {'; '.join(wrong)}")
+    if isinstance(decoded, st.Template):
+        wrong = templates.validate(decoded) or await asyncio.to_thread(patterns.slow, decoded)
+        if wrong:
+            raise Problem(Code.INVALID, f"setting {name}: {'; '.join(wrong)}")
     value = st.encode(decoded)
     level = await look(call, lambda state: state.cluster.feature_level)
     try:

@@ -389,6 +389,10 @@ async def test_a_template_the_executor_could_not_fill_is_refused_at_the_door(cli
     answer = await client.put("/settings/template/broken", json={"value": {"argv": ["python", "{not a name"]}})
     assert answer.status_code == 400
     assert "argv" in answer.json()["detail"]
+    slow = {"argv": ["python"], "progress": r"(?P<games>(?:[0-9]+,?)+) games"}
+    answer = await client.put("/settings/template/broken", json={"value": slow})
+    assert answer.status_code == 400
+    assert "goes back and forth" in answer.json()["detail"]
     assert (await client.get("/settings/template/broken")).status_code == 404
 
 
