@@ -4,6 +4,8 @@ and champions that are lost."""
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterable
+from itertools import islice
 
 from msgspec import Struct
 
@@ -15,6 +17,8 @@ from statemachine.state import State
 
 #: kinds that are explained; the others are named
 EXPLAINED = 3
+#: pending items of a type and config that are looked at for one that could run
+LOOKED = 16
 
 
 class Alarm(Struct, frozen=True):
@@ -61,10 +65,9 @@ def _stalled(state: State) -> list[Alarm]:
     counts: Counter[str] = Counter()
     longest: dict[str, Work] = {}
     for work_type, _, group in state.index.groups():
-        first = group.queue.first()
-        if first is None or live.get(work_type):
+        row = None if live.get(work_type) else _could_run(state, group.queue)
+        if row is None:
             continue
-        row = state.work[first[2]]
         counts[work_type] += group.counts[WorkStatus.PENDING]
         known = longest.setdefault(work_type, row)
         if row.ready_at_ms < known.ready_at_ms:
@@ -73,10 +76,17 @@ def _stalled(state: State) -> list[Alarm]:
     return [_told(state, row, counts[row.spec.work_type], explained=n < EXPLAINED) for n, row in enumerate(late)]
 
 
+def _could_run(state: State, queue: Iterable[tuple[int, int, str]]) -> Work | None:
+    """The best item of a class that waits for no other one; the first one may, for ever, and must not hide the rest."""
+    for _, _, name in islice(queue, LOOKED):
+        row = state.work[name]
+        if item_obstacle(row, state.now_ms, state.work.get, state.index.live) is None:
+            return row
+    return None
+
+
 def _late(state: State, row: Work) -> bool:
-    if state.now_ms - row.ready_at_ms < state.timing.alarm_after_ms:
-        return False
-    return item_obstacle(row, state.now_ms, state.work.get, state.index.live) is None
+    return state.now_ms - row.ready_at_ms >= state.timing.alarm_after_ms
 
 
 def _told(state: State, row: Work, count: int, *, explained: bool) -> Alarm:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import msgspec
 
 from statemachine import settings as st
-from statemachine.alarms import Alarm, alarms
+from statemachine.alarms import LOOKED, Alarm, alarms
 from statemachine.commands import DrainPeer, PauseCluster
 from statemachine.queries import ASKED, explain
 from tests.support.law import (
@@ -68,6 +68,14 @@ def test_the_first_of_each_config_is_looked_at() -> None:
     cluster = given(claimable("again"), claimed("c1", "worker"), claimable("old", config="hex8_3p")).after(5_000)
     cluster.do(failed("again", "stopped"))
     assert late(cluster)[0].waited_ms == LATE_MS + 5_000
+
+
+def test_an_item_that_waits_for_another_hides_none_that_stands_behind_it() -> None:
+    cluster = given(template(), node("a", slots=0), item("first", depends_on=("nobody",), priority=90), item("behind"))
+    (alarm,) = late(cluster)
+    assert "; behind: no peer can take it now" in alarm.sentence
+    waiting = [item(f"w{n}", depends_on=("nobody",), priority=90) for n in range(LOOKED)]
+    assert late(given(template(), node("a", slots=0), *waiting, item("behind"))) == ()
 
 
 def test_items_that_failed_for_good_are_an_alarm() -> None:
