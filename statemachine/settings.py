@@ -403,6 +403,8 @@ def inconsistency(value: Struct) -> str:
     if isinstance(value, Gate) and value.cap_games < value.floor_games:
         return "cap_games must not be below floor_games"
     if isinstance(value, GameConfig):
+        if 0 < value.selfplay.ahead_games < value.training.games_between:
+            return "selfplay.ahead_games must not be below training.games_between, or no training would ever begin"
         return inconsistency(value.gate)
     if isinstance(value, Template) and value.restart is not None:
         return inconsistency(value.restart)

@@ -184,6 +184,17 @@ def test_a_lease_without_an_entry_of_its_own_is_the_default():
     assert st.Timing(timeout_ms={}).timeout("selfplay") == 5_400_000
 
 
+def test_a_config_whose_selfplay_would_stop_before_the_next_training_is_refused():
+    stage = st.Stage(template="run")
+
+    def bounded(ahead_games):
+        selfplay, training = st.Selfplay(stage, ahead_games=ahead_games), st.Training(stage, games_between=1_000)
+        return setting("config/hex8_2p", st.GameConfig(stage, selfplay, training, st.Gate(stage)))
+
+    cluster = given(bounded(0), bounded(1_000))
+    cluster.refuses(bounded(999), Code.INVALID, "hex8_2p", "no training would ever begin")
+
+
 def test_keyed_settings_are_found_by_their_key():
     cluster = given(game_config("b"), game_config("a"), setting("controller/judge", st.Controller(enabled=False)))
     state = cluster.state
