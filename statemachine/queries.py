@@ -280,11 +280,16 @@ def events_after(state: State, seq: int, limit: int = 1_000) -> list[Event]:
     return [event for event in found if event is not None]
 
 
-def window(state: State, config: str, games: int) -> list[Artifact]:
-    """The newest selfplay files of a config that together hold at least `games` games, oldest first."""
+def window(state: State, config: str, games: int, *, there: bool = False) -> list[Artifact]:
+    """The newest selfplay files of a config that together hold at least `games` games, oldest first.
+
+    With `there` only those that somebody who is there can deliver.
+    """
     chosen: list[Artifact] = []
     total = 0
     for _, digest in reversed(state.index.artifacts.get(("games", config), ())):
+        if there and unserved(state, digest):
+            continue
         artifact = state.artifacts[digest]
         chosen.append(artifact)
         total += artifact.counts.get("games", 0)
@@ -306,8 +311,9 @@ def candidates(state: State, config: str) -> list[str]:
 
 
 def newest_model(state: State, config: str) -> str:
-    """Digest of the model that was trained last, whatever became of it, or an empty text."""
-    return next((digest for _, digest in reversed(state.index.models.get(config, ()))), "")
+    """Digest of the model that was trained last of those that can be had, whatever became of it, or an empty text."""
+    known = (digest for _, digest in reversed(state.index.models.get(config, ())) if digest in state.artifacts)
+    return next((digest for digest in known if not unserved(state, digest)), "")
 
 
 def stalled(state: State) -> Why | None:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 
+from statemachine import queries
 from statemachine.commands import AddWork
-from statemachine.rows import OPEN_WORK, Actual, Desired, Job, Work
+from statemachine.rows import OPEN_WORK, STORE, Actual, Desired, Job, Work, WorkStatus
 from statemachine.settings import Stage
 from statemachine.state import State
 from statemachine.values import Input
@@ -18,6 +19,27 @@ def seed_of(name: str) -> str:
 
 #: an item that became a dead letter is made again under the next number after this
 RETRY_AFTER_MS = 600_000
+
+#: what nobody could deliver for this long is given up; a node that is started anew is back by then
+GIVE_UP_AFTER_MS = 1_800_000
+STRANDED = "an input of it is a file that nobody can deliver any more"
+
+
+def given_up(state: State, digest: str) -> bool:
+    """Whether a file's holders are gone, or have been silent for so long that nothing waits for them any more.
+
+    What an object store has is never given up: some node will reach it again.
+    """
+    row = state.artifacts.get(digest)
+    if row is None or not queries.unserved(state, digest) or any(h.startswith(STORE) for h in row.holders):
+        return False
+    silent = [state.now_ms - state.peers[h].heard_at_ms for h in row.holders if h in state.peers]
+    return all(ms >= GIVE_UP_AFTER_MS for ms in silent)
+
+
+def stranded(state: State, row: Work) -> bool:
+    """Whether a pending item waits for a file that was given up."""
+    return row.status is WorkStatus.PENDING and any(given_up(state, i.digest) for i in row.spec.inputs)
 
 
 def next_try(state: State, stem: str) -> str | None:

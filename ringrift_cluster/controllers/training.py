@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from ringrift_cluster.controllers.items import item, next_try
+from ringrift_cluster.controllers.items import STRANDED, item, next_try, stranded
 from statemachine import queries
-from statemachine.commands import Command
+from statemachine.commands import CancelWork, Command
 from statemachine.state import State
 from statemachine.values import Input
 
@@ -20,23 +20,29 @@ def train(state: State) -> list[Command]:
     for key, config in state.configs().items():
         totals = state.totals.get(key)
         unique = f"training/{key}"
-        if not config.enabled or totals is None or unique in state.index.unique:
+        if not config.enabled or totals is None:
+            continue
+        waiting = state.work.get(state.index.unique.get(unique, ""))
+        if waiting is not None:
+            if waiting.work.startswith(f"training-{key}-") and stranded(state, waiting):
+                commands.append(CancelWork(work=waiting.work, reason=STRANDED))
             continue
         rules = config.training
         if totals.games - totals.games_at_training < rules.games_between:
             continue
         if len(queries.candidates(state, key)) >= rules.max_candidates:
             continue
+        # What nobody can deliver cannot be read: training goes on with the rest instead of waiting for ever.
+        files = queries.window(state, key, rules.window_games, there=True)[-MAX_FILES:]
         # Continued from the newest model whatever its verdict was: a rejected candidate has learnt too.
         newest = queries.newest_model(state, key)
-        # What no live peer holds cannot be read: training goes on with the rest instead of waiting for ever.
-        window = queries.window(state, key, rules.window_games)
-        files = [a for a in window if queries.holders_of(state, a)][-MAX_FILES:]
+        # While there are models and none can be had, nothing is begun from nought.
+        begins = bool(newest) or key not in state.index.models
         name = next_try(state, f"training-{key}-g{totals.generations + 1}")
-        if not files or name is None:
+        if not files or not begins or name is None:
             continue
         inputs = tuple(Input(name=f"games-{n:04d}.npz", digest=a.digest) for n, a in enumerate(files))
-        if newest and queries.holders_of(state, state.artifacts.get(newest)):
+        if newest:
             inputs = (*inputs, Input(name="init", digest=newest))
         commands.append(
             item(

@@ -214,12 +214,19 @@ def test_the_window_is_the_newest_files_with_enough_games_oldest_first():
     assert [names[a.digest] for a in window(cluster.state, CONFIG, 25)] == [2, 3, 4]
     assert [names[a.digest] for a in window(cluster.state, CONFIG, 10_000)] == [0, 1, 2, 3, 4]
     assert window(cluster.state, "hex8_3p", 10) == []
+    assert window(cluster.state, CONFIG, 25, there=True) == [], "their holder is no node that is there"
+    cluster.do(node("a"), *(AddHolder(digest_of(f"s{n}"), "a") for n in (0, 2, 4)))
+    assert [names[a.digest] for a in window(cluster.state, CONFIG, 15, there=True)] == [2, 4]
 
 
 def test_models_are_found_by_their_config():
     cluster = given(*trained("m"), *trained("n"), *trained("h", "hex8_3p"))
     state = cluster.state
     assert queries.candidates(state, CONFIG) == [digest_of("m"), digest_of("n")]
+    assert queries.newest_model(state, CONFIG) == "", "nobody who is there has one"
+    cluster.do(node("a"), AddHolder(digest_of("m"), "a"))
+    assert queries.newest_model(state, CONFIG) == digest_of("m")
+    cluster.do(AddHolder(digest_of("n"), "a"))
     assert queries.newest_model(state, CONFIG) == digest_of("n")
     assert (queries.newest_model(state, "none"), queries.champion(state, CONFIG)) == ("", "")
     assert queries.candidates(state, "none") == []
