@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable
+from contextvars import Context
 
 from executors.bench import Bench
 from executors.blobs import BlobError
@@ -85,9 +86,9 @@ class Offsite:
         return True
 
     def restore(self, digest: str) -> None:
-        """Begin to get a file for somebody who asks for it."""
+        """Begin to get a file for somebody who asks for it, in this node's own name: whoever asks may do less."""
         if digest not in self._restoring and len(self._restoring) < RESTORED:
-            task = asyncio.create_task(self._restore(digest), name=f"restore of {digest}")
+            task = asyncio.create_task(self._restore(digest), name=f"restore of {digest}", context=Context())
             self._restoring[digest] = task
             task.add_done_callback(lambda _: self._restoring.pop(digest, None))
 

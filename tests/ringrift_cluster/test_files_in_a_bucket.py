@@ -11,6 +11,7 @@ import pytest
 
 from executors import objectstore, offsite
 from executors.objectstore import Bucket, ObjectStore
+from ringrift_cluster.replica import on_behalf
 from statemachine.commands import AddHolder, ForgetArtifact, ReleaseHolder
 from tests.executors.memory import eventually
 from tests.support import s3
@@ -65,6 +66,26 @@ def test_a_file_is_put_into_the_bucket_and_comes_back_from_there_when_no_node_ha
         far = made.node("far")
         assert (await far.fetch(digest)).read_bytes() == data
         assert gate.services.gate.sent_bytes + near.services.gate.sent_bytes == len(data)
+
+    run(go)
+
+
+def test_a_file_that_somebody_asks_for_is_fetched_in_the_nodes_own_name(run: Callable[..., None]) -> None:
+    """What it takes to make room is the node's to say; the caller's token may be good for reading alone."""
+
+    async def go(made: Site, bucket: Callable[[], ObjectStore]) -> None:
+        gate = made.node("gate", vault=bucket())
+        on_behalf.set("Bearer of-a-reader")
+        spoken: list[str] = []
+        offsite = gate.storage.offsite
+        assert offsite is not None
+
+        async def restored(digest: str) -> None:
+            spoken.append(on_behalf.get())
+
+        offsite._restore = restored  # type: ignore[method-assign]
+        gate.storage.restore("ab" * 32)
+        await eventually(lambda: spoken == [""])
 
     run(go)
 
