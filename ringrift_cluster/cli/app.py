@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import typer
 
+from ringrift_cluster import __version__
 from ringrift_cluster.cli import (
     artifacts,
     backup,
@@ -31,6 +34,23 @@ app = typer.Typer(
     help="A Raft-replicated control plane for a selfplay and training fleet.",
     epilog=EXIT_CODES,
 )
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"ringrift-cluster {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _any(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the release and exit.")
+    ] = False,
+) -> None:
+    """What stands before a command."""
+
+
 app.command("serve")(serve.serve)
 app.command("dev")(serve.dev)
 app.command("backup")(backup.backup)

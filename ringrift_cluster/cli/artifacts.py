@@ -16,7 +16,7 @@ from ringrift_cluster.cli.cluster import said
 from ringrift_cluster.cli.options import Limit, Reason
 from ringrift_cluster.cli.output import short, size, table
 
-app = typer.Typer(no_args_is_help=True, help="Files by their sha256: where they are, and where copies are missing.")
+app = typer.Typer(no_args_is_help=True, help="Files: where they are, and missing copies.")
 
 After = Annotated[str, Option(help="Where the answer before said to go on.")]
 

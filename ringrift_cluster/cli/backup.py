@@ -147,6 +147,8 @@ def _load(file: Path) -> tuple[Header, Machine]:
     try:
         with file.open("rb") as source:
             return read(source)
+    except OSError as error:
+        raise fail(f"the backup {file} cannot be read ({error.strerror}).", EXIT_USAGE) from error
     except SnapshotDamaged as error:
         raise fail(f"the backup {file} is damaged: {error}; use another one.", EXIT_USAGE) from error
 

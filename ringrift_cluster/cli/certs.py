@@ -19,7 +19,7 @@ from ringrift_cluster.cli.options import EXIT_USAGE, Json, fail
 from ringrift_cluster.cli.output import emit, table
 from ringrift_cluster.revoked import Reason, revoke, serials
 
-app = typer.Typer(no_args_is_help=True, help="The cluster's own certificate authority, in a directory of files.")
+app = typer.Typer(no_args_is_help=True, help="The cluster's own certificate authority.")
 
 #: the name of the authority's own files
 AUTHORITY = "ca"
@@ -239,6 +239,8 @@ def show(
         present = {one.facts.serial for one in shown}
         given_out = _looked_at(sorted(directory.glob(f"{ISSUED}/*.crt")), over)
         shown += [one for one in given_out if one.revoked and one.facts.serial not in present]
+        if not shown:
+            raise fail(f"{directory} holds no certificates; `ringrift-node certs init` makes an authority.", EXIT_USAGE)
     emit(shown, as_json, _lines)
 
 

@@ -143,7 +143,10 @@ def leader(
     transfer: Annotated[bool, Option("--transfer", help="Hand leadership over.")] = False,
     to: Annotated[str | None, Option("--to", help="The voter that should lead; with --transfer.")] = None,
 ) -> None:
-    """Who leads; with --transfer, hand leadership over (to the most up-to-date voter unless --to names one)."""
+    """Who leads, and who shall with --transfer.
+
+    Leadership goes to the most up-to-date voter unless --to names one.
+    """
     with call.client() as client:
         if transfer or to:
             call.emit(client.transfer_leadership(to), _now_leads)
@@ -166,7 +169,7 @@ def said(sentence: str) -> Callable[[Outcome], Iterable[RenderableType]]:
 
 @asks
 def pause(call: Call, reason: Reason = "") -> None:
-    """Stop placement and claims in the whole cluster; what runs goes on."""
+    """Stop placement, claims and policies. What runs goes on."""
     with call.client() as client:
         call.emit(client.pause(True, reason), said("the cluster is paused"))
 
@@ -189,7 +192,7 @@ def shutdown(
     reason: LogReason = "",
     stop_jobs: Annotated[bool, Option("--stop-jobs", help="Stop its jobs instead of leaving them.")] = False,
 ) -> None:
-    """Stop a node: the one at --api, or any other by its name, also one that nobody can dial."""
+    """Stop a node, also one that nobody can dial. Its jobs go on and are adopted, unless --stop-jobs is given."""
     with _to(call, node_id).client() as client:
         stopping = client.shutdown(reason=reason, stop_jobs=stop_jobs, node_id=node_id)
         call.emit(stopping, _leaves)
@@ -197,7 +200,7 @@ def shutdown(
 
 @asks
 def restart(call: Call, node_id: NodeId = None, reason: LogReason = "") -> None:
-    """Have a node's process begin anew, with the release that is installed there now; its jobs go on."""
+    """Have a node's process begin anew. It runs the release that is installed there now; its jobs go on."""
     with _to(call, node_id).client() as client:
         call.emit(client.restart(reason=reason, node_id=node_id), _leaves)
 
@@ -213,7 +216,7 @@ def _leaves(value: ShuttingDown) -> Iterable[RenderableType]:
 
 @asks
 def channels(call: Call) -> None:
-    """Which node, that nobody need be able to dial, has its channel open to which voter."""
+    """Which follower has its channel at which voter."""
     with call.client() as client:
         call.emit(client.channels(), _channel_lines)
 

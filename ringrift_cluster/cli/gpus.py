@@ -15,7 +15,7 @@ from ringrift_cluster.cli.cluster import said
 from ringrift_cluster.cli.options import Node, Reason
 from ringrift_cluster.cli.output import size, span, table
 
-app = typer.Typer(no_args_is_help=True, help="GPUs, one by one: what is on them, and which are out of placement.")
+app = typer.Typer(no_args_is_help=True, help="GPUs, and which are out of placement.")
 
 Uuid = Annotated[str, Argument(help="The GPU's UUID, as `gpus list` shows it.")]
 

@@ -18,9 +18,9 @@ from ringrift_cluster.cli.options import Config, Limit, OfConfig, Reason
 from ringrift_cluster.cli.output import short, table
 from statemachine.rows import Gauntlet
 
-models_app = typer.Typer(help="Trained networks, newest first; promote one, or go back to an older one.")
+models_app = typer.Typer(help="Trained networks; promote one, or go back.")
 matches_app = typer.Typer(no_args_is_help=True, help="Counted matches.")
-gauntlet_app = typer.Typer(no_args_is_help=True, help="Evaluations of a candidate against its champion.")
+gauntlet_app = typer.Typer(no_args_is_help=True, help="Tests of a candidate against its champion.")
 
 
 @asks

@@ -15,7 +15,7 @@ from ringrift_cluster.cli.call import Call, asks
 from ringrift_cluster.cli.options import Reason
 from ringrift_cluster.cli.output import table
 
-app = typer.Typer(no_args_is_help=True, help="Tournaments played on hosts that have only an SSH server.")
+app = typer.Typer(no_args_is_help=True, help="Tournaments on hosts with only an SSH server.")
 
 
 @app.command("run")

@@ -29,7 +29,10 @@ def create(
     name: Annotated[str, Argument(help="What it is called in lists and in the events of its acts.")],
     scope: Annotated[
         Scope,
-        Option(help="read: every question. submit: and the queue. node: what one node sends. admin: everything."),
+        Option(
+            help="read: every question. submit: and the queue. node: what one node sends. admin: everything. "
+            "join: buying a node's token, nothing else."
+        ),
     ] = Scope.READ,
     node: Annotated[str, Option("--node", help="With --scope node: the node it speaks for.")] = "",
     expires_s: Annotated[float, Option(help="Seconds until it expires; 0 is never.", min=0)] = 0,

@@ -14,7 +14,7 @@ from ringrift_cluster.api.voters import VoterList, VotersChanged
 from ringrift_cluster.cli.call import Call, asks
 from ringrift_cluster.cli.output import span, table
 
-app = typer.Typer(no_args_is_help=True, help="Who votes; changed one voter at a time, on the live cluster.")
+app = typer.Typer(no_args_is_help=True, help="Who votes; changed one voter at a time.")
 
 Request = Annotated[str, Option("--request-id", help="Repeat an earlier call under its id; it takes effect once.")]
 

@@ -188,7 +188,7 @@ def jobs(
 
 def _job_lines(value: JobList, clock_ms: int) -> Iterable[RenderableType]:
     yield _jobs_table([*value.active_jobs, *value.ended_jobs], clock_ms)
-    yield f"{value.active_total} running"
+    yield f"{value.active_total} running in the whole cluster"
 
 
 def _jobs_table(rows: Iterable[Job], clock_ms: int) -> RenderableType:

@@ -17,6 +17,7 @@ from typer.testing import CliRunner
 
 from executors.folder import file_name
 from executors.logs import Logs
+from ringrift_cluster import __version__
 from ringrift_cluster.api import status
 from ringrift_cluster.api.app import create_app
 from ringrift_cluster.api.services import LoopStatus, Services
@@ -255,6 +256,22 @@ def test_an_authority_and_certificates_are_made_shown_and_renewed(tmp_path: Path
     assert {one["facts"]["serial"] for one in shown[2:]} == set(said["added"])
     assert "the authority itself" in certs("issue", "ca", code=2)
     assert (tmp_path / "pki" / "ca.crt").read_bytes() == authority
+
+
+def test_what_is_not_there_is_named_in_a_sentence(tmp_path: Path) -> None:
+    assert "holds no certificates" in runner.invoke(app, ["certs", "show", "--dir", str(tmp_path)]).output
+    missing = ["restore", str(tmp_path / "none"), "--data-dir", str(tmp_path / "d"), "--cluster", "a=127.0.0.1:1"]
+    said = runner.invoke(app, missing)
+    assert (said.exit_code, "none cannot be read (No such file or directory)" in said.output) == (2, True)
+
+
+def test_the_list_of_commands_cuts_no_sentence_off() -> None:
+    assert "..." not in runner.invoke(app, ["--help"], env={"COLUMNS": "80"}).output.replace("[ARGS]...", "")
+
+
+def test_the_release_is_told() -> None:
+    said = runner.invoke(app, ["--version"])
+    assert (said.exit_code, said.output) == (0, f"ringrift-cluster {__version__}\n")
 
 
 def test_addresses_are_https_where_the_authority_is_known(tmp_path: Path) -> None:
