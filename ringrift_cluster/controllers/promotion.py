@@ -6,13 +6,15 @@ neither pass nor reject anybody; when too many fail the gauntlet is abandoned, w
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from msgspec.structs import replace
 
-from ringrift_cluster.controllers.items import item, next_try
+from ringrift_cluster.controllers.items import STRANDED, given_up, item, next_try, seed_of, stranded
 from statemachine import queries, sprt
-from statemachine.commands import Command, ConcludeGauntlet, PromoteModel, StartGauntlet
+from statemachine.commands import CancelWork, Command, ConcludeGauntlet, PromoteModel, StartGauntlet
 from statemachine.matches import model_of
-from statemachine.rows import Gauntlet, GauntletStatus, WorkStatus
+from statemachine.rows import Gauntlet, GauntletStatus, Work, WorkStatus
 from statemachine.settings import GameConfig
 from statemachine.state import State
 from statemachine.values import Evidence, Input
@@ -35,7 +37,22 @@ def judge(state: State) -> list[Command]:
             commands += _proceed(state, config, gauntlet)
         elif config.enabled:
             commands += _begin(state, key, config)
+        for row in _waiting(state, key):
+            test = state.gauntlets.get(row.spec.gauntlet)
+            if test is not None and test.status is not GauntletStatus.RUNNING and _is_of(row, test):
+                commands.append(CancelWork(work=row.work, reason=f"its test is over: {test.status}"))
     return commands
+
+
+def _waiting(state: State, key: str) -> Iterator[Work]:
+    """Evaluations of a config that wait for their turn."""
+    group = state.index.group("evaluation", key)
+    return (state.work[name] for _, _, name in group.queue) if group else iter(())
+
+
+def _is_of(row: Work, test: Gauntlet) -> bool:
+    """Whether an evaluation is one that was made here for the test, and not one that somebody added."""
+    return row.work.startswith(f"{test.spec.gauntlet}-")
 
 
 def participant(digest: str, config: GameConfig) -> str:
@@ -100,6 +117,13 @@ def _proceed(state: State, config: GameConfig, gauntlet: Gauntlet) -> list[Comma
 
 def _evaluate(state: State, config: GameConfig, gauntlet: Gauntlet) -> list[Command]:
     spec = gauntlet.spec
+    if given_up(state, spec.candidate):
+        note = "nobody can deliver its candidate any more"
+        return [
+            ConcludeGauntlet(gauntlet=spec.gauntlet, verdict="abandoned", evidence=Evidence(kind="gauntlet", note=note))
+        ]
+    if any(queries.unserved(state, digest) for digest in (spec.candidate, model_of(spec.opponent))):
+        return []
     number = 0
     dead = 0
     while (row := state.work.get(f"{spec.gauntlet}-{number}")) is not None:
@@ -118,6 +142,8 @@ def _evaluate(state: State, config: GameConfig, gauntlet: Gauntlet) -> list[Comm
             spec.config,
             config.gate.stage,
             params={
+                # A name comes again when the row of its first item is forgotten; the same games must not.
+                "seed": seed_of(f"{spec.gauntlet}-{state.cluster.seq + k}"),
                 "groups": str(config.gate.groups_per_job),
                 "participant_a": participant(spec.candidate, config),
                 "participant_b": spec.opponent,
@@ -144,6 +170,10 @@ def rate(state: State) -> list[Command]:
     for key, config in state.configs().items():
         champion = queries.champion(state, key)
         if not config.enabled or not champion:
+            continue
+        ours = (row for row in _waiting(state, key) if row.work.startswith(f"rating-{key}-"))
+        commands += [CancelWork(work=row.work, reason=STRANDED) for row in ours if stranded(state, row)]
+        if queries.unserved(state, champion):
             continue
         us = participant(champion, config)
         for baseline in config.gate.baselines:
