@@ -14,6 +14,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Callable
+from itertools import islice
 from pathlib import Path
 
 import msgspec
@@ -33,6 +34,8 @@ RESULT_S = 60.0
 SUMMARY_S = 10.0
 LAST_LINES = 20
 MAX_OUTPUTS = 1024
+#: files of one rule that are looked at: enough to know that they are too many
+MAX_LISTED = 4 * MAX_OUTPUTS
 #: of an output's path (a bound of `values.Short`)
 MAX_NAME_CHARS = 256
 #: places other than out/ in which a rule may look
@@ -123,7 +126,8 @@ def _files(folder: Path, rules: tuple[OutputRule, ...], result: ResultFile, whol
         # A file without anything in it is of no use to anybody.
         outputs += [output for output in found if not rule.unit or output.counts]
     if len(outputs) > MAX_OUTPUTS:
-        raise NothingLeft(f"it left {len(outputs)} files that fit its template, at most {MAX_OUTPUTS} are taken")
+        most = f"at most {MAX_OUTPUTS} are taken; have it write larger ones, or pack them at its end"
+        raise NothingLeft(f"it left {len(outputs)} files or more that fit its template, {most}")
     return msgspec.structs.replace(result, counts=result.counts | counts, outputs=tuple(outputs))
 
 
@@ -168,7 +172,7 @@ def _matches(folder: Path, rule: OutputRule) -> list[Path]:
     inside = folder.resolve()
     return [
         path
-        for path in sorted(root.glob(rule.glob))
+        for path in sorted(islice(root.glob(rule.glob), MAX_LISTED))
         if path.is_file()
         and not path.is_symlink()
         and not path.name.endswith(_BESIDE)

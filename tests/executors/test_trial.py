@@ -265,6 +265,15 @@ def test_a_file_that_two_rules_fit_counts_and_is_published_once(tmp_path: Path) 
     assert (report.counts, [made.kind for made in report.outputs]) == ({"games": 2}, ["games"])
 
 
+def test_files_without_number_are_a_fault_that_is_named(tmp_path: Path) -> None:
+    code = "for n in range(5000): open('out/%d.jsonl' % n, 'w').write('1\\n')"
+    report, _ = habit(tmp_path, code, outputs=(GAMES,))
+    assert (report.verdict, report.error_class) == ("failed", "no_output")
+    assert "it left 4096 files or more that fit its template, at most 1024 are taken" in report.error
+    assert report.progress is not None
+    assert report.progress.counts["games"] <= 4096
+
+
 def test_what_was_counted_in_files_holds_over_what_was_said_of_them(tmp_path: Path) -> None:
     code = "open('out/a.jsonl', 'w').write('1\\n2\\n'); print('made games=500 draws=1')"
     report, _ = habit(tmp_path, code, outputs=(GAMES,), summary=r"games=(?P<games>\d+) draws=(?P<draws>\d+)")
