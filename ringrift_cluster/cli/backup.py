@@ -16,6 +16,7 @@ from ringrift_cluster.cli.call import Call, asks
 from ringrift_cluster.cli.options import EXIT_UNAVAILABLE, EXIT_USAGE, Json, fail
 from ringrift_cluster.cli.output import emit, size
 from ringrift_cluster.members import Member, SettingsError, parse_member
+from ringrift_cluster.raft.datadir import sync_directory
 from statemachine.machine import Machine
 from statemachine.snapshot import Header, SnapshotDamaged, read
 from statemachine.values import Voter
@@ -50,7 +51,7 @@ def backup(
         with call.client() as client:
             head = _fetch(client.backup(), draft)
         draft.replace(file)
-        _sync_folder(file)
+        sync_directory(file.absolute().parent)
     except OSError as error:
         raise fail(f"the backup {file} cannot be written: {error}.", EXIT_USAGE) from error
     finally:
@@ -80,14 +81,6 @@ def _fetch(chunks: Iterator[bytes], draft: Path) -> Header:
             return read(source)[0]
     except SnapshotDamaged as error:
         raise fail(f"what arrived is no whole backup: {error}; take it again.", EXIT_UNAVAILABLE) from error
-
-
-def _sync_folder(file: Path) -> None:
-    folder = os.open(file.absolute().parent, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
 
 
 def _taken_lines(value: Taken) -> Iterable[RenderableType]:

@@ -8,12 +8,10 @@ from typing import Annotated
 import typer
 from typer import Option
 
+from ringrift_cluster.cli.options import EXIT_USAGE, fail
 from ringrift_cluster.members import SettingsError
 from ringrift_cluster.settings import node_config
 from ringrift_cluster.sources import Network, Role
-
-#: a node that cannot start, and why on stderr
-EXIT_SETUP = 2
 
 
 def serve(
@@ -114,8 +112,7 @@ def serve(
     try:
         decided = node_config(flags, config)
     except SettingsError as error:
-        typer.echo(f"ringrift-node: {error}", err=True)
-        raise typer.Exit(EXIT_SETUP) from error
+        raise fail(str(error), EXIT_USAGE) from error
     raise typer.Exit(run_node(decided))
 
 

@@ -169,6 +169,3 @@ def _best_peer(state: State, row: Work, peers: Iterable[Peer], held: dict[str, l
             reason = f"power={power} local_inputs={local} room={room} failures={failures}"
             best = (score, Choice(peer, gpus, reason))
     return best[1] if best else None
-
-
-__all__ = ["Choice", "gpu_power", "place"]

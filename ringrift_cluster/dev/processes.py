@@ -74,7 +74,6 @@ class _Node:
     process: subprocess.Popen[bytes] | None = None
     started_s: float = 0.0
     deaths_in_row: int = 0
-    restarts: int = 0
     next_start_s: float = 0.0
 
 
@@ -110,7 +109,6 @@ class Nodes:
                 cause = f"signal {-code}" if code < 0 else f"exit code {code}"
                 self.story.append(f"{node.name} ended with {cause}; it is started again in {pause:g} s")
             elif now >= node.next_start_s:
-                node.restarts += 1
                 self._launch(node)
 
     def pid(self, name: str) -> int | None:

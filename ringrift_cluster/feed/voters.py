@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import httpx
 import msgspec
@@ -15,6 +15,8 @@ from ringrift_cluster.feed import wire
 from ringrift_cluster.problem import Problem, read_problem
 from statemachine.errors import UNDECODABLE, Code, Refused
 from statemachine.values import Beat
+
+T = TypeVar("T")
 
 CONNECT_S = 2.0
 _UNSENT = (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout, httpx.UnsupportedProtocol)
@@ -168,10 +170,7 @@ class Voters:
         except httpx.HTTPError as error:
             raise rp.OutcomeUnknown(f"voter {voter} took the proposal and did not answer ({reason(error)})") from error
         if status == 200:
-            try:
-                placed = wire.decode_placed(said)
-            except UNDECODABLE as error:
-                raise rp.OutcomeUnknown(f"voter {voter} sent an answer that cannot be read: {error}") from error
+            placed = _understood(voter, wire.decode_placed, said)
             return rp.Proposed(placed.index, placed.term, tuple(placed.results))
         raise _replica_error(voter, status, read_problem(said))
 
@@ -202,7 +201,7 @@ class Voters:
                 problem = rp.NoLeader(f"voter {voter} does not answer ({reason(error)})")
                 continue
             if status == 200:
-                return _index_of(voter, said)
+                return _understood(voter, _decode_taken, said).index
             answer = read_problem(said)
             if answer.code in tuple(Code):
                 raise Refused(Code(answer.code), answer.detail)
@@ -227,7 +226,7 @@ class Voters:
                 said = f"voter {voter} does not answer ({reason(error)})"
                 continue
             if status == 200:
-                return _leader_of(voter, body)
+                return _understood(voter, _decode_led, body).leader_id
             said = read_problem(body).detail or f"voter {voter} answered {status}"
         raise rp.NoLeader(said)
 
@@ -240,16 +239,14 @@ class _Led(msgspec.Struct):
     leader_id: str
 
 
-def _leader_of(voter: str, body: bytes) -> str:
-    try:
-        return msgspec.json.decode(body, type=_Led).leader_id
-    except UNDECODABLE as error:
-        raise rp.OutcomeUnknown(f"voter {voter} sent an answer that cannot be read: {error}") from error
+_decode_taken = msgspec.json.Decoder(_Taken).decode
+_decode_led = msgspec.json.Decoder(_Led).decode
 
 
-def _index_of(voter: str, body: bytes) -> int:
+def _understood(voter: str, decode: Callable[[bytes], T], body: bytes) -> T:
+    """What a voter that did as it was asked says of it. Raises OutcomeUnknown."""
     try:
-        return msgspec.json.decode(body, type=_Taken).index
+        return decode(body)
     except UNDECODABLE as error:
         raise rp.OutcomeUnknown(f"voter {voter} sent an answer that cannot be read: {error}") from error
 

@@ -6,7 +6,8 @@ import pytest
 
 from ringrift_cluster.controllers import placement
 from ringrift_cluster.controllers.liveness import suspects, vouch
-from ringrift_cluster.controllers.placement import gpu_power, place
+from ringrift_cluster.controllers.placement import place
+from ringrift_cluster.controllers.power import gpu_power
 from statemachine.commands import AddWork, DrainPeer, FailJob, JoinPeer, PlaceWork, RecordHeartbeats, ReportJob
 from statemachine.eligibility import peer_obstacle
 from statemachine.values import Beat, Gpu, Needs, PeerFacts
