@@ -228,14 +228,3 @@ def _inverse(matrix: list[list[float]]) -> list[list[float]]:
             if r != col and factor:
                 work[r] = [x - factor * y for x, y in zip(work[r], work[col], strict=True)]
     return [row[n:] for row in work]
-
-
-__all__ = [
-    "PINNED",
-    "Ranking",
-    "Table",
-    "expected_score",
-    "rankings",
-    "rate",
-    "table_of",
-]

@@ -327,30 +327,3 @@ def dump(state: State, table: str = "") -> dict[str, Any]:
     """Rows as plain data, by table and key. Raises KeyError for a table that does not exist."""
     names = [table] if table else list(state.tables)
     return {name: {key: msgspec.to_builtins(row) for key, row in state.tables[name].items()} for name in names}
-
-
-__all__ = [
-    "ASKED",
-    "Assignment",
-    "Overview",
-    "Reason",
-    "ResolvedInput",
-    "Why",
-    "assignments",
-    "candidates",
-    "champion",
-    "dump",
-    "events_after",
-    "explain",
-    "gates_of",
-    "holders_of",
-    "keepers_of",
-    "newest_model",
-    "overview",
-    "pending",
-    "resolve",
-    "stalled",
-    "unserved",
-    "why",
-    "window",
-]

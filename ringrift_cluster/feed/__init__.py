@@ -8,10 +8,3 @@
 All these connections go from the follower out, so the log reaches it behind any NAT. What others ask of a
 follower comes through its channel (see `relay`).
 """
-
-from ringrift_cluster.feed.conf import FollowerConfig
-from ringrift_cluster.feed.follower import FeedReplica
-from ringrift_cluster.feed.router import FeedRouter
-from ringrift_cluster.feed.source import FeedEntry, LogFeed, SnapshotPath
-
-__all__ = ["FeedEntry", "FeedReplica", "FeedRouter", "FollowerConfig", "LogFeed", "SnapshotPath"]

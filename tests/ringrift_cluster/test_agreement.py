@@ -9,7 +9,7 @@ import httpx
 import pytest
 
 from ringrift_cluster.agreement import Agreement, stands_alone
-from ringrift_cluster.feed import FeedRouter
+from ringrift_cluster.feed.router import FeedRouter
 from statemachine.commands import PauseCluster, encode_command
 from statemachine.entries import encode_entry
 from tests.support.feeding import Network, Voter

@@ -10,8 +10,9 @@ from typing import Any
 
 import httpx
 
-from ringrift_cluster.feed import FeedRouter, wire
+from ringrift_cluster.feed import wire
 from ringrift_cluster.feed.broadcast import ADMITTED
+from ringrift_cluster.feed.router import FeedRouter
 from ringrift_cluster.feed.wire import Batch
 from tests.support.feeding import Voter
 from tests.support.following import item

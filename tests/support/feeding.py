@@ -14,7 +14,8 @@ from executors.blobs import Blobs
 from executors.logs import Logs
 from ringrift_cluster.api.app import create_app
 from ringrift_cluster.api.services import AgentStatus, Services
-from ringrift_cluster.feed import FeedRouter, wire
+from ringrift_cluster.feed import wire
+from ringrift_cluster.feed.router import FeedRouter
 from ringrift_cluster.raft.window import Applied, Window
 from ringrift_cluster.replica import Proposed
 from statemachine.entries import encode_entry

@@ -10,7 +10,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ringrift_cluster.feed import FeedReplica, FollowerConfig
+from ringrift_cluster.feed.conf import FollowerConfig
+from ringrift_cluster.feed.follower import FeedReplica
 from statemachine.commands import AddWork, encode_command
 from tests.support.feeding import Cluster
 

@@ -26,7 +26,7 @@ from ringrift_cluster.cli.call import secured
 from ringrift_cluster.cli.cluster import event_line, status_lines
 from ringrift_cluster.cli.main import SIBLINGS, stranger
 from ringrift_cluster.cli.output import short, size, span
-from ringrift_cluster.feed import FeedRouter
+from ringrift_cluster.feed.router import FeedRouter
 from ringrift_cluster.raft.mark import Mark, encode_mark, read_mark
 from ringrift_cluster.sources import Settings
 from statemachine.commands import ClaimWork, FailJob, JoinPeer, LeavePeer, RecordMatch, RestartJob

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from ringrift_cluster.feed import FeedReplica
 from ringrift_cluster.feed import mirror as mirror_module
+from ringrift_cluster.feed.follower import FeedReplica
 from ringrift_cluster.raft.window import Applied
 from ringrift_cluster.replica import (
     Consistency,
