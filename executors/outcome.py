@@ -21,7 +21,7 @@ from __future__ import annotations
 import errno
 import re
 import signal
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import PurePosixPath
 from typing import Annotated
 
@@ -140,7 +140,8 @@ def judge(
     if well or (result is not None and (asked or code == TERMINATED)):
         checked = _checked(result, work, template, code, absent)
         if isinstance(checked, Success):
-            return checked if well else as_part(checked)
+            # Ended before its end, it left a part.
+            return checked if well else replace(checked, stopped=True)
         if not asked:
             return checked if well else badly
     if asked:
@@ -148,11 +149,6 @@ def judge(
             return Failure("infrastructure", "its lease was over before the cluster could be reached again", code)
         return Failure("stopped", _with_lines(f"it was told to stop; {_how(ended)}", stderr), code)
     return badly
-
-
-def as_part(success: Success) -> Success:
-    """The same result as a part: the program was ended before its end."""
-    return Success(success.counts, success.metrics, success.outputs, success.match, True, success.exit_code)
 
 
 def inside(path: str) -> bool:

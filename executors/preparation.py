@@ -22,7 +22,6 @@ from executors.outcome import Failure
 from executors.ports import ClusterError
 from executors.steps import Steps
 from executors.transfers import HoldersGone
-from statemachine import queries
 from statemachine.queries import Assignment, ResolvedInput
 from statemachine.settings import Template
 
@@ -64,7 +63,7 @@ class Preparation:
     async def _fetch(self, item: ResolvedInput) -> tuple[str, Path]:
         async def again() -> ResolvedInput:
             with contextlib.suppress(ClusterError):
-                return (await self._bench.cluster.read(lambda s: queries.resolve(s, item.name, item.digest)))[0]
+                return await self._bench.resolved(item.digest)
             return item
 
         return item.name, await self._bench.transfers.fetch(item, again)
