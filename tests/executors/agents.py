@@ -12,6 +12,7 @@ from executors import processes, shim
 from executors.agent import Agent
 from executors.host import DiskFloor
 from executors.options import Options
+from statemachine.rows import Job
 from statemachine.settings import Template, Timing
 from tests.executors.memory import QUICK, MemoryCluster, eventually
 
@@ -74,6 +75,18 @@ class Node:
     async def again(self) -> None:
         self.agent = self._make()
         self.task = asyncio.create_task(self.agent.run())
+
+    def granted(self, template: Template, **item: Any) -> Job:
+        """The job of a new item `w`, granted to this node."""
+        self.cluster.setting("template/t", template)
+        self.cluster.add("w", "t", **item)
+        return self.cluster.place("w", "n1")
+
+    async def runs(self, code: str, **template: Any) -> Job:
+        """The job of a new item `w`, whose program has said `up`."""
+        job = self.granted(program(code, **template))
+        await self.says(job.job, "up")
+        return job
 
     async def says(self, job: str, text: str) -> None:
         def said() -> bool:

@@ -23,10 +23,7 @@ def test_jobs_survive_the_agent_and_are_adopted_by_the_next_one(tmp_path: Path) 
 
     async def go() -> None:
         async with node(tmp_path) as one:
-            one.cluster.setting("template/t", program(code))
-            one.cluster.add("w", "t")
-            job = one.cluster.place("w", "n1")
-            await one.says(job.job, "up")
+            job = await one.runs(code)
             await eventually(lambda: one.cluster.state.jobs[job.job].actual is Actual.RUNNING)
             pids = strays_of(tmp_path)
             await one.crash()
@@ -45,9 +42,7 @@ def test_jobs_survive_the_agent_and_are_adopted_by_the_next_one(tmp_path: Path) 
 def test_an_end_that_nobody_saw_is_reported_by_the_next_agent(tmp_path: Path) -> None:
     async def go() -> None:
         async with node(tmp_path) as one:
-            one.cluster.setting("template/t", program("import time; time.sleep(0.3)\n" + GAMES))
-            one.cluster.add("w", "t")
-            job = one.cluster.place("w", "n1")
+            job = one.granted(program("import time; time.sleep(0.3)\n" + GAMES))
             await eventually(lambda: one.agent.status().running == 1)
             await one.crash()
             await eventually(lambda: (one.folder(job.job) / "exit.json").exists())
@@ -60,10 +55,7 @@ def test_an_end_that_nobody_saw_is_reported_by_the_next_agent(tmp_path: Path) ->
 def test_a_job_that_is_not_wanted_any_more_is_killed_by_the_next_agent(tmp_path: Path) -> None:
     async def go() -> None:
         async with node(tmp_path) as one:
-            one.cluster.setting("template/t", program(STUBBORN))
-            one.cluster.add("w", "t")
-            job = one.cluster.place("w", "n1")
-            await one.says(job.job, "up")
+            job = await one.runs(STUBBORN)
             await one.crash()
             one.cluster.must(FailJob(job.job, job.fence, "infrastructure", "lost meanwhile"))
             await one.again()
@@ -76,10 +68,7 @@ def test_a_job_that_is_not_wanted_any_more_is_killed_by_the_next_agent(tmp_path:
 def test_a_keeper_whose_handle_was_not_saved_in_time_is_found_again(tmp_path: Path) -> None:
     async def go() -> None:
         async with node(tmp_path) as one:
-            one.cluster.setting("template/t", program(WAIT))
-            one.cluster.add("w", "t")
-            job = one.cluster.place("w", "n1")
-            await one.says(job.job, "up")
+            job = await one.runs(WAIT)
             one.agent.bench.ledger.handle(job.job, job.fence, processes.Identity("", 0, 0))
             await one.crash()
             pids = strays_of(tmp_path)
@@ -93,10 +82,7 @@ def test_a_keeper_whose_handle_was_not_saved_in_time_is_found_again(tmp_path: Pa
 def test_an_attempt_of_an_unknown_release_is_ended_and_not_adopted(tmp_path: Path) -> None:
     async def go() -> None:
         async with node(tmp_path) as one:
-            one.cluster.setting("template/t", program(STUBBORN))
-            one.cluster.add("w", "t")
-            job = one.cluster.place("w", "n1")
-            await one.says(job.job, "up")
+            job = await one.runs(STUBBORN)
             await eventually(lambda: one.cluster.state.jobs[job.job].actual is Actual.RUNNING)
             await one.crash()
             ledger = Ledger(tmp_path / "ledger.sqlite")
@@ -114,9 +100,7 @@ def test_an_attempt_of_an_unknown_release_is_ended_and_not_adopted(tmp_path: Pat
 def test_after_a_reboot_nothing_is_adopted(tmp_path: Path) -> None:
     async def go() -> None:
         async with node(tmp_path, boot_id="first") as one:
-            one.cluster.setting("template/t", program("import time; time.sleep(0.2)"))
-            one.cluster.add("w", "t")
-            job = one.cluster.place("w", "n1")
+            job = one.granted(program("import time; time.sleep(0.2)"))
             await eventually(lambda: one.agent.status().running == 1)
             await one.crash()
             await eventually(lambda: (one.folder(job.job) / "exit.json").exists())
@@ -132,10 +116,7 @@ def test_after_a_reboot_nothing_is_adopted(tmp_path: Path) -> None:
 def test_a_stop_leaves_jobs_for_adoption_and_another_stop_takes_them_along(tmp_path: Path) -> None:
     async def go() -> None:
         async with node(tmp_path) as one:
-            one.cluster.setting("template/t", program(WAIT))
-            one.cluster.add("w", "t")
-            job = one.cluster.place("w", "n1")
-            await one.says(job.job, "up")
+            job = await one.runs(WAIT)
             await one.agent.stop()
             await one.task
             assert strays_of(tmp_path)
@@ -153,10 +134,7 @@ def test_a_stop_leaves_jobs_for_adoption_and_another_stop_takes_them_along(tmp_p
 def test_a_stop_of_jobs_before_anything_was_adopted_stops_what_an_earlier_process_left(tmp_path: Path) -> None:
     async def go() -> None:
         async with node(tmp_path) as one:
-            one.cluster.setting("template/t", program(WAIT))
-            one.cluster.add("w", "t")
-            job = one.cluster.place("w", "n1")
-            await one.says(job.job, "up")
+            await one.runs(WAIT)
             await one.crash()
             assert strays_of(tmp_path)
             await one.again()

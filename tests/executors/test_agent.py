@@ -31,9 +31,7 @@ from tests.executors.test_gpus import ScriptedGpus
 def test_losing_the_cluster_ends_no_job_before_its_lease(tmp_path: Path) -> None:
     async def go() -> None:
         async with node(tmp_path) as one:
-            one.cluster.setting("template/t", program("import time; time.sleep(0.5)\n" + GAMES))
-            one.cluster.add("w", "t")
-            job = one.cluster.place("w", "n1")
+            job = one.granted(program("import time; time.sleep(0.5)\n" + GAMES))
             await eventually(lambda: one.agent.status().running == 1)
             one.cluster.cut = True
             await eventually(lambda: (one.folder(job.job) / "exit.json").exists())
@@ -46,10 +44,7 @@ def test_losing_the_cluster_ends_no_job_before_its_lease(tmp_path: Path) -> None
 def test_a_lease_is_counted_from_the_moment_the_acknowledged_beat_was_sent(tmp_path: Path) -> None:
     async def go() -> None:
         async with node(tmp_path) as one:
-            one.cluster.setting("template/t", program(WAIT))
-            one.cluster.add("w", "t")
-            job = one.cluster.place("w", "n1")
-            await one.says(job.job, "up")
+            job = await one.runs(WAIT)
             folder = str(one.folder(job.job))
             first = shim.read_lease(folder, 0.0)
             await eventually(lambda: shim.read_lease(folder, 0.0) > first)
@@ -73,9 +68,7 @@ for n in range(1, 1000):
 
     async def go() -> None:
         async with node(tmp_path) as one:
-            one.cluster.setting("template/t", program(code))
-            one.cluster.add("w", "t")
-            job = one.cluster.place("w", "n1")
+            job = one.granted(program(code))
             await eventually(lambda: one.cluster.state.jobs[job.job].counts.get("games", 0) > 3)
             assert one.cluster.state.jobs[job.job].total == {"games": 1000}
 
@@ -115,10 +108,7 @@ def test_a_peer_that_was_forgotten_joins_again(tmp_path: Path) -> None:
 def test_a_view_older_than_one_acted_on_changes_nothing(tmp_path: Path) -> None:
     async def go() -> None:
         async with node(tmp_path) as one:
-            one.cluster.setting("template/t", program(WAIT))
-            one.cluster.add("w", "t")
-            job = one.cluster.place("w", "n1")
-            await one.says(job.job, "up")
+            await one.runs(WAIT)
             passes = 0
 
             async def past(query: Callable[[State], Any]) -> tuple[Any, int]:
@@ -219,10 +209,7 @@ def test_leases_are_renewed_though_every_disk_thread_is_busy(tmp_path: Path) -> 
     async def go() -> None:
         enough = threading.Event()
         async with node(tmp_path) as one:
-            one.cluster.setting("template/t", program(WAIT))
-            one.cluster.add("w", "t")
-            job = one.cluster.place("w", "n1")
-            await one.says(job.job, "up")
+            job = await one.runs(WAIT)
             busy = [asyncio.create_task(one.agent.bench.on_disk(enough.wait)) for _ in range(16)]
             try:
                 lease = one.folder(job.job) / "lease"

@@ -24,9 +24,9 @@ from tests.executors.memory import eventually
 def test_a_job_completes_and_its_output_is_in_the_store_under_its_digest(tmp_path: Path) -> None:
     async def go() -> None:
         async with node(tmp_path) as one:
-            one.cluster.setting("template/t", program(GAMES, require_outputs=("games",), require_counts=("games",)))
-            one.cluster.add("w", "t", work_type="selfplay")
-            job = one.cluster.place("w", "n1")
+            job = one.granted(
+                program(GAMES, require_outputs=("games",), require_counts=("games",)), work_type="selfplay"
+            )
             await eventually(lambda: one.cluster.work("w").status is WorkStatus.COMPLETED)
             work = one.cluster.work("w")
             assert work.counts == {"games": 5, "positions": 50}
@@ -59,9 +59,7 @@ open("result.json", "w").write(json.dumps({"metrics": {"told": json.dumps(told, 
 
     async def go() -> None:
         async with node(tmp_path) as one:
-            one.cluster.setting("template/t", program(code))
-            one.cluster.add("w", "t", params={"games": "50"})
-            job = one.cluster.place("w", "n1")
+            job = one.granted(program(code), params={"games": "50"})
             await eventually(lambda: one.cluster.work("w").status is WorkStatus.COMPLETED)
             assert json.loads(one.cluster.work("w").metrics["told"]) == {
                 "job": "w.1", "fence": job.fence, "params": {"games": "50"}, "gpus": [], "id": "w", "seed": True,
@@ -86,9 +84,7 @@ def test_a_failure_is_reported_with_its_class_and_last_words(
 ) -> None:
     async def go() -> None:
         async with node(tmp_path) as one:
-            one.cluster.setting("template/t", program(code))
-            one.cluster.add("w", "t")
-            job = one.cluster.place("w", "n1")
+            job = one.granted(program(code))
             await eventually(lambda: one.cluster.state.jobs[job.job].actual is Actual.FAILED)
             row = one.cluster.state.jobs[job.job]
             assert row.error_class == error_class
@@ -120,10 +116,7 @@ def test_a_job_that_cannot_start_says_why(tmp_path: Path, template: str, words: 
 def test_a_stopped_job_without_a_part_returns_to_the_queue(tmp_path: Path) -> None:
     async def go() -> None:
         async with node(tmp_path) as one:
-            one.cluster.setting("template/t", program(WAIT))
-            one.cluster.add("w", "t")
-            job = one.cluster.place("w", "n1")
-            await one.says(job.job, "up")
+            job = await one.runs(WAIT)
             await eventually(lambda: one.cluster.state.jobs[job.job].actual is Actual.RUNNING)
             one.cluster.must(StopJob(job.job, job.fence, "make room"))
             await eventually(lambda: one.cluster.state.jobs[job.job].actual is Actual.STOPPED)
@@ -137,10 +130,7 @@ def test_a_stopped_job_without_a_part_returns_to_the_queue(tmp_path: Path) -> No
 def test_a_stopped_job_with_a_valid_part_completes_as_stopped(tmp_path: Path) -> None:
     async def go() -> None:
         async with node(tmp_path) as one:
-            one.cluster.setting("template/t", program(KEEPS_A_PART))
-            one.cluster.add("w", "t")
-            job = one.cluster.place("w", "n1")
-            await one.says(job.job, "up")
+            job = await one.runs(KEEPS_A_PART)
             one.cluster.must(StopJob(job.job, job.fence, "make room"))
             await eventually(lambda: one.cluster.state.jobs[job.job].actual is Actual.STOPPED)
             assert one.cluster.state.jobs[job.job].counts == {"games": 2}
@@ -151,10 +141,7 @@ def test_a_stopped_job_with_a_valid_part_completes_as_stopped(tmp_path: Path) ->
 def test_a_cancelled_item_ends_its_process_and_publishes_nothing(tmp_path: Path) -> None:
     async def go() -> None:
         async with node(tmp_path) as one:
-            one.cluster.setting("template/t", program(STUBBORN, grace_ms=100))
-            one.cluster.add("w", "t")
-            job = one.cluster.place("w", "n1")
-            await one.says(job.job, "up")
+            await one.runs(STUBBORN, grace_ms=100)
             one.cluster.must(CancelWork("w", "not needed"))
             await eventually(lambda: not one.agent.attempts)
             await eventually(lambda: not strays_of(tmp_path))
@@ -166,9 +153,7 @@ def test_a_cancelled_item_ends_its_process_and_publishes_nothing(tmp_path: Path)
 def test_a_job_over_its_limit_is_stopped_and_fails_as_timeout(tmp_path: Path) -> None:
     async def go() -> None:
         async with node(tmp_path) as one:
-            one.cluster.setting("template/t", program(WAIT))
-            one.cluster.add("w", "t", timeout_ms=300)
-            job = one.cluster.place("w", "n1")
+            job = one.granted(program(WAIT), timeout_ms=300)
             await eventually(lambda: one.cluster.state.jobs[job.job].actual is Actual.FAILED)
             assert one.cluster.state.jobs[job.job].error_class == "timeout"
 
@@ -178,10 +163,7 @@ def test_a_job_over_its_limit_is_stopped_and_fails_as_timeout(tmp_path: Path) ->
 def test_a_job_that_was_taken_away_is_killed_and_forgotten(tmp_path: Path) -> None:
     async def go() -> None:
         async with node(tmp_path) as one:
-            one.cluster.setting("template/t", program(STUBBORN))
-            one.cluster.add("w", "t")
-            job = one.cluster.place("w", "n1")
-            await one.says(job.job, "up")
+            job = await one.runs(STUBBORN)
             one.cluster.must(FailJob(job.job, job.fence, "infrastructure", "said by somebody else"))
             await eventually(lambda: not one.agent.attempts)
             await eventually(lambda: not strays_of(tmp_path))
@@ -192,10 +174,7 @@ def test_a_job_that_was_taken_away_is_killed_and_forgotten(tmp_path: Path) -> No
 def test_a_keeper_that_is_killed_takes_its_program_with_it_and_is_reported(tmp_path: Path) -> None:
     async def go() -> None:
         async with node(tmp_path) as one:
-            one.cluster.setting("template/t", program(STUBBORN))
-            one.cluster.add("w", "t")
-            job = one.cluster.place("w", "n1")
-            await one.says(job.job, "up")
+            job = await one.runs(STUBBORN)
             keeper = processes.keeper_of(one.folder(job.job), host.boot_id())
             assert keeper is not None
             os.kill(keeper.pid, signal.SIGKILL)
@@ -230,9 +209,7 @@ def test_a_start_that_cannot_be_noted_leaves_no_process_behind(tmp_path: Path, m
 
     async def go() -> None:
         async with node(tmp_path) as one:
-            one.cluster.setting("template/t", program(WAIT))
-            one.cluster.add("w", "t")
-            one.cluster.place("w", "n1")
+            one.granted(program(WAIT))
             told: list[FailJob] = []
 
             def failed() -> bool:

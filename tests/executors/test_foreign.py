@@ -33,9 +33,7 @@ def plays(games: int, pace_s: float) -> str:
 def test_what_a_script_left_is_counted_stored_and_registered_with_its_result(tmp_path: Path) -> None:
     async def go() -> None:
         async with node(tmp_path) as one:
-            one.cluster.setting("template/t", program(plays(5, 0), outputs=(GAMES,)))
-            one.cluster.add("w", "t", work_type="selfplay")
-            job = one.cluster.place("w", "n1")
+            job = one.granted(program(plays(5, 0), outputs=(GAMES,)), work_type="selfplay")
             await eventually(lambda: one.cluster.work("w").status is WorkStatus.COMPLETED)
             assert one.cluster.work("w").counts == {"games": 5}
             (output,) = one.cluster.state.jobs[job.job].outputs
@@ -48,9 +46,7 @@ def test_what_a_script_left_is_counted_stored_and_registered_with_its_result(tmp
 def test_its_progress_is_told_and_a_stop_keeps_its_part(tmp_path: Path) -> None:
     async def go() -> None:
         async with node(tmp_path, options=Options(progress_every_s=0.1)) as one:
-            one.cluster.setting("template/t", program(plays(10_000, 0.01), outputs=(GAMES,), progress=COUNTS))
-            one.cluster.add("w", "t", work_type="selfplay")
-            job = one.cluster.place("w", "n1")
+            job = one.granted(program(plays(10_000, 0.01), outputs=(GAMES,), progress=COUNTS), work_type="selfplay")
             await eventually(lambda: one.cluster.state.jobs[job.job].counts.get("games", 0) > 0)
             assert one.cluster.state.jobs[job.job].total == {"games": 10_000}
             one.cluster.must(StopJob(job.job, job.fence, "the test has seen enough"))
@@ -65,9 +61,7 @@ def test_its_progress_is_told_and_a_stop_keeps_its_part(tmp_path: Path) -> None:
 def test_a_script_that_made_nothing_fails_although_it_exits_with_0(tmp_path: Path) -> None:
     async def go() -> None:
         async with node(tmp_path) as one:
-            one.cluster.setting("template/t", program("print('500 games, all fine')", outputs=(GAMES,)))
-            one.cluster.add("w", "t", work_type="selfplay")
-            job = one.cluster.place("w", "n1")
+            job = one.granted(program("print('500 games, all fine')", outputs=(GAMES,)), work_type="selfplay")
             await eventually(lambda: one.cluster.state.jobs[job.job].error_class == "no_output")
             assert "left no file 'games_*.jsonl'" in one.cluster.state.jobs[job.job].error
 
@@ -77,9 +71,7 @@ def test_a_script_that_made_nothing_fails_although_it_exits_with_0(tmp_path: Pat
 def test_an_adopted_script_goes_on_being_watched(tmp_path: Path) -> None:
     async def go() -> None:
         async with node(tmp_path, options=Options(progress_every_s=0.1)) as one:
-            one.cluster.setting("template/t", program(plays(60, 0.02), outputs=(GAMES,), progress=COUNTS))
-            one.cluster.add("w", "t", work_type="selfplay")
-            job = one.cluster.place("w", "n1")
+            job = one.granted(program(plays(60, 0.02), outputs=(GAMES,), progress=COUNTS), work_type="selfplay")
             await eventually(lambda: one.cluster.state.jobs[job.job].counts.get("games", 0) > 0)
             await one.crash()
             await one.again()

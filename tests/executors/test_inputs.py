@@ -62,9 +62,7 @@ def test_a_corrupted_input_is_refused_before_anything_starts(tmp_path: Path) -> 
     async def go() -> None:
         async with node(tmp_path) as one:
             digest = known(one.cluster, data, holder.address)
-            one.cluster.setting("template/t", program(GAMES))
-            one.cluster.add("w", "t", inputs=[Input("net", digest)])
-            job = one.cluster.place("w", "n1")
+            job = one.granted(program(GAMES), inputs=[Input("net", digest)])
             await eventually(lambda: one.cluster.state.jobs[job.job].actual is Actual.FAILED)
             row = one.cluster.state.jobs[job.job]
             assert row.error_class == "infrastructure"
@@ -83,9 +81,7 @@ def test_an_input_name_cannot_lead_out_of_its_folder(tmp_path: Path) -> None:
         async with node(tmp_path) as one:
             digest = one.agent.bench.blobs.add(b"x")
             one.cluster.must(RegisterArtifact(digest, 1, "model", "hex8_2p", "n1"))
-            one.cluster.setting("template/t", program(GAMES))
-            one.cluster.add("w", "t", inputs=[Input("a/../../../x", digest)])
-            job = one.cluster.place("w", "n1")
+            job = one.granted(program(GAMES), inputs=[Input("a/../../../x", digest)])
             await eventually(lambda: one.cluster.state.jobs[job.job].actual is Actual.FAILED)
             assert "no path below inputs/" in one.cluster.state.jobs[job.job].error
 
