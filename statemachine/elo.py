@@ -14,6 +14,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from heapq import heapify, heappop, heappush
+from itertools import islice
 
 from msgspec import Struct
 
@@ -27,7 +29,9 @@ SCALE = 400 / math.log(10)
 UNANCHORED_ELO = 1500.0
 PINNED: Mapping[str, float] = {"random": 400.0}
 VIRTUAL_DRAWS = 2.0
-MAX_STEPS = 60
+MAX_STEPS = 200
+#: no longer step is left to go, in units of log strength
+CLOSE = 1e-9
 #: a Newton step is cut to this many units of log strength, about 500 Elo
 STEP_LIMIT = 3.0
 
@@ -180,51 +184,86 @@ def _newton(
     part: list[int], meetings: Sequence[_Meeting], held: Mapping[int, float]
 ) -> tuple[dict[int, float], dict[int, float]]:
     """Strengths in log units, and variances of those that are not held."""
-    free = [k for k in part if k not in held]
     start = sum(held.values()) / len(held)
     theta = {k: held.get(k, start) for k in part}
-    at = {k: row for row, k in enumerate(free)}
-    size = len(free)
-    information: list[list[float]] = []
+    free = [k for k in part if k not in held]
+    factors: list[_Factor] = []
     for _ in range(MAX_STEPS):
-        gradient = [0.0] * size
-        information = [[0.0] * size for _ in free]
+        gradient = dict.fromkeys(free, 0.0)
+        information = {k: {k: 0.0} for k in free}
         for m in meetings:
             p = 1 / (1 + math.exp(theta[m.j] - theta[m.i] + m.bias))
             slope = m.won - m.games * p
             weight = m.games * p * (1 - p)
-            i, j = at.get(m.i), at.get(m.j)
-            if i is not None:
-                gradient[i] += slope
-                information[i][i] += weight
-            if j is not None:
-                gradient[j] -= slope
-                information[j][j] += weight
-            if i is not None and j is not None:
-                information[i][j] -= weight
-                information[j][i] -= weight
-        step = [sum(a * g for a, g in zip(row, gradient, strict=True)) for row in _inverse(information)]
-        longest = max((abs(s) for s in step), default=0.0)
+            for k, sign in ((m.i, 1), (m.j, -1)):
+                if k in gradient:
+                    gradient[k] += sign * slope
+                    information[k][k] += weight
+            if m.i in gradient and m.j in gradient:
+                for k, other in ((m.i, m.j), (m.j, m.i)):
+                    information[k][other] = information[k].get(other, 0.0) - weight
+        factors = _factors(information)
+        step = _solved(factors, gradient)
+        longest = max((abs(s) for s in step.values()), default=0.0)
         cut = min(1.0, STEP_LIMIT / longest) if longest else 1.0
-        for k, s in zip(free, step, strict=True):
+        for k, s in step.items():
             theta[k] += cut * s
-        if longest < 1e-10:
+        if longest < CLOSE:
             break
-    inverse = _inverse(information)
-    return theta, {k: inverse[row][row] for k, row in at.items()}
+    return theta, _variances(factors)
 
 
-def _inverse(matrix: list[list[float]]) -> list[list[float]]:
-    """Gauss-Jordan with partial pivoting; the matrix is positive definite here."""
-    n = len(matrix)
-    work = [[*row, *(1.0 if i == j else 0.0 for j in range(n))] for i, row in enumerate(matrix)]
-    for col in range(n):
-        pivot = max(range(col, n), key=lambda r: abs(work[r][col]))
-        work[col], work[pivot] = work[pivot], work[col]
-        head = work[col][col]
-        work[col] = [x / head for x in work[col]]
-        for r in range(n):
-            factor = work[r][col]
-            if r != col and factor:
-                work[r] = [x - factor * y for x, y in zip(work[r], work[col], strict=True)]
-    return [row[n:] for row in work]
+#: an eliminated row: its number, its pivot, and what of it is taken from each row that came after it
+_Factor = tuple[int, float, list[tuple[int, float]]]
+
+
+def _factors(rows: dict[int, dict[int, float]]) -> list[_Factor]:
+    """Eliminate a symmetric positive definite matrix of sparse rows, used up by it.
+
+    The row with the fewest others first: most models met a champion or two, so next to nothing is filled in and
+    hundreds of models take milliseconds.
+    """
+    queue = [(len(row), k) for k, row in rows.items()]
+    heapify(queue)
+    factors: list[_Factor] = []
+    while queue:
+        size, k = heappop(queue)
+        if k not in rows or len(rows[k]) != size:
+            continue  # it was eliminated, or has another place in the queue
+        row = rows.pop(k)
+        pivot = row.pop(k)
+        shares = [(j, x / pivot) for j, x in row.items()]
+        for j, share in shares:
+            other = rows[j]
+            del other[k]
+            for i, x in row.items():
+                other[i] = other.get(i, 0.0) - share * x
+            heappush(queue, (len(other), j))
+        factors.append((k, pivot, shares))
+    return factors
+
+
+def _solved(factors: Sequence[_Factor], right: Mapping[int, float]) -> dict[int, float]:
+    """The solution of the eliminated system for one right side."""
+    found = dict(right)
+    for k, _, shares in factors:
+        for j, share in shares:
+            found[j] -= share * found[k]
+    for k, pivot, shares in reversed(factors):
+        found[k] = found[k] / pivot - sum(share * found[j] for j, share in shares)
+    return found
+
+
+def _variances(factors: Sequence[_Factor]) -> dict[int, float]:
+    """The diagonal of the inverse."""
+    found: dict[int, float] = {}
+    for place, (k, _, _) in enumerate(factors):
+        column, total = {k: 1.0}, 0.0
+        for row, pivot, shares in islice(factors, place, None):
+            x = column.get(row)
+            if x is not None:
+                total += x * x / pivot
+                for j, share in shares:
+                    column[j] = column.get(j, 0.0) - share * x
+        found[k] = total
+    return found

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import random
+from itertools import pairwise
 
 import choix
 import numpy as np
@@ -205,3 +206,13 @@ def test_absurd_counts_that_contradict_each_other_still_end_in_a_finite_table():
     )
     assert {r.participant for r in rows} == set("abcd")
     assert all(math.isfinite(r.elo) and math.isfinite(r.stderr) for r in rows)
+
+
+def test_hundreds_of_champions_one_after_the_other_are_rated_exactly_and_at_once():
+    names = ["random", *(f"model{n:04d}" for n in range(500))]
+    beaten = table(*((new, old, 60, 40, 0) for old, new in pairwise(names)))
+    found = {row.participant: row for row in rankings(beaten)}
+    gain, variance = 400 * math.log10(61 / 41), (400 / math.log(10)) ** 2 / (102 * (61 / 102) * (41 / 102))
+    for number, name in enumerate(names):
+        assert found[name].elo == pytest.approx(400 + number * gain, abs=1e-3)
+        assert found[name].stderr == pytest.approx(math.sqrt(number * variance), rel=1e-6)
