@@ -15,8 +15,8 @@ from dataclasses import dataclass, field
 import msgspec
 
 from ringrift_cluster.replica import NoLeader, Replica, ReplicaError
-from statemachine.commands import MAX_COMMAND_BYTES, RecordHeartbeats, encode_command
-from statemachine.errors import Code, Done, Refused
+from statemachine.commands import MAX_COMMAND_BYTES, RecordHeartbeats, decode_command, encode_command
+from statemachine.errors import UNDECODABLE, Code, Done, Refused
 from statemachine.values import Beat
 
 #: time between two proposals
@@ -52,6 +52,7 @@ class HeartbeatCollector:
 
         Raises ReplicaError when it could not be proposed, Refused when the law did not take it.
         """
+        _check(beat)
         answer: asyncio.Future[int] = asyncio.get_running_loop().create_future()
         held = self._waiting.get(beat.peer)
         if held is None or held.beat.incarnation != beat.incarnation:
@@ -108,6 +109,17 @@ class HeartbeatCollector:
                 for answer in held.answers:
                     if not answer.done():
                         answer.set_result(proposed.index)
+
+
+def _check(beat: Beat) -> None:
+    """Refuse a beat that cannot enter the log. Raises Refused.
+
+    What this node's own agents say was decoded by nobody, and in one command with others' it would silence them too.
+    """
+    try:
+        decode_command(encode_command(RecordHeartbeats((beat,))))
+    except (*UNDECODABLE, OverflowError, UnicodeEncodeError) as error:
+        raise Refused(Code.INVALID, f"the heartbeat of {beat.peer!r} cannot enter the log: {error}") from None
 
 
 def _batches(waiting: Sequence[_Waiting]) -> Iterator[list[_Waiting]]:

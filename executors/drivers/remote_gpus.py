@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from executors.gpus import Reading, Scan
-from statemachine.values import Gpu
+from statemachine.values import Gpu, is_name
 
 
 def scan_of(text: str) -> Scan:
@@ -11,7 +11,7 @@ def scan_of(text: str) -> Scan:
     gpus, readings, driver = [], {}, ""
     for line in text.splitlines():
         uuid, *rest = [field.strip() for field in line.split(",")]
-        if len(rest) != 6 or not uuid.startswith("GPU-"):
+        if len(rest) != 6 or not uuid.startswith("GPU-") or not is_name(uuid):
             continue
         name, total, used, busy, heat, driver = rest
         total_bytes = _number(total) << 20

@@ -46,6 +46,7 @@ def test_what_nvidia_smi_prints_is_gpus_with_their_readings() -> None:
     assert (scan.readings["GPU-aa"].used_bytes >> 20, scan.readings["GPU-aa"].utilization_percent) == (1024, 37)
     assert (scan.driver, scan.absent) == ("550.54.15", "")
     assert scan_of("").absent == "nvidia-smi shows no device"
+    assert scan_of("GPU-1 is lost, x, 1, 1, 1, 1, 550\n").gpus == ()
 
 
 @pytest.mark.parametrize("path", ["/etc/passwd", "../up", "out/../../x", "spec.json", "", "lib/x", "out/a\0b", "out"])

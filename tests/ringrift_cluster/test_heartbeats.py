@@ -12,7 +12,7 @@ from ringrift_cluster.heartbeats import STALE_S, HeartbeatCollector
 from ringrift_cluster.replica import NoLeader
 from statemachine.commands import MAX_COMMAND_BYTES, JoinPeer, RecordHeartbeats, decode_command
 from statemachine.errors import Code, Refused
-from statemachine.values import Beat, JobProgress, PeerFacts
+from statemachine.values import Beat, Gpu, JobProgress, PeerFacts
 from tests.support.memory_replica import MemoryReplica
 
 
@@ -67,6 +67,32 @@ def test_a_newer_beat_of_one_peer_replaces_the_one_that_waits_and_answers_both()
         (beat,) = command.beats
         assert beat.facts == facts, "the facts of the older beat are not lost"
         assert beat.progress[0].counts == {"games": 5}
+
+    asyncio.run(story())
+
+
+@pytest.mark.parametrize(
+    "beat",
+    [
+        Beat("b", 1, PeerFacts(gpus=(Gpu("not a name"),))),
+        Beat("b", 1, None, (JobProgress("j", 1, {"games": 2**41}),)),
+        Beat("b", 1, None, (JobProgress("j", 1, {"games": 2**65}),)),
+        Beat("b", 1, PeerFacts(hostname="\udcff")),
+    ],
+    ids=["a GPU of no name", "a count that is too large", "a number that no wire has", "text that is no UTF-8"],
+)
+def test_a_beat_that_cannot_enter_the_log_is_refused_and_takes_no_other_with_it(beat: Beat) -> None:
+    async def story() -> None:
+        replica = await joined("a", "b")
+        collector = HeartbeatCollector(replica, every_s=0.0)
+        good = asyncio.create_task(collector.record(Beat("a", 1)))
+        bad = asyncio.create_task(collector.record(beat))
+        await asyncio.sleep(0)
+        async with running(collector):
+            assert await good > 0
+            with pytest.raises(Refused, match="'b' cannot enter the log") as refused:
+                await bad
+        assert refused.value.code == Code.INVALID
 
     asyncio.run(story())
 
