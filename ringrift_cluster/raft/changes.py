@@ -6,7 +6,8 @@
 A list counts from the moment it is appended, so two lists under way at once could have majorities that do not
 meet. The next change therefore waits until the last one is committed and a majority has applied it, and
 until this leader has committed an entry of its own term (without that, two leaders in turn could each append a
-list that differs from the other's in two voters).
+list that differs from the other's in two voters). It also waits until a majority of the new list has answered this
+leader, in its term: a voter that it has not heard yet may have lost its log.
 """
 
 from __future__ import annotations
@@ -32,19 +33,27 @@ WRITE_DOWN_S = 0.5
 
 @dataclass(slots=True)
 class _Change:
-    """The one change under way. `index` is 0 until its list is appended."""
+    """The one change under way. `index` is 0 until its list is appended; past `deadline` it waits no longer."""
 
     text: str
     request: str
     waiting: list[Done]
-    #: the voter that is to be added, and by when it must have caught up
+    deadline: float
+    #: the voter that is to be added, the one whose addresses change, or the one that goes
     joins: Voter | None = None
-    deadline: float = 0.0
+    moves: Voter | None = None
+    goes: str = ""
     index: int = 0
     term: int = 0
     #: the round of catching up: its goal and when it began
     goal: int = 0
     since: float = 0.0
+
+    def applied_to(self, voters: tuple[Voter, ...]) -> tuple[Voter, ...]:
+        """The list with this change."""
+        new = self.joins or self.moves
+        others = [v for v in voters if v.node not in (self.goes, new.node if new else "")]
+        return tuple(sorted((*others, new) if new else others, key=lambda v: v.node))
 
     def end(self, outcome: Outcome) -> None:
         for done in self.waiting:
@@ -100,21 +109,17 @@ class VoterChanges:
         double = next((v for v in present.voters if v.raft == voter.raft and v.node != voter.node), None)
         if refusal is None and double is not None:
             refusal = ChangeRefused(f"the raft address {voter.raft} is that of voter {double.node}")
-        if refusal is None and known is not None:
-            refusal = self._unsafe(present.voters, now)
         if refusal is not None:
             done(refusal)
-            return
-        if known == voter:
+        elif known == voter:
             done(present)
-            return
-        if known is not None:
-            self._change = _Change(f"add {voter.node}", request, [done])
-            self._append(self._change, tuple(voter if v.node == voter.node else v for v in present.voters))
-            return
-        self._change = _Change(f"add {voter.node}", request, [done], voter, now + timeout_s)
-        self.membership.invited.add(voter.node)
-        self.reconfigure()
+        elif known is not None:
+            self._change = _Change(f"add {voter.node}", request, [done], now + self._patience_s, moves=voter)
+            self.step(now)
+        else:
+            self._change = _Change(f"add {voter.node}", request, [done], now + timeout_s, joins=voter)
+            self.membership.invited.add(voter.node)
+            self.reconfigure()
 
     def remove(self, node: str, request: str, now: float, done: Done) -> None:
         """Let `node` vote no longer."""
@@ -122,20 +127,17 @@ class VoterChanges:
         if self._repeats(f"remove {node}", request, done):
             return
         refusal = self._refusal(f"removing {node}")
-        remaining = tuple(v for v in present.voters if v.node != node)
         if refusal is None and present.of(node) is None:
             refusal = ChangeRefused(f"{node} is not a voter; {_listed(present.voters)} are")
-        if refusal is None and not remaining:
+        if refusal is None and len(present.voters) == 1:
             refusal = ChangeRefused(f"{node} is the last voter; a cluster without one has no leader")
         if refusal is None and node == self.membership.node_id:
             refusal = NoLeader(f"{node} leads and hands over before it is removed; ask the new leader")
-        if refusal is None:
-            refusal = self._unsafe(remaining, now)
         if refusal is not None:
             done(refusal)
-            return
-        self._change = _Change(f"remove {node}", request, [done])
-        self._append(self._change, remaining)
+        else:
+            self._change = _Change(f"remove {node}", request, [done], now + self._patience_s, goes=node)
+            self.step(now)
 
     def _repeats(self, text: str, request: str, done: Done) -> bool:
         """Whether this request is under way already, or was the last one that was carried out."""
@@ -155,14 +157,19 @@ class VoterChanges:
             return NoLeader(f"{what} is for the leader" + (f", which is {leader}" if leader else "; nobody leads"))
         if self._change is not None:
             return ChangeRefused(f"one change at a time: {self._change.text} is under way; {what} waits for it")
-        if not self._own_term_committed():
-            return ChangeRefused(f"{what} waits until this leader has committed an entry of its own term")
-        if not self.settled:
-            return ChangeRefused(f"{what} waits until a majority has applied the last change of the voters")
         return None
 
-    def _unsafe(self, voters: tuple[Voter, ...], now: float) -> ChangeRefused | None:
-        """Refuse a list whose majority does not answer."""
+    @property
+    def _patience_s(self) -> float:
+        """How long a change waits for what is only a matter of time with a leader that has just been elected."""
+        return 2 * self.timing.election_min_s
+
+    def _not_yet(self, voters: tuple[Voter, ...], now: float) -> ChangeRefused | None:
+        """Why this list must not be appended now."""
+        if not self._own_term_committed():
+            return ChangeRefused("this leader has not committed an entry of its own term yet; ask again")
+        if not self.membership.configuration.index or not self.settled:
+            return ChangeRefused("no majority has applied the last list of the voters yet; ask again")
         silent = sorted(v.node for v in voters if not self._answers(v.node, now))
         if 2 * (len(voters) - len(silent)) > len(voters):
             return None
@@ -174,8 +181,12 @@ class VoterChanges:
     def _answers(self, peer: str, now: float) -> bool:
         if peer == self.membership.node_id:
             return True
-        heard_at = self.inside.answered_at.get(peer, 0.0)
-        return peer not in self.guard.excluded and now - heard_at <= 2 * self.timing.election_min_s
+        # The library counts a voter as heard from the moment it leads, or knows the voter.
+        heard = self.guard.heard_in.get(peer) == self.inside.term
+        return heard and peer not in self.guard.excluded and not self._is_silent(peer, now)
+
+    def _is_silent(self, peer: str, now: float) -> bool:
+        return now - self.inside.answered_at.get(peer, 0.0) > 2 * self.timing.election_min_s
 
     def _own_term_committed(self) -> bool:
         return self.journal.term_at(self.inside.commit) == self.inside.term
@@ -216,34 +227,44 @@ class VoterChanges:
         change = self._change
         if change is None or not self.membership.configuration.index:
             self._write_down(now)
-        elif change.index:
+        if change is None:
+            return
+        if change.index:
             if self.settled and self.membership.configuration.index >= change.index:
                 self._finish(self.membership.configuration)
+        elif change.joins is not None:
+            self._catch_up(change, change.joins, now)
         else:
-            self._catch_up(change, now)
+            self._exchange(change, now)
 
-    def _catch_up(self, change: _Change, now: float) -> None:
+    def _exchange(self, change: _Change, now: float) -> None:
+        """Let a voter go or move once the others are known to manage."""
+        voters = change.applied_to(self.membership.configuration.voters)
+        refusal = self._not_yet(voters, now)
+        if refusal is None:
+            self._append(change, voters)
+        elif now >= change.deadline:
+            self._finish(refusal)
+
+    def _catch_up(self, change: _Change, voter: Voter, now: float) -> None:
         """Rounds as in Raft: the newcomer is caught up when a round took less than an election timeout."""
-        voter = change.joins
-        if voter is None:
-            return
+        refusal: ChangeRefused | None = None
         match = self.inside.match_index.get(voter.node, 0)
-        connected = self.membership.log_of(voter.node) == voter.log_id and match > 0 and self.settled
+        connected = self.membership.log_of(voter.node) == voter.log_id and match > 0
         if connected and match >= change.goal:
             if change.goal and now - change.since <= self.timing.election_min_s and self._answers(voter.node, now):
-                voters = tuple(sorted((*self.membership.configuration.voters, voter), key=lambda v: v.node))
-                unsafe = self._unsafe(voters, now)
-                if unsafe is not None:
-                    self._finish(unsafe)
-                else:
+                voters = change.applied_to(self.membership.configuration.voters)
+                refusal = self._not_yet(voters, now)
+                if refusal is None:
                     self._append(change, voters)
-                return
+                    return
             change.goal, change.since = self.journal.last_index, now
         if now >= change.deadline:
             silence = self.membership.refused.get(voter.node) or "it does not answer there"
             reached = f"it is at entry {match} of {self.journal.last_index}" if match else silence
             self._finish(
-                ChangeRefused(
+                refusal
+                or ChangeRefused(
                     f"{voter.node} did not catch up in time over its raft address {voter.raft}: {reached}; "
                     "nothing was changed"
                 )
@@ -310,7 +331,7 @@ class VoterChanges:
             return VoterState(name, "catching up", match, applied, silent_ms)
         if name in self.guard.excluded:
             return VoterState(name, "excluded", match, applied, silent_ms, self.guard.excluded[name])
-        silent = not self._answers(name, now)
+        silent = self._is_silent(name, now)
         detail = self.membership.refused.get(name, "") if silent else ""
         return VoterState(name, "silent" if silent else "voter", match, applied, silent_ms, detail)
 

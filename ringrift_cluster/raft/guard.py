@@ -75,6 +75,8 @@ class Guard(Transport):  # type: ignore[misc]
         self._backed_off: dict[str, tuple[int, int, float]] = {}
         #: how far each voter said that its machine stands
         self.applied_by: dict[str, int] = {}
+        #: the term of the leadership in which each voter answered here last
+        self.heard_in: dict[str, int] = {}
         #: voters that lost what they had acknowledged, and the sentence about it
         self.excluded: dict[str, str] = {}
         self._clock: Callable[[], float] = lambda: 0.0
@@ -91,6 +93,7 @@ class Guard(Transport):  # type: ignore[misc]
         """A peer is no voter any more: if it comes back, it comes with another log."""
         self.excluded.pop(peer, None)
         self.applied_by.pop(peer, None)
+        self.heard_in.pop(peer, None)
         self._backed_off.pop(peer, None)
 
     # Outbound: what the library sends
@@ -355,6 +358,7 @@ class Guard(Transport):  # type: ignore[misc]
             self._counters.refusals["not_a_voter"] += 1
             return
         self.applied_by[peer] = reply.applied
+        self.heard_in[peer] = inside.term
         match = inside.match_index[peer]
         if reply.last_index < match:
             self.excluded[peer] = (

@@ -140,6 +140,9 @@ class TestOneAtATime:
         leader.lead()
         outcomes: list[Outcome] = []
         leader.node.remove_voter("c", "", outcomes.append)
+        leader.wait(0.9)
+        assert not outcomes
+        leader.wait(0.2)
         assert "an entry of its own term" in str(outcomes[0])
 
     def test_what_remains_must_have_a_majority_that_answers(self, tmp_path):
@@ -152,7 +155,28 @@ class TestOneAtATime:
         leader.time.now += 0.9
         leader.get("c", AppendReply(leader.inside.term, last + 1, True, last, last))
         leader.remove("c")
+        leader.wait(1.1)
         assert "no majority answers: b is silent" in leader.refused()
+        assert leader.counted == ("a", "b", "c")
+
+    def test_a_voter_that_this_leader_has_not_heard_yet_is_not_counted_on(self, tmp_path):
+        leader = Leading(tmp_path)
+        leader.remove("b")
+        assert leader.counted == ("a", "b", "c")
+        leader.settle("b")
+        leader.wait(1.1)
+        assert "no majority answers: c is silent" in leader.refused()
+
+    def test_a_change_goes_on_once_the_others_have_answered_this_leader(self, tmp_path):
+        leader = Leading(tmp_path)
+        leader.settle("c")
+        leader.get("b", AppendReply(5, 1, False, 1, 1))
+        leader.lead()
+        leader.settle("b")
+        leader.remove("b")
+        assert leader.counted == ("a", "b", "c")
+        leader.settle("c")
+        assert leader.counted == ("a", "c")
 
     def test_one_that_cannot_be_added_is_told_why_it_was_turned_away(self, tmp_path):
         leader = Leading(tmp_path)
