@@ -24,7 +24,7 @@ async def adopt(bench: Bench) -> list[Attempt]:
             attempt = await Attempt.adopt(bench, entry)
         except msgspec.MsgspecError as error:
             # Written by another release. Its program must not run on beside the next attempt.
-            log.error("not_adopted job=%s error=%s", entry.job, error)
+            log.error("event=not_adopted job=%s error=%s", entry.job, error)
             await bench.driver.end(Path(entry.folder), entry.process)
             attempt = None
         if attempt is None:
@@ -32,5 +32,5 @@ async def adopt(bench: Bench) -> list[Attempt]:
         else:
             found.append(attempt)
     if found:
-        log.info("adopted attempts=%d", len(found))
+        log.info("event=adopted attempts=%d", len(found))
     return found

@@ -272,7 +272,7 @@ class Agent:
             try:
                 reached = await self._cluster.wait_for(index + 1, self.options.tick_s)
             except ClusterError as error:
-                log.info("follow_waits error=%s", error)
+                log.info("event=follow_waits error=%s", error)
                 await asyncio.sleep(self.options.tick_s)
                 continue
             if reached > index:
@@ -298,7 +298,7 @@ class Agent:
         try:
             view, index = await self._cluster.read(partial(view_of, peer=self.peer))
         except ClusterError as error:
-            log.info("pass_skipped error=%s", error)
+            log.info("event=pass_skipped error=%s", error)
             return
         old = index < self._index
         if old and not self._admission.blind():
@@ -330,13 +330,13 @@ class Agent:
         try:
             self.bench.ledger.acted_on(index)
         except LedgerError as error:
-            log.error("pass_skipped error=%s", error)  # what runs goes on; nothing new is begun unrecorded
+            log.error("event=pass_skipped error=%s", error)  # what runs goes on; nothing new is begun unrecorded
             return
         for action in actions:
             self._perform(action, assigned.get((action.job, action.fence)))
         said = [action for action in actions if action.kind is not Kind.FORGET]
         if said:
-            log.info("pass index=%d %s", index, _sentence(said))
+            log.info("event=pass index=%d %s", index, _sentence(said))
 
     def _perform(self, action: Action, assignment: Assignment | None) -> None:
         key = (action.job, action.fence)
@@ -377,7 +377,7 @@ class Agent:
         self._wake.set()
         if task.cancelled() or task.exception() is None or self._halt.is_set():
             return
-        log.error("attempt_fault job=%s", attempt.job.job, exc_info=task.exception())
+        log.error("event=attempt_fault job=%s", attempt.job.job, exc_info=task.exception())
         attempt.kill()
         if not attempt.at_fault:
             attempt.at_fault = True
@@ -416,7 +416,7 @@ class Agent:
         while notice.watches:
             said = await notice.look()
             if said != self.notice:
-                log.warning("notice detail=%r", said or "it was withdrawn")
+                log.warning("event=notice detail=%r", said or "it was withdrawn")
                 self.notice = said
                 self.heartbeat.tell(replace(self.heartbeat.facts, not_ready=said))
             if said:

@@ -197,7 +197,7 @@ class Attempt:
             self.bench.driver.renew(self.folder.path, ends_at_s)
         except OSError as error:
             # The attempt ends with the lease it has, which is what the cluster will believe as well.
-            log.warning("lease_not_written job=%s error=%s", self.job.job, error)
+            log.warning("event=lease_not_written job=%s error=%s", self.job.job, error)
 
     # --- the life ---------------------------------------------------------------------------------
 
@@ -235,7 +235,7 @@ class Attempt:
             await self.close(self._failed(refused))
             return
         if isinstance(result, Rejected):
-            log.warning("report_refused job=%s code=%s detail=%r", self.job.job, result.code, result.detail)
+            log.warning("event=report_refused job=%s code=%s detail=%r", self.job.job, result.code, result.detail)
         published = _published(command, result)
         outputs = [output.digest for output in command.outputs] if isinstance(command, CompleteJob) else []
         self.error_class = command.error_class if isinstance(command, FailJob) else "" if published else "unknown"
@@ -256,7 +256,7 @@ class Attempt:
             try:
                 (result,) = await self.bench.cluster.propose([command])
             except ClusterError as error:
-                log.info("report_waits job=%s retry_s=%.1f error=%s", self.job.job, pause_s, error)
+                log.info("event=report_waits job=%s retry_s=%.1f error=%s", self.job.job, pause_s, error)
                 await asyncio.sleep(pause_s)
                 pause_s = min(pause_s * 2, 5.0)
                 continue
@@ -319,10 +319,12 @@ class Attempt:
         if self.tries.failed is None:
             self.started_at_s = begun_s
             self.bench.started += 1
-            log.debug("job_started job=%s fence=%d pid=%d", *self.key, keeper.pid)
+            log.debug("event=job_started job=%s fence=%d pid=%d", *self.key, keeper.pid)
         else:
             self.bench.restarted += 1
-            log.info("job_restarted job=%s fence=%d restart=%d pid=%d", *self.key, self.tries.restarts, keeper.pid)
+            log.info(
+                "event=job_restarted job=%s fence=%d restart=%d pid=%d", *self.key, self.tries.restarts, keeper.pid
+            )
 
     def _failed(self, failure: Failure) -> FailJob:
         """The report of a failure, with the restarts that came before it."""
@@ -367,7 +369,7 @@ class Attempt:
                 raise  # the agent itself is being stopped
             return
         except (BadCheckpoint, OSError) as error:
-            log.warning("checkpoint_not_saved job=%s error=%s", self.job.job, error)
+            log.warning("event=checkpoint_not_saved job=%s error=%s", self.job.job, error)
             return
         if packed is None:
             return

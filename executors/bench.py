@@ -87,4 +87,4 @@ class Bench:
         try:
             write(*key)
         except LedgerError as error:
-            log.error("not_noted job=%s fence=%d error=%s", *key, error)
+            log.error("event=not_noted job=%s fence=%d error=%s", *key, error)

@@ -106,7 +106,7 @@ class Copying:
             await self._transfers.round(copy.digest, copy.size_bytes, copy.sources, copy.gates)
         except BlobError as error:
             self._fail(str(error))
-            log.info("copy_waits digest=%s error=%s", copy.digest, error)
+            log.info("event=copy_waits digest=%s error=%s", copy.digest, error)
             return False
         self.copied += 1
         return True
@@ -137,7 +137,7 @@ class Copying:
                 await self._sender.send(path, copy)
         except NotSent as error:
             self._fail(str(error))
-            log.info("send_waits digest=%s target=%s error=%s", copy.digest, copy.target, error)
+            log.info("event=send_waits digest=%s target=%s error=%s", copy.digest, copy.target, error)
             return False
         self.sent += 1
         return True

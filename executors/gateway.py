@@ -122,7 +122,7 @@ class Gateway:
                             await self._follow(wanted, terms)
                             await self._cluster.wait_for(index + 1, LOOK_S)
                         except ClusterError as error:
-                            log.info("hosts_wait error=%s", error)
+                            log.info("event=hosts_wait error=%s", error)
                     await asyncio.sleep(BREATH_S)
             finally:
                 await self._end(list(self.posts))
@@ -179,12 +179,12 @@ class Gateway:
         incarnation = post.agent.status().incarnation
         if not await self._stop_jobs(post):
             # What a goodbye gives up is granted again at once, so nothing of it may run.
-            log.warning("goodbye_not_said host=%s error=%r", name, "its jobs may run until their leases are over")
+            log.warning("event=goodbye_not_said host=%s error=%r", name, "its jobs may run until their leases are over")
             return
         try:
             await self._cluster.propose([LeavePeer(name, incarnation, "its host is not enabled any more")])
         except ClusterError as error:
-            log.warning("goodbye_not_said host=%s error=%s", name, error)
+            log.warning("event=goodbye_not_said host=%s error=%s", name, error)
 
     async def _stop_jobs(self, post: Post) -> bool:
         """End the agent and, if they can be reached, its jobs; whether all of that is known to have ended."""
@@ -196,7 +196,7 @@ class Gateway:
             async with asyncio.timeout(grace_s + STOP_S):
                 await agent.stop(stop_jobs=driver.reached())
         except TimeoutError:
-            log.error("jobs_not_stopped host=%s detail=%r", driver.name, "their leases will end them")
+            log.error("event=jobs_not_stopped host=%s detail=%r", driver.name, "their leases will end them")
             return False
         return not any(a.phase in BEGUN for a in agent.attempts.values())
 
@@ -215,10 +215,10 @@ class Gateway:
             try:
                 await self._speak_for(name, setting, terms)
             except Rebooted as error:
-                log.warning("host_rebooted host=%s detail=%s", name, error)
+                log.warning("event=host_rebooted host=%s detail=%s", name, error)
                 continue
             except (AgentRefused, LedgerError, Declined, OSError) as error:
-                log.error("host_given_up host=%s retry_s=%g error=%r", name, REST_S, str(error))
+                log.error("event=host_given_up host=%s retry_s=%g error=%r", name, REST_S, str(error))
             await asyncio.sleep(REST_S)
 
     async def _speak_for(self, name: str, setting: Host, terms: Terms) -> None:

@@ -83,17 +83,17 @@ class Heartbeat:
             try:
                 (result,) = await bench.cluster.propose([command])
             except ClusterError as error:
-                log.info("join_waits peer=%s retry_s=%.1f error=%s", self._peer, pause_s, error)
+                log.info("event=join_waits peer=%s retry_s=%.1f error=%s", self._peer, pause_s, error)
             else:
                 if isinstance(result, Done):
                     self.joined = True
                     self._facts_sent = facts
                     bench.heard_s = sent_s
-                    log.info("joined peer=%s incarnation=%d", self._peer, self.incarnation)
+                    log.info("event=joined peer=%s incarnation=%d", self._peer, self.incarnation)
                     return
                 if result.code != Code.LIMIT:
                     raise AgentRefused(result.detail)
-                log.warning("join_refused peer=%s detail=%r", self._peer, result.detail)
+                log.warning("event=join_refused peer=%s detail=%r", self._peer, result.detail)
             await asyncio.sleep(pause_s)
             pause_s = min(pause_s * 2, 5.0)
 
@@ -132,10 +132,10 @@ class Heartbeat:
             async with asyncio.timeout(self._options.request_timeout_s):
                 await bench.cluster.heartbeat(beat)
         except HeartbeatRefused as error:
-            log.warning("heartbeat_refused peer=%s error=%s", self._peer, error)
+            log.warning("event=heartbeat_refused peer=%s error=%s", self._peer, error)
             await self.join()
         except (ClusterError, TimeoutError) as error:
-            log.info("heartbeat_unanswered peer=%s error=%s", self._peer, str(error) or type(error).__name__)
+            log.info("event=heartbeat_unanswered peer=%s error=%s", self._peer, str(error) or type(error).__name__)
             for attempt in told:
                 attempt.progress_sent_s = 0.0
             return False

@@ -44,7 +44,7 @@ class Holdings:
                     self.made(left)
                 await self._move()
             except ClusterError as error:
-                log.info("holdings_wait peer=%s error=%s", self._peer, error)
+                log.info("event=holdings_wait peer=%s error=%s", self._peer, error)
                 await asyncio.sleep(RETRY_S)
                 continue
             await self._news.wait()

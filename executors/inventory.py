@@ -80,7 +80,7 @@ class Inventory:
         swept = await bench.on_disk(partial(bench.blobs.sweep, gone, age_s))
         self.files = [file for file in self.files if file.digest not in swept]
         if swept or missing or strays:
-            log.info("files_listed deleted=%d missing=%d found=%d", len(swept), len(missing), len(strays))
+            log.info("event=files_listed deleted=%d missing=%d found=%d", len(swept), len(missing), len(strays))
 
     async def unknown(self, digests: Sequence[str], holder: str) -> list[str]:
         """Those that the log has no row for; where it has one, `holder` is noted to have the file.
@@ -150,7 +150,7 @@ class Inventory:
         if back:
             await bench.cluster.propose(back)
         if freed:
-            log.info("evicted bytes=%d asked=%d", freed, len(chosen))
+            log.info("event=evicted bytes=%d asked=%d", freed, len(chosen))
 
     async def make_room(self, digest: str, size_bytes: int) -> bool:
         """Evict until a file finds room; false when it does not."""

@@ -78,7 +78,7 @@ class Offsite:
             except BlobError as error:
                 book.failed(vault.name)
                 self._fail(str(error))
-                log.warning("store_waits digest=%s store=%s error=%s", copy.digest, vault.name, error)
+                log.warning("event=store_waits digest=%s store=%s error=%s", copy.digest, vault.name, error)
                 return False
         book.answered(vault.name)
         await self._bench.cluster.propose([AddHolder(copy.digest, vault.name)])
@@ -99,7 +99,7 @@ class Offsite:
                 await self._transfers.round(digest, item.size_bytes, item.holders, item.gates)
         except (ClusterError, BlobError, OSError) as error:
             self._fail(str(error) or type(error).__name__)
-            log.warning("restore_failed digest=%s error=%s", digest, error)
+            log.warning("event=restore_failed digest=%s error=%s", digest, error)
 
     async def audit(self, every_s: float, *, asked: bool) -> None:
         """Bring the store and the rows together, `every_s` after the last time, or sooner when that failed.
@@ -116,7 +116,7 @@ class Offsite:
         except (BlobError, ClusterError, OSError) as error:
             self._audits.failed(store)
             self.trouble = f"{store} could not be compared with the rows and is tried again within the hour: {error}"
-            log.warning("audit_waits store=%s retry_s=%.0f error=%s", store, self._audits.wait_s(store), error)
+            log.warning("event=audit_waits store=%s retry_s=%.0f error=%s", store, self._audits.wait_s(store), error)
             return
         self._audits.answered(store)
         self._audited_s, self.trouble = now, ""
@@ -145,4 +145,6 @@ class Offsite:
             await vault.delete(digest)
         missing = sorted(held - there)
         await self._bench.propose_all([DropHolder(digest, store) for digest in missing])
-        log.info("store_listed store=%s files=%d deleted=%d missing=%d", store, len(there), len(old), len(missing))
+        log.info(
+            "event=store_listed store=%s files=%d deleted=%d missing=%d", store, len(there), len(old), len(missing)
+        )

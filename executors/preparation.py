@@ -82,7 +82,7 @@ class Preparation:
                 _, packed = await self._steps.take(self._fetch(saved))
                 await bench.on_disk(partial(here.unpack, packed, saved.digest))
         except (HoldersGone, BadCheckpoint) as error:
-            log.warning("checkpoint_lost job=%s digest=%s error=%s", self._job.job, saved.digest, error)
+            log.warning("event=checkpoint_lost job=%s digest=%s error=%s", self._job.job, saved.digest, error)
 
     async def start(self, folder: Folder, files: dict[str, Path]) -> processes.Identity | Failure:
         """Make the folder and start the keeper. Raises CancelledError when it was called off before the start."""

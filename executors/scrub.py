@@ -91,7 +91,7 @@ class Scrub:
         """Take a bad copy out, say so, and fetch a good one."""
         aside = await self._bench.on_disk(partial(self._bench.blobs.quarantine, digest))
         self.quarantined += 1
-        log.error("bad_copy digest=%s kept_at=%s", digest, aside)
+        log.error("event=bad_copy digest=%s kept_at=%s", digest, aside)
         await self._bench.cluster.propose([DropHolder(digest, self._peer)])
         item = await self._bench.resolved(digest)
         if item.holders:

@@ -145,7 +145,7 @@ class Storage:
                 await step()
             except (ClusterError, BlobError, OSError) as error:
                 self._fail(str(error) or type(error).__name__)
-                log.warning("storage_waits step=%s error=%s", step.__name__.strip("_"), self._last_error)
+                log.warning("event=storage_waits step=%s error=%s", step.__name__.strip("_"), self._last_error)
                 await asyncio.sleep(self._options.storage_every_s)
 
     def _fail(self, sentence: str) -> None:

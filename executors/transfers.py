@@ -245,7 +245,7 @@ class Transfers:
         raise BlobError(f"it delivered other bytes (digest {actual[:12]}...)")
 
     def _caught(self, digest: str, name: str) -> None:
-        log.error("wrong_bytes digest=%s holder=%s", digest, name)
+        log.error("event=wrong_bytes digest=%s holder=%s", digest, name)
         self.wrong.add((digest, name))
         self._caught_until_s[digest, name] = self.clock_s() + CAUGHT_S
         self.news.set()

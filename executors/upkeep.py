@@ -84,7 +84,7 @@ class Upkeep:
         self._metal = facts.metal
         self._look(frozenset(), None)
         if self._scan.absent:
-            log.log(logging.WARNING if self._scan.gpus else logging.INFO, "no_gpus reason=%s", self._scan.absent)
+            log.log(logging.WARNING if self._scan.gpus else logging.INFO, "event=no_gpus reason=%s", self._scan.absent)
         return self._facts()
 
     def _slots(self, cores: int) -> int:
@@ -184,10 +184,10 @@ class Upkeep:
             old = await bench.on_disk(lambda: logs.sweep(folders, options.logs_kept_s, options.logs_kept_bytes))
             old += await bench.on_disk(lambda: sweep_checkpoints(bench.data_dir, works, options.checkpoints_kept_s))
         except (ClusterError, OSError) as error:
-            log.warning("upkeep_waits error=%s", error)
+            log.warning("event=upkeep_waits error=%s", error)
             return
         if old:
-            log.info("tidied folders=%d", len(old))
+            log.info("event=tidied folders=%d", len(old))
 
     async def _tell_doubts(self) -> None:
         """Let the cluster drain the devices that are doubted."""
@@ -196,5 +196,5 @@ class Upkeep:
             return
         await self._bench.cluster.propose([DrainGpu(self._peer, u, True, why, for_ms) for u, why in doubts.items()])
         for uuid, reason in doubts.items():
-            log.warning("gpu_drained gpu=%s for_ms=%d reason=%r", uuid, for_ms, reason)
+            log.warning("event=gpu_drained gpu=%s for_ms=%d reason=%r", uuid, for_ms, reason)
             self.suspects.told(uuid)

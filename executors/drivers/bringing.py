@@ -142,7 +142,9 @@ class Carrier:
                 try:
                     await self._on_disk(partial(_append, folder / file, start, data))
                 except OSError as error:
-                    log.warning("not_brought host=%s folder=%s file=%s error=%s", self._host, folder.name, file, error)
+                    log.warning(
+                        "event=not_brought host=%s folder=%s file=%s error=%s", self._host, folder.name, file, error
+                    )
                     continue
                 more = more or start + count < size
         return more

@@ -55,11 +55,13 @@ async def dial(name: str, door: Door, terms: Terms) -> tuple[Link, dict[str, Any
             if link is not None:
                 await link.close()
             terms.book.failed(name)
-            log.warning("host_unreachable host=%s retry_s=%.1f error=%r", name, terms.book.wait_s(name), str(error))
+            log.warning(
+                "event=host_unreachable host=%s retry_s=%.1f error=%r", name, terms.book.wait_s(name), str(error)
+            )
             raise error if isinstance(error, Unreachable) else Unreachable(str(error)) from error
     if not hello["boot_id"]:
         await link.close()
         terms.book.failed(name)
         raise Unreachable(f"{name} is {hello['platform']}; hosts without an agent run Linux")
-    log.info("host_reached host=%s python=%s", name, hello["version"])
+    log.info("event=host_reached host=%s python=%s", name, hello["version"])
     return link, hello
