@@ -127,10 +127,12 @@ def _listed(value: WorkItems) -> Iterable[RenderableType]:
 def show(call: Call, work_id: Item) -> None:
     """One item, and why it is where it is."""
     with call.client() as client:
-        call.emit(client.work(work_id), _shown)
+        found = client.work(work_id)
+        clock_ms = 0 if call.as_json else client.raft_state().clock_ms
+        call.emit(found, lambda value: _shown(value, clock_ms))
 
 
-def _shown(value: WorkView) -> Iterable[RenderableType]:
+def _shown(value: WorkView, clock_ms: int) -> Iterable[RenderableType]:
     row = value.work
     yield f"{row.spec.work}: {row.status} - {value.why.sentence}"
     for reason in value.why.reasons:
@@ -153,7 +155,7 @@ def _shown(value: WorkView) -> Iterable[RenderableType]:
         if text:
             yield f"  {name:<10} {text}"
     if value.job is not None:
-        yield _jobs_table([value.job], 0)
+        yield _jobs_table([value.job], clock_ms)
 
 
 @app.command("cancel")

@@ -29,7 +29,7 @@ from ringrift_cluster.cli.output import short, size, span
 from ringrift_cluster.feed.router import FeedRouter
 from ringrift_cluster.raft.mark import Mark, encode_mark, read_mark
 from ringrift_cluster.sources import Settings
-from statemachine.commands import ClaimWork, FailJob, JoinPeer, LeavePeer, RecordMatch, RestartJob
+from statemachine.commands import ClaimWork, FailJob, JoinPeer, LeavePeer, RecordMatch, ReportJob, RestartJob
 from statemachine.rows import Event
 from statemachine.snapshot import freeze, header, write
 from statemachine.values import Gpu, MatchResult, PeerFacts, Tally
@@ -332,6 +332,13 @@ def test_an_item_that_failed_names_the_command_that_shows_its_last_words(cli: An
     shown = cli("work", "show", "w1")
     assert shown.count("KeyError: 'board'") == 1
     assert "ringrift-node logs w1.1" in shown
+
+
+def test_an_item_that_runs_says_for_how_long(cli: Any, voter: Voter) -> None:
+    cli("work", "add", "selfplay", "--id", "w1")
+    voter.run(ClaimWork("c-1", "gpu-1"), ReportJob("w1.1", 1, "running"))
+    voter.tick(2_000)
+    assert " 2 s " in cli("work", "show", "w1")
 
 
 def test_jobs_say_how_often_their_program_was_started_again(cli: Any, voter: Voter) -> None:
