@@ -6,7 +6,7 @@ import hashlib
 
 from statemachine import queries
 from statemachine.commands import AddWork
-from statemachine.rows import OPEN_WORK, STORE, Actual, Desired, Job, Work, WorkStatus
+from statemachine.rows import OPEN_WORK, Actual, Desired, Job, Work, WorkStatus
 from statemachine.settings import Stage
 from statemachine.state import State
 from statemachine.values import Input
@@ -26,15 +26,16 @@ STRANDED = "an input of it is a file that nobody can deliver any more"
 
 
 def given_up(state: State, digest: str) -> bool:
-    """Whether a file's holders are gone, or have been silent for so long that nothing waits for them any more.
+    """Whether a file has no holder, or only nodes that have been silent for so long that nothing waits for them.
 
-    What an object store has is never given up: some node will reach it again.
+    What an object store has is never given up, nor what a worker has that is no node: one that claims may still use it.
     """
     row = state.artifacts.get(digest)
-    if row is None or not queries.unserved(state, digest) or any(h.startswith(STORE) for h in row.holders):
+    if row is None:
         return False
-    silent = [state.now_ms - state.peers[h].heard_at_ms for h in row.holders if h in state.peers]
-    return all(ms >= GIVE_UP_AFTER_MS for ms in silent)
+    holders = [state.peers.get(holder) for holder in row.holders]
+    since = state.now_ms - GIVE_UP_AFTER_MS
+    return all(p is not None and p.status not in queries.THERE and p.heard_at_ms <= since for p in holders)
 
 
 def stranded(state: State, row: Work) -> bool:

@@ -122,8 +122,6 @@ def _evaluate(state: State, config: GameConfig, gauntlet: Gauntlet) -> list[Comm
         return [
             ConcludeGauntlet(gauntlet=spec.gauntlet, verdict="abandoned", evidence=Evidence(kind="gauntlet", note=note))
         ]
-    if any(queries.unserved(state, digest) for digest in (spec.candidate, model_of(spec.opponent))):
-        return []
     number = 0
     dead = 0
     while (row := state.work.get(f"{spec.gauntlet}-{number}")) is not None:
@@ -173,7 +171,7 @@ def rate(state: State) -> list[Command]:
             continue
         ours = (row for row in _waiting(state, key) if row.work.startswith(f"rating-{key}-"))
         commands += [CancelWork(work=row.work, reason=STRANDED) for row in ours if stranded(state, row)]
-        if queries.unserved(state, champion):
+        if given_up(state, champion):
             continue
         us = participant(champion, config)
         for baseline in config.gate.baselines:

@@ -74,14 +74,19 @@ def test_a_candidate_that_nobody_can_deliver_any_more_is_given_up_and_holds_up_n
 
 
 def test_the_test_of_a_champion_that_is_lost_waits_and_is_begun_anew_after_the_rollback() -> None:
-    cluster = league().after(200_000, beating=("a", "c"))
-    decided(cluster)
-    assert (verdicts(cluster), waiting(cluster)) == ([GauntletStatus.RUNNING], [])
-    assert rate(cluster.state) == []
+    cluster = decided(league()).after(GIVE_UP_AFTER_MS, beating=("a", "c"))
+    assert (judge(cluster.state), rate(cluster.state)) == ([], [])
     cluster.do(RollbackModel(CONFIG, OLD, CHAMPION, "it is lost"))
     decided(cluster)
     assert verdicts(cluster) == [GauntletStatus.SUPERSEDED, GauntletStatus.RUNNING]
     assert {i.digest for one in waiting(cluster) for i in one.inputs} == {CANDIDATE, OLD}
+
+
+def test_a_candidate_that_a_worker_without_a_node_has_is_tested() -> None:
+    cluster = league()
+    cluster.do(DropHolder(CANDIDATE, "c"), AddHolder(CANDIDATE, "worker"))
+    decided(cluster).after(GIVE_UP_AFTER_MS, beating=("a", "b"))
+    assert (verdicts(cluster), len(waiting(decided(cluster)))) == ([GauntletStatus.RUNNING], 2)
 
 
 def test_evaluations_that_wait_for_a_test_that_is_over_are_cancelled_but_not_those_that_somebody_added() -> None:
