@@ -12,7 +12,7 @@ from msgspec import Struct
 from statemachine import queries
 from statemachine.eligibility import item_obstacle
 from statemachine.queries import ASKED, Reason, explain
-from statemachine.rows import Work, WorkStatus
+from statemachine.rows import ModelStatus, Work, WorkStatus
 from statemachine.state import State
 
 #: kinds that are explained; the others are named
@@ -52,11 +52,23 @@ def _missed(state: State, config: str, digest: str, count: int) -> Alarm:
     """Champions whose file nobody can deliver: their selfplay and gauntlets stand still."""
     holders = state.artifacts[digest].holders
     where = f"its holders ({', '.join(holders)}) are not there" if holders else "it has no holder"
+    back = _way_back(state, config)
+    former = (
+        f"go back to the last champion that can be had: ringrift-node models rollback {config} {back} --reason lost"
+    )
     text = (
         f"{count} champions are files that no live node can deliver, first {digest[:12]} of {config}: {where}; bring "
-        f"one back, or go back to a former champion: ringrift-node models rollback {config} MODEL"
+        f"one back, or {former if back else 'promote another model: no former champion can be had either'}"
     )
     return Alarm("unserved_champion", "", count, 0, text)
+
+
+def _way_back(state: State, config: str) -> str:
+    """The former champion of a config that was promoted last of those that can be had, or an empty text."""
+    rows = [state.models[digest] for _, digest in state.index.models[config]]
+    former = [row for row in rows if row.status is ModelStatus.FORMER and row.digest in state.artifacts]
+    had = [row for row in former if not queries.unserved(state, row.digest)]
+    return max(had, key=lambda row: (row.promoted_at_ms, row.seq)).digest if had else ""
 
 
 def _stalled(state: State) -> list[Alarm]:

@@ -72,7 +72,7 @@ def test_a_champion_that_no_live_node_can_deliver_is_named_and_items_that_read_i
     cluster.after(200_000, beating=("b",))
     (lost,) = alarms(cluster.state)
     assert (lost.kind, lost.count) == ("unserved_champion", 1)
-    for word in (M[:12], CONFIG, "holders (a)", "models rollback"):
+    for word in (M[:12], CONFIG, "holders (a)", "promote another model"):
         assert word in lost.sentence
     why = queries.why(cluster.state, "w1")
     assert why.reasons[0].code == "input_unserved"
@@ -84,6 +84,18 @@ def test_a_champion_that_no_live_node_can_deliver_is_named_and_items_that_read_i
     cluster.do(node("c", labels=(S3,)))
     assert alarms(cluster.state) == ()
     assert queries.resolve(cluster.state, "model", M).gates == (("c", "http://c:8770"),)
+
+
+def test_the_alarm_of_a_lost_champion_names_the_last_one_that_can_be_had():
+    names = ("first", "second", "third", "lost")
+    cluster = given(node("a"))
+    for number, name in enumerate(names):
+        before = digest_of(names[number - 1]) if number else ""
+        cluster.do(*trained(name), PromoteModel(CONFIG, digest_of(name), before, Evidence("operator", note="by hand")))
+        cluster.after(1_000, beating=("a",))
+    cluster.do(AddHolder(digest_of("first"), "a"), AddHolder(digest_of("second"), "a"))
+    (alarm,) = alarms(cluster.state)
+    assert f"ringrift-node models rollback {CONFIG} {digest_of('second')} --reason lost" in alarm.sentence
 
 
 def test_no_node_may_have_the_name_of_an_object_store():
