@@ -51,7 +51,8 @@ def secret_from(path: Path | None, name: str) -> SecretStr | None:
     try:
         text = path.expanduser().read_text(encoding="utf-8").strip()
     except (OSError, UnicodeDecodeError) as error:
-        raise SettingsError(f"{name} {path} cannot be read: {error}.") from error
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise SettingsError(f"{name} {path} cannot be read ({reason}).") from error
     if not text:
         raise SettingsError(f"{name} {path} is empty; write the value into it.")
     return SecretStr(text)

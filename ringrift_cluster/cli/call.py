@@ -26,6 +26,7 @@ from ringrift_cluster.cli.options import (
     Token,
     TokenFile,
     fail,
+    why,
 )
 from ringrift_cluster.cli.output import emit
 from ringrift_cluster.client import Client, ClientError, NotFound, OutcomeUnknown, Unavailable, Unreachable
@@ -51,7 +52,7 @@ class Call:
             try:
                 token = self.token_file.expanduser().read_text(encoding="utf-8").strip()
             except (OSError, UnicodeDecodeError) as error:
-                raise fail(f"the token file {self.token_file} cannot be read: {error}.", EXIT_USAGE) from error
+                raise fail(f"the token file {self.token_file} cannot be read ({why(error)}).", EXIT_USAGE) from error
         ca = Path(named).expanduser() if (named := os.environ.get("RINGRIFT_TLS_CA")) else None
         if ca is not None:
             api = secured(api)
@@ -65,8 +66,7 @@ class Call:
             try:
                 yield client
             except ClientError as error:
-                hint = f" (is a node running? --api {api})" if isinstance(error, Unreachable) else ""
-                raise fail(f"{error}{hint}", exit_code(error)) from error
+                raise fail(f"{error}{advice(error, api, ca)}", exit_code(error)) from error
             except KeyboardInterrupt:
                 raise typer.Exit(130) from None
 
@@ -89,6 +89,21 @@ def asks(command: Callable[Concatenate[Call, ...], None]) -> Callable[..., None]
     run.__annotations__ = {one.name: one.annotation for one in parameters}
     run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     return run
+
+
+def advice(error: ClientError, api: str, ca: Path | None) -> str:
+    """What to look at on this side of the line, in brackets behind the error; else an empty text."""
+    if error.code == "unauthorized":
+        return " (--token-file names a file with a token, RINGRIFT_AUTH_TOKEN holds one)"
+    if not isinstance(error, Unreachable):
+        return ""
+    if "CERTIFICATE_VERIFY_FAILED" in str(error):
+        return f" (is {ca} this cluster's authority?)" if ca else " (RINGRIFT_TLS_CA names the cluster's ca.crt)"
+    # A server that speaks TLS hangs up on plain text.
+    sealed = (
+        "" if ca or "cannot be reached" in str(error) else "; where it speaks TLS, RINGRIFT_TLS_CA names its ca.crt"
+    )
+    return f" (is a node running? --api {api}{sealed})"
 
 
 def exit_code(error: ClientError) -> int:

@@ -22,7 +22,7 @@ from ringrift_cluster.api.settings import SettingList, SettingView
 from ringrift_cluster.api.status import Status
 from ringrift_cluster.api.writes import Outcome
 from ringrift_cluster.cli.call import Call, asks
-from ringrift_cluster.cli.options import EXIT_USAGE, Reason, fail
+from ringrift_cluster.cli.options import EXIT_USAGE, Reason, fail, why
 from ringrift_cluster.cli.output import console, emit_json, pairs, short, size, span, table
 from ringrift_cluster.client.errors import Conflict
 from statemachine import settings as st
@@ -323,7 +323,7 @@ def read_text(value: str) -> str:
     try:
         return Path(value[1:]).expanduser().read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise fail(f"{value[1:]} cannot be read: {error}.", EXIT_USAGE) from error
+        raise fail(f"{value[1:]} cannot be read ({why(error)}).", EXIT_USAGE) from error
 
 
 @asks

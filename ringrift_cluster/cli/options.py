@@ -99,3 +99,8 @@ def fail(sentence: str, code: int) -> typer.Exit:
     """Say one sentence on stderr; raise what comes back."""
     typer.echo(f"ringrift-node: {sentence}", err=True)
     return typer.Exit(code)
+
+
+def why(error: Exception) -> str:
+    """Why a file cannot be read, without the number of the error and the file's name again."""
+    return error.strerror or str(error) if isinstance(error, OSError) else str(error)

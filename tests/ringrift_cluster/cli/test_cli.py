@@ -22,10 +22,11 @@ from ringrift_cluster.api import status
 from ringrift_cluster.api.app import create_app
 from ringrift_cluster.api.services import LoopStatus, Services
 from ringrift_cluster.cli.app import app
-from ringrift_cluster.cli.call import secured
+from ringrift_cluster.cli.call import advice, secured
 from ringrift_cluster.cli.cluster import event_line, status_lines
 from ringrift_cluster.cli.main import SIBLINGS, stranger
 from ringrift_cluster.cli.output import short, size, span
+from ringrift_cluster.client import Problem, Unreachable
 from ringrift_cluster.feed.router import FeedRouter
 from ringrift_cluster.raft.mark import Mark, encode_mark, read_mark
 from ringrift_cluster.sources import Settings
@@ -387,6 +388,17 @@ def test_errors_are_one_sentence_and_the_documented_exit_code(cli: Any, url: str
     assert (result.exit_code, "is a node running?" in result.output) == (3, True)
 
 
+def test_a_command_that_is_not_understood_at_the_other_end_says_what_may_be_missing_here() -> None:
+    def lost(detail: str) -> Unreachable:
+        return Unreachable(Problem(detail=detail))
+
+    strange, plain = lost("[SSL: CERTIFICATE_VERIFY_FAILED] ..."), lost("http://a:1 did not answer")
+    assert "is ca.crt this cluster's authority?" in advice(strange, "https://a:1", Path("ca.crt"))
+    assert "RINGRIFT_TLS_CA" in advice(strange, "https://a:1", None)
+    assert "if it speaks TLS" in advice(plain, "a:1", None)
+    assert "TLS" not in advice(plain, "a:1", Path("ca.crt")) + advice(lost("a cannot be reached"), "a:1", None)
+
+
 def test_a_token_comes_from_its_file_or_the_environment(tmp_path: Path) -> None:
     token = tmp_path / "token"
     token.write_text("right\n")
@@ -398,6 +410,7 @@ def test_a_token_comes_from_its_file_or_the_environment(tmp_path: Path) -> None:
         assert runner.invoke(app, [*add, "--token-file", str(tmp_path / "none")]).exit_code == 2
         # A flag wins over the environment, and a token there over a file there.
         wrong = {"RINGRIFT_AUTH_TOKEN": "wrong"}
+        assert "--token-file names a file" in runner.invoke(app, add).output
         assert runner.invoke(app, [*add, "--token-file", str(token)], env=wrong).exit_code == 0
         files = {"RINGRIFT_AUTH_TOKEN_FILE": str(token)}
         assert runner.invoke(app, add, env=files).exit_code == 0
