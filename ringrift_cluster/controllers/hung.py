@@ -13,6 +13,8 @@ MAX_STOPPED = 64
 
 def stop_hung(state: State) -> list[Command]:
     """Stops of running jobs that hang, each with its evidence; they end as failures of the class `hung`."""
+    if state.cluster.paused:
+        return []
     commands: list[Command] = []
     for held in state.index.live_jobs.values():
         for name in held:

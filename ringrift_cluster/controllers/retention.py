@@ -18,6 +18,8 @@ MAX_FORGOTTEN = 50
 def forget(state: State) -> list[Command]:
     """What no open item reads of: selfplay files older than a multiple of the config's training window, rejected
     models but the latest, former champions before those that a rollback may go back to."""
+    if state.cluster.paused:
+        return []
     found = (one for key, config in state.configs().items() for one in _of_config(state, key, config.training))
     return list(islice(found, MAX_FORGOTTEN))
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ringrift_cluster.controllers import hung
 from ringrift_cluster.controllers.hung import stop_hung
-from statemachine.commands import StopJob
+from statemachine.commands import PauseCluster, StopJob
 from statemachine.settings import Timing
 from tests.support.law import Cluster, bound, completed, given, item, node, setting, started
 
@@ -23,7 +23,9 @@ def test_jobs_that_hang_are_stopped_as_failures_of_their_own_class() -> None:
     cluster = silent_jobs(2)
     cluster.do(item("young"), bound("young", "a"))
     assert stop_hung(cluster.state) == []
-    cluster.after(60_000, beating=("a",))
+    cluster.after(60_000, beating=("a",)).do(PauseCluster(paused=True))
+    assert stop_hung(cluster.state) == []
+    cluster.do(PauseCluster(paused=False))
     stops = stop_hung(cluster.state)
     assert [(s.job, s.error_class) for s in stops if isinstance(s, StopJob)] == [("w0.1", "hung"), ("w1.1", "hung")]
     cluster.do(*stops)

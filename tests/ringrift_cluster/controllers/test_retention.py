@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ringrift_cluster.controllers.retention import forget
-from statemachine.commands import ConcludeGauntlet, ForgetArtifact, PromoteModel, StartGauntlet
+from statemachine.commands import ConcludeGauntlet, ForgetArtifact, PauseCluster, PromoteModel, StartGauntlet
 from statemachine.settings import Retention
 from statemachine.values import Evidence, Input
 from tests.support.law import CONFIG, Cluster, digest_of, game_config, given, item, setting, template, trained
@@ -47,3 +47,11 @@ def test_rejected_models_are_forgotten_but_the_latest() -> None:
     assert forgotten(cluster) == [digest_of("r0")]
     cluster.do(setting("retention", Retention(rejected_models=0)))
     assert forgotten(cluster) == [digest_of(f"r{n}") for n in range(4)]
+
+
+def test_a_paused_cluster_forgets_nothing() -> None:
+    cluster = league("m1", "m2", "m3")
+    cluster.do(setting("retention", Retention(former_models=1)), PauseCluster(paused=True, reason="files vanish"))
+    assert forgotten(cluster) == []
+    cluster.do(PauseCluster(paused=False))
+    assert forgotten(cluster) == [digest_of("m1")]
