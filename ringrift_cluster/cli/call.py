@@ -100,10 +100,8 @@ def advice(error: ClientError, api: str, ca: Path | None) -> str:
     if "CERTIFICATE_VERIFY_FAILED" in str(error):
         return f" (is {ca} this cluster's authority?)" if ca else " (RINGRIFT_TLS_CA names the cluster's ca.crt)"
     # A server that speaks TLS hangs up on plain text.
-    sealed = (
-        "" if ca or "cannot be reached" in str(error) else "; where it speaks TLS, RINGRIFT_TLS_CA names its ca.crt"
-    )
-    return f" (is a node running? --api {api}{sealed})"
+    perhaps = "" if ca or "cannot be reached" in str(error) else "; if it speaks TLS, RINGRIFT_TLS_CA names its ca.crt"
+    return f" (is a node running? --api {api}{perhaps})"
 
 
 def exit_code(error: ClientError) -> int:
