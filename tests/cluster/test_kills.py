@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import os
 import signal
-import threading
 import time
 from typing import Any
 
-import httpx
 import psutil
 import pytest
 
 from tests.support.cluster import NodeProcess, TestCluster, eventually
+from tests.support.load import acknowledged
 
 pytestmark = pytest.mark.cluster
 
@@ -51,36 +50,17 @@ def all_games(node: NodeProcess) -> int:
 def test_acknowledged_work_survives_the_death_of_the_leader_and_counts_once(cluster: TestCluster) -> None:
     follower = cluster.nodes["f1"]
     before = all_games(follower)
-    acknowledged: list[str] = []
-    enough = threading.Event()
-
-    def submit() -> None:
-        n = 0
-        while not enough.is_set():
-            n += 1
-            try:
-                answer = follower.post("/work/add", {"work_id": f"k{n}", "work_type": "selfplay"})
-            except httpx.HTTPError:
-                continue
-            if answer.is_success:
-                acknowledged.append(f"k{n}")
-
-    client = threading.Thread(target=submit)
-    client.start()
-    try:
-        eventually(lambda: len(acknowledged) > 20, "some acknowledged items")
+    with acknowledged(follower, "k", "selfplay") as taken:
+        eventually(lambda: len(taken) > 20, "some acknowledged items")
         leader = cluster.leader()
         leader.kill()
-        at_kill = len(acknowledged)
-        eventually(lambda: len(acknowledged) > at_kill + 20, "work to be taken again after the leader died")
-    finally:
-        enough.set()
-        client.join()
+        at_kill = len(taken)
+        eventually(lambda: len(taken) > at_kill + 20, "work to be taken again after the leader died")
     leader.start()
     eventually(lambda: leader.get("/status")["ready"], "the killed voter to come back", 60.0)
     cluster.same_digest()
     known = {w["spec"]["work"] for w in _all_work(leader)}
-    assert set(acknowledged) <= known
+    assert set(taken) <= known
     assert all_games(follower) == before
 
 

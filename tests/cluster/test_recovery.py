@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import json
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import httpx
 import pytest
 from typer.testing import CliRunner
 
 from ringrift_cluster.cli.app import app
 from tests.support.cluster import PATIENCE, NodeProcess, TestCluster, eventually, free_ports
+from tests.support.load import acknowledged
 
 pytestmark = pytest.mark.cluster
 
@@ -35,31 +32,6 @@ def work_of(node: NodeProcess) -> set[str]:
     return set(node.get("/state/dump?table=work")["tables"]["work"])
 
 
-@contextmanager
-def load(node: NodeProcess, prefix: str) -> Iterator[list[str]]:
-    """Items that were acknowledged so far, added one after the other."""
-    acknowledged: list[str] = []
-    enough = threading.Event()
-
-    def submit() -> None:
-        n = 0
-        while not enough.is_set():
-            n += 1
-            try:
-                if add(node, f"{prefix}{n}"):
-                    acknowledged.append(f"{prefix}{n}")
-            except httpx.HTTPError:
-                continue
-
-    client = threading.Thread(target=submit)
-    client.start()
-    try:
-        yield acknowledged
-    finally:
-        enough.set()
-        client.join()
-
-
 def started(node: NodeProcess, **changes: Any) -> NodeProcess:
     again = replace(node, process=None, **changes)
     again.start()
@@ -70,9 +42,9 @@ def test_a_backup_under_load_is_the_state_of_one_entry_and_a_new_cluster_goes_on
     cluster: TestCluster, tmp_path: Path
 ) -> None:
     node, file = cluster.nodes["f1"], tmp_path / "state.backup"
-    with load(cluster.nodes["v2"], "before") as acknowledged:
-        eventually(lambda: len(acknowledged) > 20, "some acknowledged items")
-        certain = set(acknowledged)
+    with acknowledged(cluster.nodes["v2"], "before", "validation") as added:
+        eventually(lambda: len(added) > 20, "some acknowledged items")
+        certain = set(added)
         taken = json.loads(cli("backup", str(file), "--json", "--api", node.url))
     index = str(taken["index"])
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import threading
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -13,49 +12,13 @@ import pytest
 
 from ringrift_cluster.api.items import NewWork
 from ringrift_cluster.client import Client
-from ringrift_cluster.client.errors import ClientError
 from ringrift_cluster.tls import client_context
 from tests.support.cluster import NodeProcess, TestCluster, eventually
+from tests.support.load import Load
 from tests.support.pki import Authority
 
 pytestmark = pytest.mark.cluster
 TOKEN = "operators-own-secret"
-
-
-class Load:
-    """A client that adds work without a pause under the addresses of the moment."""
-
-    def __init__(self, ca: Path, addresses: list[str]) -> None:
-        self._ca, self.addresses = ca, addresses
-        self._enough = threading.Event()
-        self.added = 0
-        self.failures: list[str] = []
-        self._thread = threading.Thread(target=self._work)
-
-    def _work(self) -> None:
-        while not self._enough.is_set() and not self.failures:
-            asked = self.addresses
-            with Client(asked, token=TOKEN, ca=self._ca, retry_s=60.0) as client:
-                while asked is self.addresses and not self._enough.is_set():
-                    try:
-                        client.work_add(NewWork(work_id=f"load-{self.added}", work_type=f"load{self.added // 100}"))
-                    except ClientError as error:
-                        self.failures.append(str(error))
-                        break
-                    self.added += 1
-
-    def __enter__(self) -> Load:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self._enough.set()
-        self._thread.join(90.0)
-
-    def goes_on(self) -> None:
-        goal = self.added + 5
-        eventually(lambda: self.added >= goal or self.failures, "the clients to go on", 60.0)
-        assert not self.failures
 
 
 @pytest.fixture
@@ -94,7 +57,7 @@ def test_voters_and_followers_move_to_tls_one_after_the_other_under_load(plain: 
     http = [node.url for node in plain.nodes.values()]
     https = [url.replace("http:", "https:") for url in http]
     order = sorted(plain.nodes, reverse=True)
-    with Load(authority.ca, http) as load:
+    with Load(http, TOKEN, authority.ca) as load:
         for name in order:
             files = authority.issue(name, voter=name.startswith("v"))
             node = plain.nodes[name]
@@ -128,6 +91,6 @@ def test_voters_and_followers_move_to_tls_one_after_the_other_under_load(plain: 
     follower = plain.nodes["f1"]
     with Client(follower.url, token=TOKEN, ca=authority.ca, retry_s=30.0) as client:
         client.work_add(NewWork(work_id="through-the-follower", work_type="load"))
-    for work in ("through-the-follower", *(f"load-{n}" for n in range(0, load.added, 20))):
+    for work in ("through-the-follower", *load.added[::20]):
         eventually(lambda work=work: plain.nodes["v1"].get(f"/work/{work}"), f"{work} to be known")
     plain.same_digest()

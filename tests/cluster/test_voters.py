@@ -4,57 +4,19 @@ from __future__ import annotations
 
 import os
 import shutil
-import threading
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from ringrift_cluster.api.items import NewWork
 from ringrift_cluster.client import Client
-from ringrift_cluster.client.errors import ClientError
 from tests.support.cluster import NodeProcess, TestCluster, eventually, free_ports
+from tests.support.load import Load
 
 pytestmark = pytest.mark.cluster
 #: the operator's token, which no node but the voters sees
 TOKEN = "operators-own-secret"
-
-
-class Load:
-    """A client that adds work without a pause, each item under a request id of its own, few of a kind."""
-
-    def __init__(self, cluster: TestCluster) -> None:
-        self._urls = [n.url for n in cluster.nodes.values()]
-        self._enough = threading.Event()
-        self.added: list[str] = []
-        self.failures: list[str] = []
-        self._thread = threading.Thread(target=self._work)
-
-    def _work(self) -> None:
-        with Client(self._urls, token=TOKEN, retry_s=60.0) as client:
-            while not self._enough.is_set():
-                work = f"load-{len(self.added)}"
-                try:
-                    client.work_add(NewWork(work_id=work, work_type=f"load{len(self.added) // 100}"))
-                except ClientError as error:
-                    self.failures.append(f"{work}: {error}")
-                    return
-                self.added.append(work)
-
-    def __enter__(self) -> Load:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self._enough.set()
-        self._thread.join(90.0)
-
-    def goes_on(self) -> None:
-        """Some more is added from now on."""
-        goal = len(self.added) + 5
-        eventually(lambda: len(self.added) >= goal or self.failures, "the clients to go on")
-        assert not self.failures
 
 
 @pytest.fixture
@@ -107,7 +69,8 @@ def restart(node: NodeProcess) -> None:
 
 def test_a_follower_becomes_a_voter_and_the_leader_a_follower_under_load(grown: TestCluster) -> None:
     alive_in_the_log(grown, "f1")
-    with Load(grown) as load, Client([n.url for n in grown.nodes.values()], token=TOKEN, retry_s=60.0) as client:
+    urls = [n.url for n in grown.nodes.values()]
+    with Load(urls, TOKEN) as load, Client(urls, token=TOKEN, retry_s=60.0) as client:
         assert client.add_voter("f1").voters == ["f1", "v1"]
         everyone_counts(grown, "f1", "v1")
         load.goes_on()
@@ -122,7 +85,8 @@ def test_a_follower_becomes_a_voter_and_the_leader_a_follower_under_load(grown: 
 @pytest.mark.skipif(not os.environ.get("RINGRIFT_TEST_LONG"), reason="make voters runs it")
 def test_one_voter_grows_to_three_is_restarted_replaced_and_shrinks_under_load(grown: TestCluster) -> None:
     alive_in_the_log(grown, "f1", "f2")
-    with Load(grown) as load, Client([n.url for n in grown.nodes.values()], token=TOKEN, retry_s=60.0) as client:
+    urls = [n.url for n in grown.nodes.values()]
+    with Load(urls, TOKEN) as load, Client(urls, token=TOKEN, retry_s=60.0) as client:
         first = client.add_voter("f1")
         assert (first.voters, "2 voters survive no more" in first.warning) == (["f1", "v1"], True)
         assert client.add_voter("f2").voters == ["f1", "f2", "v1"]
@@ -169,7 +133,7 @@ def test_one_voter_grows_to_three_is_restarted_replaced_and_shrinks_under_load(g
         everyone_counts(grown, grown.leader().name)
         load.goes_on()
     assert not load.failures
-    with Client([n.url for n in grown.nodes.values()], token=TOKEN, retry_s=60.0) as client:
+    with Client(urls, token=TOKEN, retry_s=60.0) as client:
         for work in load.added[:: max(1, len(load.added) // 50)]:
             assert client.work(work)
     grown.same_digest()
