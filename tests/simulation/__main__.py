@@ -33,6 +33,7 @@ def main() -> int:
     parser.add_argument("--only", type=numbers, help="of the seed's faults those with these numbers: 3,7,8 or none")
     parser.add_argument("--faults", type=names, default=(), help="kinds of faults: crash,partition")
     parser.add_argument("--voters", type=int, default=0, help="3 or 5; left out, the seed chooses")
+    parser.add_argument("--held-up", type=float, default=0.0, help="turns pause for up to so long, in seconds")
     parser.add_argument("--disable", type=names, default=(), help=f"switch corrections off: {','.join(SWITCHES)}")
     parser.add_argument("--whole", action="store_true", help="do not look for a shorter story")
     parser.add_argument(
@@ -45,7 +46,7 @@ def main() -> int:
         os.execv(sys.executable, [sys.executable, "-m", "tests.simulation", *sys.argv[1:]])
     if args.proof:
         return prove(args.seeds, args.first_seed, args.disable)
-    options = Options(args.seconds, kinds=args.faults, only=args.only, size=args.voters, disabled=args.disable)
+    options = Options(args.seconds, args.faults, args.only, args.disable, args.voters, args.held_up)
     seeds = range(args.first_seed, args.first_seed + args.seeds) if args.seed is None else [args.seed]
     run = partial(simulate, options=options, trace=args.trace)
     started = time.perf_counter()
@@ -98,7 +99,7 @@ def prove(seeds: int, first_seed: int, only: Sequence[str]) -> int:
     for name, switch in SWITCHES.items():
         if only and name not in only:
             continue
-        options = Options(kinds=switch.kinds, size=switch.size, disabled=(name,))
+        options = Options(kinds=switch.kinds, size=switch.size, disabled=(name,), held_up_s=switch.held_up_s)
         runs = (simulate(seed, options) for seed in range(first_seed, first_seed + seeds))
         caught = next((outcome for outcome in runs if outcome.broken), None)
         if caught is None:

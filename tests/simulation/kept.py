@@ -41,5 +41,9 @@ KEPT: dict[str, tuple[int, Options]] = {
             )
         ),
     ),
+    "a turn was held up between two looks at the clock, and a log that joined led a cluster of its own": (
+        1,
+        Options(held_up_s=0.05),
+    ),
     "a voter was named while a lagging one answered its greeting, and took itself for removed": (30928, Options()),
 }

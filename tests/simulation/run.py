@@ -48,6 +48,8 @@ class Options:
     disabled: tuple[str, ...] = ()
     #: voters; 0 lets the seed choose
     size: int = 0
+    #: the longest that a turn is held up after it has looked at the clock; the library looks again
+    held_up_s: float = 0.0
 
     def plan(self, seed: int) -> list[Strike]:
         drawn = draw(seed, self.virtual_s - QUIET_S, self.kinds)
@@ -58,6 +60,7 @@ class Options:
         said = f" --seconds {self.virtual_s:g}" if self.virtual_s != VIRTUAL_S else ""
         said += f" --faults {','.join(self.kinds)}" if self.kinds else ""
         said += f" --voters {self.size}" if self.size else ""
+        said += f" --held-up {self.held_up_s:g}" if self.held_up_s else ""
         said += f" --disable {','.join(self.disabled)}" if self.disabled else ""
         if self.only is not None:
             said += f" --only {','.join(map(str, self.only)) or 'none'}"
@@ -82,7 +85,7 @@ class Outcome:
 def simulate(seed: int, options: Options = Options(), *, trace: bool = False) -> Outcome:
     """Run one seed. Every fourth has 5 voters, the others 3."""
     logging.disable(logging.CRITICAL)
-    world = World(seed, trace)
+    world = World(seed, trace, held_up_s=options.held_up_s)
     outside.rng = random.Random(seed)
     random.seed(seed)
     size = options.size or (5 if seed % 4 == 0 else 3)

@@ -16,6 +16,7 @@ from msgspec.structs import replace
 
 from ringrift_cluster.raft.changes import VoterChanges
 from ringrift_cluster.raft.configuration import Configuration
+from ringrift_cluster.raft.consensus import Consensus
 from ringrift_cluster.raft.elections import Elections
 from ringrift_cluster.raft.guard import Guard
 from ringrift_cluster.raft.handover import Handover
@@ -50,6 +51,8 @@ class Switch:
     kinds: tuple[str, ...] = ()
     #: voters; 0 lets the seed choose
     size: int = 0
+    #: as in the run's options
+    held_up_s: float = 0.0
 
 
 @contextmanager
@@ -184,6 +187,11 @@ def _gate_open(self: Elections, now: float, may_campaign: bool) -> bool:
     return may_campaign
 
 
+def _tick_whenever(self: Consensus, *, election: bool) -> None:
+    """The library begins an election when its deadline has passed by the time that it looks."""
+    self._onTick(0.0)
+
+
 # G13
 
 
@@ -265,6 +273,7 @@ SWITCHES: dict[str, Switch] = {
     ),
     "G7": Switch("acks and votes leave before their fsync", [(Guard, "_emit", _emit_now)]),
     "G9": Switch("elections ask nobody first", [(Elections, "gate", _gate_open)], ("return_late",), size=3),
+    "G9-late": Switch("the library goes by a later time", [(Consensus, "tick", _tick_whenever)], held_up_s=0.05),
     "G13": Switch(
         "callbacks may never come",
         [(Proposals, "peer_lost", _never_mind), (Proposals, "expire", _no_deadline)],

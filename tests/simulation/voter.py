@@ -31,6 +31,8 @@ from tests.simulation.thread import VirtualThread
 from tests.simulation.world import World
 
 TICK_S = 0.04
+#: how often a turn is held up, where turns are
+HELD_UP = 0.3
 SPACE_CHECK_S = 1.0
 LIMITS = Limits(
     snapshot_entries=60,
@@ -77,6 +79,8 @@ class Voter:
         self._watch = watch
         # Clocks run up to a twentieth apart, and no two show the same time.
         self._rate = Random(f"clock {name} {world.seed}").uniform(0.95, 1.05)
+        # Drawn apart: with and without them a seed tells one story.
+        self._delays = Random(f"delays {name} {world.seed}")
         self.disk = Disk(name)
         #: what it held before its disk was lost
         self.lost: Disk | None = None
@@ -296,9 +300,17 @@ class Voter:
 
     def enter(self) -> None:
         """What runs next runs on this machine."""
-        outside.clock = self.clock
+        outside.clock = self._library_clock()
         if self._life is not None:
             self._life.loop.enter()
+
+    def _library_clock(self) -> Callable[[], float]:
+        """What the library sees in a turn: on a busy machine it reads the clock later than whoever called it."""
+        clock, most_s = self.clock, self._world.held_up_s
+        if not most_s or self._delays.random() > HELD_UP:
+            return clock
+        late_s = self._delays.uniform(0.0, most_s)
+        return lambda: clock() + late_s
 
     def _turn(self, life: int) -> None:
         if life != self.life or self.node is None:

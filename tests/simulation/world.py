@@ -17,8 +17,9 @@ class Broken(AssertionError):  # noqa: N818 - names what happened to the run
 class World:
     """A clock that only events move. Equal seeds give equal stories."""
 
-    def __init__(self, seed: int, trace: bool = False) -> None:
+    def __init__(self, seed: int, trace: bool = False, *, held_up_s: float = 0.0) -> None:
         self.seed = seed
+        self.held_up_s = held_up_s
         self.now = BEGAN_AT
         self.story: list[str] = []
         self.rng = random.Random(seed)
