@@ -304,6 +304,12 @@ def test_every_setting_that_a_document_sets_is_taken(document: Path) -> None:
             settings.decode(words[2], words[3])
 
 
+@each_document
+def test_every_key_of_a_settings_file_that_a_document_shows_is_one(document: Path) -> None:
+    keys = re.findall(r"^ {4,}([a-z_]+) = ", document.read_text(encoding="utf-8"), flags=re.MULTILINE)
+    assert set(keys) - set(Settings.model_fields) == set()
+
+
 def known_variables() -> set[str]:
     """Names of settings of a node, and those that the code names in full."""
     aliases = (getattr(field.validation_alias, "choices", ()) for field in Settings.model_fields.values())
