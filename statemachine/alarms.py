@@ -1,10 +1,10 @@
 """What should worry an operator: kinds of work that wait while nothing of them runs, items that failed for good,
-and champions that are lost."""
+champions that are lost, and stages of the loop without a template."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from itertools import islice
 
 from msgspec import Struct
@@ -22,11 +22,11 @@ LOOKED = 16
 
 
 class Alarm(Struct, frozen=True):
-    """`kind` is `stalled` (with the type of work), `dead_letters` or `unserved_champion`."""
+    """`kind` is `stalled` (with the type of work), `dead_letters`, `unserved_champion` or `no_template`."""
 
     kind: str
     work_type: str
-    #: items that wait, or that failed; champions
+    #: items that wait, or that failed; champions; stages
     count: int
     #: how long the one that has waited longest could have run
     waited_ms: int
@@ -45,7 +45,26 @@ def alarms(state: State) -> tuple[Alarm, ...]:
     unserved = [(config, digest) for config, digest in state.index.champions.items() if queries.unserved(state, digest)]
     if unserved:
         found.append(_missed(state, *min(unserved), len(unserved)))
+    untold = list(_untold(state))
+    if untold:
+        config, template = untold[0]
+        text = (
+            f"{len(untold)} stages of configs have no template, first {config}: no setting template/{template} exists, "
+            f"so none of that work is made; add it with `ringrift-node settings set template/{template} VALUE`"
+        )
+        found.append(Alarm("no_template", "", len(untold), 0, text))
     return tuple(found)
+
+
+def _untold(state: State) -> Iterator[tuple[str, str]]:
+    """(config, template) of stages that the policies could not make items of."""
+    for key, config in state.configs().items():
+        stages = [config.selfplay.stage, config.training.stage, config.gate.stage]
+        if not queries.champion(state, key):
+            stages.insert(0, config.initial)
+        for stage in stages if config.enabled else ():
+            if state.template(stage.template) is None:
+                yield key, stage.template
 
 
 def _missed(state: State, config: str, digest: str, count: int) -> Alarm:

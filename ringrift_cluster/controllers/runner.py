@@ -105,7 +105,7 @@ class Controllers:
                 await asyncio.sleep(IDLE_S)
                 continue
             try:
-                index, took_s = await self._look(name, policy)
+                index, took_s, refused = await self._look(name, policy)
             except ReplicaError as error:
                 # Leadership moved, or the queue is full: nothing is lost, the next look decides anew.
                 report.bad_rounds += 1
@@ -114,11 +114,13 @@ class Controllers:
                 continue
             report.rounds += 1
             report.last_run_s = self._wall_s()
-            await asyncio.sleep(max(BREATH_S, REST * took_s))
+            # What was refused in earnest is refused again; each try is an entry, and wakes the other controllers.
+            await asyncio.sleep(max(every_s if refused else BREATH_S, REST * took_s))
             await self._replica.wait_for(index + 1, every_s)
 
-    async def _look(self, name: str, policy: Policy) -> tuple[int, float]:
-        """One round; returns the index that was looked at and the seconds that the decision took."""
+    async def _look(self, name: str, policy: Policy) -> tuple[int, float, bool]:
+        """One round; returns the index that was looked at, the seconds that the decision took, and whether the law
+        refused some of it for another reason than a race."""
         report = self.reports[name]
 
         def decide(state: State) -> tuple[bool, list[Command], float]:
@@ -130,9 +132,11 @@ class Controllers:
         seen = await self._replica.read(decide)
         report.enabled, commands, took_s = seen.value
         index = seen.index
+        refused = False
         for batch in self._batches(name, commands):
-            index = await self._propose(name, batch)
-        return index, took_s
+            index, codes = await self._propose(name, batch)
+            refused |= not RACES.issuperset(codes)
+        return index, took_s, refused
 
     def _batches(self, name: str, commands: Sequence[Command]) -> Iterator[list[tuple[Command, bytes]]]:
         """Commands with their wire forms, as many together as a proposal holds.
@@ -157,11 +161,14 @@ class Controllers:
         if batch:
             yield batch
 
-    async def _propose(self, name: str, batch: Sequence[tuple[Command, bytes]]) -> int:
+    async def _propose(self, name: str, batch: Sequence[tuple[Command, bytes]]) -> tuple[int, list[str]]:
+        """The index of the entry, and the codes of what was refused in it."""
+        codes: list[str] = []
         proposed = await self._replica.propose([data for _, data in batch])
         self.commands += len(batch)
         for (command, _), result in zip(batch, proposed.results, strict=True):
             if isinstance(result, Rejected):
+                codes.append(result.code)
                 self.refusals[result.code] = self.refusals.get(result.code, 0) + 1
                 level = logging.DEBUG if result.code in RACES else logging.WARNING
                 log.log(
@@ -173,7 +180,7 @@ class Controllers:
                     proposed.index,
                     result.detail,
                 )
-        return proposed.index
+        return proposed.index, codes
 
     async def _liveness(self) -> None:
         report = self.reports["liveness"]

@@ -6,13 +6,16 @@ import msgspec
 
 from statemachine import settings as st
 from statemachine.alarms import LOOKED, Alarm, alarms
-from statemachine.commands import DrainPeer, PauseCluster
+from statemachine.commands import DrainPeer, PauseCluster, PromoteModel
 from statemachine.queries import ASKED, explain
+from statemachine.values import Evidence
 from tests.support.law import (
+    CONFIG,
     Cluster,
     bound,
     claimable,
     claimed,
+    digest_of,
     failed,
     given,
     item,
@@ -20,6 +23,7 @@ from tests.support.law import (
     setting,
     started,
     template,
+    trained,
 )
 
 LATE_MS = st.Timing().alarm_after_ms
@@ -108,3 +112,16 @@ def test_a_peer_that_is_drained_is_counted_under_its_reason() -> None:
     (alarm,) = late(cluster)
     assert [(r.code, r.count) for r in alarm.reasons] == [("draining", 1)]
     assert "new disk" in alarm.sentence
+
+
+def test_a_config_whose_stages_name_a_template_that_nobody_set_is_an_alarm() -> None:
+    stage = st.Stage(template="mine")
+    config = st.GameConfig(stage, st.Selfplay(stage), st.Training(stage), st.Gate(stage))
+    cluster = given(node("trainer"), setting(f"config/{CONFIG}", config))
+    (alarm,) = alarms(cluster.state)
+    assert (alarm.kind, alarm.count) == ("no_template", 4)
+    assert f"first {CONFIG}: no setting template/mine exists" in alarm.sentence
+    cluster.do(*trained("m", work_type="initial"), PromoteModel(CONFIG, digest_of("m"), "", Evidence("initial")))
+    assert alarms(cluster.state)[0].count == 3, "it needs no first model any more"
+    cluster.do(setting(f"config/{CONFIG}", msgspec.structs.replace(config, enabled=False)))
+    assert alarms(cluster.state) == ()

@@ -24,6 +24,7 @@ pytestmark = pytest.mark.anyio
 @pytest.fixture(autouse=True)
 def _in_haste(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(runner, "IDLE_S", 0.001)
+    monkeypatch.setattr(runner, "BREATH_S", 0.001)
 
 
 async def proposals(commands: Sequence[Command]) -> tuple[MemoryReplica, Controllers, list[Sequence[bytes]]]:
@@ -64,3 +65,19 @@ async def test_a_command_that_the_log_could_not_take_holds_up_none_of_the_others
     replica, controllers, _ = await proposals([*wanted, AddWork("w3", "selfplay")])
     assert list(replica.machine.state.work) == ["w1", "w3"]
     assert controllers.refusals == {"unfit": 2}
+
+
+async def test_what_the_law_refuses_in_earnest_is_not_proposed_again_with_every_entry() -> None:
+    replica = MemoryReplica()
+    wanted = AddWork("w1", "selfplay", template="nobody-set-it")
+
+    async with httpx.AsyncClient() as http:
+        controllers = Controllers(cast(Any, replica), http=http, policies={"test": (lambda state: [wanted], 60.0)})
+        task = asyncio.create_task(controllers.run())
+        while not controllers.reports["test"].rounds:
+            await asyncio.sleep(0)
+        for _ in range(20):
+            replica.tick(100)
+            await asyncio.sleep(0.01)
+        task.cancel()
+    assert controllers.refusals == {"invalid": 1}
