@@ -1,13 +1,16 @@
-"""SSH servers, and nodes that hold a file."""
+"""SSH servers, nodes that hold a file, and a GPU driver."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.executors import nvml
 from tests.executors.holders import Holder
+from tests.executors.nvml import Driver
 from tests.support.sshd import KINDS, Sshd, missing
 
 
@@ -31,3 +34,13 @@ def holder() -> Iterator[Callable[..., Holder]]:
     yield make
     for one in made:
         one.close()
+
+
+@pytest.fixture(scope="session")
+def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return nvml.compiled(tmp_path_factory.mktemp("nvml"))
+
+
+@pytest.fixture
+def driver(library: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Driver]:
+    yield from nvml.driver(library, tmp_path, monkeypatch)

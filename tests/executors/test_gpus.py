@@ -15,21 +15,10 @@ import pytest
 from executors.gpus import HUNG, Gpus, Patient, Reading, Scan
 from statemachine.commands import JoinPeer, decode_command, encode_command
 from statemachine.values import Gpu, PeerFacts
-from tests.executors import nvml
 from tests.executors.nvml import Driver
 from tests.support.cluster import eventually
 
 GIB = 1 << 30
-
-
-@pytest.fixture(scope="module")
-def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return nvml.compiled(tmp_path_factory.mktemp("nvml"))
-
-
-@pytest.fixture
-def driver(library: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Driver]:
-    yield from nvml.driver(library, tmp_path, monkeypatch)
 
 
 @pytest.fixture

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -12,7 +11,6 @@ from executors.options import Options
 from statemachine.commands import DrainGpu, ForgetArtifact, JoinPeer, RegisterArtifact
 from statemachine.rows import WorkStatus
 from statemachine.values import Gpu, Needs, PeerFacts
-from tests.executors import nvml
 from tests.executors.agents import GAMES, WAIT, node, program, run
 from tests.executors.memory import eventually
 from tests.executors.nvml import Driver
@@ -95,16 +93,6 @@ GIB = 1 << 30
 LOOKING = Options(
     cpu_slots=3, tick_s=0.1, upkeep_every_s=0.05, gpu_scan_every_s=0.0, disk_floor=DiskFloor(0.0, 0), starts_per_s=1e3
 )
-
-
-@pytest.fixture(scope="module")
-def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return nvml.compiled(tmp_path_factory.mktemp("nvml"))
-
-
-@pytest.fixture
-def driver(library: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Driver]:
-    yield from nvml.driver(library, tmp_path, monkeypatch)
 
 
 def test_a_critical_event_drains_that_gpu_alone_and_for_a_while(tmp_path: Path, driver: Driver) -> None:
