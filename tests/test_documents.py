@@ -193,6 +193,22 @@ def test_every_command_line_is_one_that_the_application_takes(document: Path) ->
     assert {" ".join(words): wrong for words in lines if (wrong := wrong_in(words))} == {}
 
 
+def options_of(command: Any) -> set[str]:
+    """Every spelling of every option of a command and of those below it."""
+    below = (options_of(one) for one in getattr(command, "commands", {}).values())
+    return {name for p in command.params for name in (*p.opts, *p.secondary_opts)}.union(*below)
+
+
+#: of other programs: curl, a script that a template starts, and the simulation
+FOREIGN_OPTIONS = {"--cacert", "--use-gpu-tree", "--no-gpu-tree", "--held-up"}
+
+
+@each_document
+def test_every_option_that_a_sentence_names_is_one_of_some_command(document: Path) -> None:
+    named = {code.split()[0] for code in INLINE.findall(document.read_text(encoding="utf-8")) if code.startswith("--")}
+    assert named - options_of(typer.main.get_command(app)) - FOREIGN_OPTIONS == set()
+
+
 # --- links, endpoints, codes, metrics ----------------------------------------------------------------------
 
 
