@@ -1,5 +1,5 @@
-"""What should worry an operator: kinds of work that wait while nothing of them runs, items that failed for good,
-champions that are lost, and stages of the loop without a template."""
+"""What should worry an operator: kinds of work that wait while nothing of them runs, configs that never have their
+turn, items that failed for good, champions that are lost, and stages of the loop without a template."""
 
 from __future__ import annotations
 
@@ -17,12 +17,14 @@ from statemachine.state import State
 
 #: kinds that are explained; the others are named
 EXPLAINED = 3
+#: a config waits for so many times `timing.alarm_after_ms` while others have their turn before that is an alarm
+STARVED = 10
 #: pending items of a type and config that are looked at for one that could run
 LOOKED = 16
 
 
 class Alarm(Struct, frozen=True):
-    """`kind` is `stalled` (with the type of work), `dead_letters`, `unserved_champion` or `no_template`."""
+    """`kind` is `stalled` or `starved` (with the type of work), `dead_letters`, `unserved_champion`, `no_template`."""
 
     kind: str
     work_type: str
@@ -37,7 +39,7 @@ class Alarm(Struct, frozen=True):
 
 def alarms(state: State) -> tuple[Alarm, ...]:
     """O(types and configs), with a bounded number of questions to peers."""
-    found = [] if state.cluster.paused else _stalled(state)
+    found = [] if state.cluster.paused else [*_stalled(state), *_starved(state)]
     failed = state.index.work_by_status[WorkStatus.FAILED]
     if failed:
         text = f"{failed} items failed for good; `ringrift-node work list --status failed` says why"
@@ -105,6 +107,24 @@ def _stalled(state: State) -> list[Alarm]:
             longest[work_type] = row
     late = sorted((row for row in longest.values() if _late(state, row)), key=lambda row: (row.ready_at_ms, row.seq))
     return [_told(state, row, counts[row.spec.work_type], explained=n < EXPLAINED) for n, row in enumerate(late)]
+
+
+def _starved(state: State) -> Iterator[Alarm]:
+    """Configs of whose work of a type nothing runs for much longer, while other work of that type does."""
+    live = state.index.live_by_type()
+    groups = [group for kind, _, group in state.index.groups() if live.get(kind) and not group.live]
+    rows = [row for group in groups if (row := _could_run(state, group.queue)) is not None]
+    late = [row for row in rows if state.now_ms - row.ready_at_ms >= STARVED * state.timing.alarm_after_ms]
+    if late:
+        row = min(late, key=lambda row: (row.ready_at_ms, row.seq))
+        spec, waited_ms = row.spec, state.now_ms - row.ready_at_ms
+        text = (
+            f"{len(late)} configs wait with work of which nothing runs while other configs have their turn, first "
+            f"{spec.work_type} of {spec.config or 'no config'} for {waited_ms // 60_000} min"
+        )
+        said = explain(state, row, ASKED)
+        sentence = f"{text}; {row.work}: {said.sentence}"
+        yield Alarm("starved", spec.work_type, len(late), waited_ms, sentence, said.reasons)
 
 
 def _could_run(state: State, queue: Iterable[tuple[int, int, str]]) -> Work | None:

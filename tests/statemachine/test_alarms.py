@@ -5,10 +5,10 @@ from __future__ import annotations
 import msgspec
 
 from statemachine import settings as st
-from statemachine.alarms import LOOKED, Alarm, alarms
-from statemachine.commands import DrainPeer, PauseCluster, PromoteModel
+from statemachine.alarms import LOOKED, STARVED, Alarm, alarms
+from statemachine.commands import CancelWork, DrainPeer, PauseCluster, PromoteModel
 from statemachine.queries import ASKED, explain
-from statemachine.values import Evidence
+from statemachine.values import Evidence, Needs
 from tests.support.law import (
     CONFIG,
     Cluster,
@@ -124,4 +124,23 @@ def test_a_config_whose_stages_name_a_template_that_nobody_set_is_an_alarm() -> 
     cluster.do(*trained("m", work_type="initial"), PromoteModel(CONFIG, digest_of("m"), "", Evidence("initial")))
     assert alarms(cluster.state)[0].count == 3, "it needs no first model any more"
     cluster.do(setting(f"config/{CONFIG}", msgspec.structs.replace(config, enabled=False)))
+    assert alarms(cluster.state) == ()
+    cluster.do(setting(f"config/{CONFIG}", config), template("mine"))
+    assert alarms(cluster.state) == ()
+
+
+def test_a_config_that_waits_for_long_while_others_have_their_turn_is_an_alarm() -> None:
+    cluster = given(template(), node("a"), item("w1"), bound("w1", "a"), started("w1"))
+    moon, young = Needs(labels=("moon",)), item("young", config="hex8_4p", needs=Needs(labels=("sun",)))
+    cluster.do(item("w2", needs=moon), item("w3", config="hex8_3p", needs=moon), item("w4", config="", needs=moon))
+    assert late(cluster, 8 * LATE_MS) == ()
+    cluster.do(young)
+    (alarm,) = late(cluster)
+    assert (alarm.kind, alarm.work_type, alarm.count, alarm.waited_ms) == ("starved", "selfplay", 2, STARVED * LATE_MS)
+    assert "2 configs wait" in alarm.sentence
+    assert "first selfplay of hex8_3p for 50 min; w3: no peer can take it now" in alarm.sentence
+    assert [(r.code, r.count) for r in alarm.reasons] == [("label", 1)]
+    cluster.do(CancelWork("w3"))
+    assert "first selfplay of no config" in alarms(cluster.state)[0].sentence
+    cluster.do(PauseCluster(True, "a test"))
     assert alarms(cluster.state) == ()
