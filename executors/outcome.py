@@ -30,7 +30,7 @@ from msgspec import Meta, Struct
 
 from executors import patterns
 from executors.processes import Exit
-from statemachine.commands import MAX_COMMAND_BYTES, Command, FailJob, decode_command, encode_command
+from statemachine.commands import FailJob
 from statemachine.errors import UNDECODABLE
 from statemachine.rows import Job, Work
 from statemachine.settings import Template
@@ -264,15 +264,3 @@ def _signal_name(number: int) -> str:
 def _with_lines(text: str, stderr: str) -> str:
     last = "\n".join(stderr.strip().splitlines()[-20:])
     return f"{text}: {last}"[:MAX_ERROR_CHARS] if last else text
-
-
-def unfit(command: Command) -> str:
-    """Why a command could not enter the log; empty when it can."""
-    encoded = encode_command(command)
-    if len(encoded) > MAX_COMMAND_BYTES:
-        return f"it takes {len(encoded)} bytes, {MAX_COMMAND_BYTES} are accepted"
-    try:
-        decode_command(encoded)
-    except msgspec.MsgspecError as error:
-        return str(error)
-    return ""

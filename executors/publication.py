@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from executors import outcome
 from executors.blobs import Blobs
 from executors.folder import Folder
 from executors.outcome import Failure, Success
-from statemachine.commands import CompleteJob
+from statemachine.commands import CompleteJob, encode_command, unfit
 from statemachine.rows import Job
 from statemachine.values import Output
 
@@ -27,7 +26,7 @@ def publish(success: Success, job: Job, folder: Folder, blobs: Blobs, at_ms: int
         exit_code=success.exit_code,
         at_ms=at_ms,
     )
-    problem = outcome.unfit(command)
+    problem = unfit(encode_command(command))
     if problem:
         return Failure("no_output", f"its result cannot be reported: {problem}", success.exit_code)
     return command

@@ -97,7 +97,6 @@ class NodeConfig:
     ssh: Keys
     fresh_within_s: float
     snapshot_every_entries: int
-    fail_on_subscription_failure: bool
     warnings: tuple[str, ...] = ()
     #: what its operator should mend on this machine, in sentences that `/status` shows
     complaints: tuple[str, ...] = ()
@@ -224,7 +223,6 @@ def resolve(
         ),
         fresh_within_s=settings.fresh_within_s,
         snapshot_every_entries=settings.snapshot_every_entries,
-        fail_on_subscription_failure=settings.fail_on_subscription_failure,
         warnings=(
             *_count_warnings(members),
             *((exposure,) if exposure else ()),

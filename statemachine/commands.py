@@ -538,3 +538,14 @@ def decoded(decoder: msgspec.msgpack.Decoder[T], data: bytes) -> T:
         raise msgspec.DecodeError(f"text that is not UTF-8: {error}") from None
     except RecursionError:
         raise msgspec.DecodeError("nested too deeply") from None
+
+
+def unfit(data: bytes) -> str:
+    """Why the log could not take an encoded command; empty when it can."""
+    if len(data) > MAX_COMMAND_BYTES:
+        return f"it has {len(data)} bytes, the limit is {MAX_COMMAND_BYTES}"
+    try:
+        decode_command(data)
+    except msgspec.MsgspecError as error:
+        return str(error)
+    return ""

@@ -15,6 +15,7 @@ from msgspec import Meta, Struct
 
 from ringrift_cluster.api.endpoint import Call
 from ringrift_cluster.api.problems import Problem, of_rejection
+from ringrift_cluster.batches import batches
 from ringrift_cluster.relay.inside import VOUCHED
 from ringrift_cluster.replica import OutcomeUnknown, ReplicaError
 from statemachine.commands import MAX_COMMAND_BYTES, Command, Effect, Once, RecordAct, decode_command, encode_command
@@ -64,15 +65,7 @@ async def propose(call: Call, commands: Sequence[bytes]) -> list[Result]:
     Raises ReplicaError; once an entry was committed it is OutcomeUnknown, since the call took effect in part.
     """
     results: list[Result] = []
-    batch: list[bytes] = []
-    size = 0
-    for data in commands:
-        if batch and (size + len(data) > _BATCH_BYTES or len(batch) >= _BATCH_COMMANDS):
-            results += await _commit(call, batch, len(results))
-            batch, size = [], 0
-        batch.append(data)
-        size += len(data)
-    if batch:
+    for batch in batches(commands, len, _BATCH_COMMANDS, _BATCH_BYTES):
         results += await _commit(call, batch, len(results))
     return results
 

@@ -14,9 +14,9 @@ from functools import partial
 from urllib.parse import quote
 
 import httpx
-import msgspec
 
 from ringrift_cluster.api.probes import answers
+from ringrift_cluster.batches import batches
 from ringrift_cluster.controllers import liveness
 from ringrift_cluster.controllers.hung import stop_hung
 from ringrift_cluster.controllers.liveness import Suspect
@@ -28,7 +28,7 @@ from ringrift_cluster.controllers.training import train
 from ringrift_cluster.controllers.yielding import make_room
 from ringrift_cluster.replica import Replica, ReplicaError
 from ringrift_cluster.supervise import TaskReport, supervise
-from statemachine.commands import MAX_COMMAND_BYTES, Command, decode_command, encode_command, kind_of
+from statemachine.commands import MAX_COMMAND_BYTES, Command, encode_command, kind_of, unfit
 from statemachine.errors import Code, Rejected
 from statemachine.state import State
 
@@ -139,27 +139,21 @@ class Controllers:
         return index, took_s, refused
 
     def _batches(self, name: str, commands: Sequence[Command]) -> Iterator[list[tuple[Command, bytes]]]:
-        """Commands with their wire forms, as many together as a proposal holds.
+        return batches(self._fit(name, commands), lambda one: len(one[1]), BATCH, BATCH_BYTES)
+
+    def _fit(self, name: str, commands: Sequence[Command]) -> Iterator[tuple[Command, bytes]]:
+        """Commands with their wire forms.
 
         A command that the log could not take is left out, or it would hold up all others of its proposal for ever.
         """
-        batch: list[tuple[Command, bytes]] = []
-        size = 0
         for command in commands:
             data = encode_command(command)
-            problem = unfit(data)
-            if problem:
+            if problem := unfit(data):
                 self.refusals["unfit"] = self.refusals.get("unfit", 0) + 1
                 kind = kind_of(command)
                 log.warning('event=command_unfit controller=%s command=%s detail="%s"', name, kind, problem)
-                continue
-            if batch and (len(batch) >= BATCH or size + len(data) > BATCH_BYTES):
-                yield batch
-                batch, size = [], 0
-            batch.append((command, data))
-            size += len(data)
-        if batch:
-            yield batch
+            else:
+                yield command, data
 
     async def _propose(self, name: str, batch: Sequence[tuple[Command, bytes]]) -> tuple[int, list[str]]:
         """The index of the entry, and the codes of what was refused in it."""
@@ -218,14 +212,3 @@ class Controllers:
             return answer.is_success and answer.json().get("answers") is True
         except (httpx.HTTPError, httpx.InvalidURL, ValueError, AttributeError):
             return False
-
-
-def unfit(data: bytes) -> str:
-    """Why the log could not take an encoded command, or an empty text."""
-    if len(data) > MAX_COMMAND_BYTES:
-        return f"it has {len(data)} bytes, the limit is {MAX_COMMAND_BYTES}"
-    try:
-        decode_command(data)
-    except msgspec.MsgspecError as error:
-        return str(error)
-    return ""

@@ -4,9 +4,9 @@ import json
 
 import pytest
 
-from executors.outcome import MAX_RESULT_BYTES, Failure, Success, inside, judge, unfit
+from executors.outcome import MAX_RESULT_BYTES, Failure, Success, inside, judge
 from executors.processes import Exit
-from statemachine.commands import AddWork, CompleteJob
+from statemachine.commands import AddWork
 from statemachine.rows import Work, WorkStatus
 from statemachine.settings import Template
 from statemachine.values import MatchResult, Tally
@@ -153,12 +153,6 @@ def test_metrics_become_canonical_text() -> None:
 )
 def test_output_paths_stay_below_out(path: str, good: bool) -> None:
     assert inside(path) is good
-
-
-def test_a_result_that_the_log_would_not_take_is_found_before_it_is_sent() -> None:
-    assert unfit(CompleteJob("j", 1, counts={"games": 1})) == ""
-    assert "counts" in unfit(CompleteJob("j", 1, counts={str(i): 1 for i in range(65)}))
-    assert "bytes" in unfit(CompleteJob("j", 1, metrics={str(i): "x" * 4000 for i in range(100)}))
 
 
 def test_a_result_that_shows_nothing_is_no_success_though_its_template_asks_for_nothing() -> None:

@@ -24,6 +24,7 @@ from statemachine.commands import (
     decode_command,
     encode_command,
     level_of,
+    unfit,
 )
 from statemachine.entries import ENTRY_FORMAT, decode_entry, encode_entry
 from statemachine.errors import Code
@@ -174,3 +175,9 @@ def test_a_setting_that_nests_too_deeply_is_refused_on_every_replica_alike():
         st.decode("timing", deep)
     with pytest.raises(ValueError, match="unknown field"):
         st.decode("timing", '{"x":' + "[" * 9 + "]" * 9 + "}")
+
+
+def test_a_command_that_the_log_would_not_take_is_found_before_it_is_sent():
+    assert unfit(encode_command(CompleteJob("j", 1, counts={"games": 1}))) == ""
+    assert "counts" in unfit(encode_command(CompleteJob("j", 1, counts={str(i): 1 for i in range(65)})))
+    assert "bytes" in unfit(encode_command(CompleteJob("j", 1, metrics={str(i): "x" * 4000 for i in range(100)})))
