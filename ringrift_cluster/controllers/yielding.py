@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import islice
 
 from ringrift_cluster.controllers.items import stand_in
 from ringrift_cluster.controllers.power import gpu_power
@@ -19,6 +20,8 @@ from statemachine.rows import Desired, Job, Peer, PeerStatus, Work
 from statemachine.state import State
 from statemachine.values import Needs
 
+#: pending trainings of a config that are looked at for one that lacks nothing but room
+LOOKED = 16
 #: work that may be stopped for a training
 YIELDING = "selfplay"
 
@@ -53,6 +56,15 @@ def overdue(state: State, row: Work) -> bool:
     return bool(span) and row.spec.work_type in WHOLE_GPU_TYPES and state.now_ms - since >= span
 
 
+def _could_run(state: State, row: Work) -> bool:
+    """Whether an item is overdue and lacks nothing but room."""
+    if not row.spec.template or not overdue(state, row):
+        return False
+    if item_obstacle(row, state.now_ms, state.work.get, state.index.live) is not None:
+        return False
+    return input_obstacle(row, partial(queries.unserved, state)) is None
+
+
 def waiting(state: State, peers: Sequence[Peer], held: Mapping[str, Sequence[Job]]) -> list[tuple[Work, Room]]:
     """The first overdue training of each config that no peer can take, with the room to make; none gets another's."""
     found: list[tuple[Work, Room]] = []
@@ -60,12 +72,10 @@ def waiting(state: State, peers: Sequence[Peer], held: Mapping[str, Sequence[Job
     for work_type, _, group in state.index.groups():
         if work_type not in WHOLE_GPU_TYPES:
             continue
-        row = next((state.work[name] for _, _, name in group.queue), None)
-        if row is None or not row.spec.template or not overdue(state, row):
-            continue
-        if item_obstacle(row, state.now_ms, state.work.get, state.index.live) is not None:
-            continue
-        if input_obstacle(row, partial(queries.unserved, state)) is not None:
+        # The first one may wait for something else, for ever, and must not hide the rest.
+        rows = (state.work[name] for _, _, name in islice(group.queue, LOOKED))
+        row = next((row for row in rows if _could_run(state, row)), None)
+        if row is None:
             continue
         needs = state.needs_of(row.spec)
         if any(peer_obstacle(p, work_type, needs, jobs[p.peer], state.limits) is None for p in peers):

@@ -148,3 +148,11 @@ def test_a_training_that_a_free_peer_can_take_stops_nobody(fleet: Fleet) -> None
     first = place(fleet.state)[0]
     assert isinstance(first, PlaceWork)
     assert (first.work, first.peer) == ("t", "b")
+
+
+def test_a_training_that_waits_for_something_else_hides_none_that_lacks_only_room(fleet: Fleet) -> None:
+    fleet.apply(AddWork("later", "training", "connect4_2p", template="training", needs=WHOLE, depends_on=("never",)))
+    fleet.apply(AddWork("theirs", "training", "connect4_2p", needs=WHOLE))
+    training(fleet)
+    wait(fleet, 22_000)
+    assert stopped(fleet) == ["s2.1"]
