@@ -17,13 +17,12 @@ import time
 from collections.abc import Callable
 from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 
 import httpx
 
 from executors import host
-from executors.agent import Agent, AgentStatus
+from executors.agent import Agent
 from executors.blobs import Blobs
 from executors.book import Book
 from executors.drivers.dialling import LOOK_S as HOST_LOOK_S
@@ -41,7 +40,6 @@ from executors.reconcile import Phase
 from statemachine.commands import LeavePeer
 from statemachine.rows import SSH
 from statemachine.settings import Host
-from statemachine.state import State
 
 log = logging.getLogger(__name__)
 
@@ -118,7 +116,7 @@ class Gateway:
                 while True:
                     if self._cluster_id():
                         try:
-                            wanted, index = await self._cluster.read(partial(_hosts, node=self._node))
+                            wanted, index = await self._cluster.read(lambda state: state.hosts_of(self._node))
                             await self._follow(wanted, terms)
                             await self._cluster.wait_for(index + 1, LOOK_S)
                         except ClusterError as error:
@@ -143,10 +141,6 @@ class Gateway:
     async def stop(self) -> None:
         """Stop the jobs of all hosts that can be reached, with their grace."""
         await asyncio.gather(*(self._stop_jobs(post) for post in self.posts.values()))
-
-    def statuses(self) -> dict[str, AgentStatus]:
-        """By host; those that have not been reached are missing."""
-        return {name: post.agent.status() for name, post in self.posts.items() if post.agent is not None}
 
     def numbers(self) -> dict[str, float]:
         """For the metrics of its node."""
@@ -275,7 +269,3 @@ class Gateway:
             root=f"{setting.root}/{self._cluster_id()}/{name}",
             python=setting.python,
         )
-
-
-def _hosts(state: State, node: str) -> dict[str, Host]:
-    return state.hosts_of(node)

@@ -28,7 +28,6 @@ class TaskReport:
     name: str
     enabled: bool = True
     running: bool = False
-    runs: int = 0
     failures: int = 0
     last_run_s: float = 0.0
     last_error: str = ""
@@ -54,7 +53,6 @@ async def supervise(
     pause = FIRST_PAUSE_S
     while True:
         began = clock()
-        report.runs += 1
         report.running = True
         report.last_run_s = wall_s()
         try:

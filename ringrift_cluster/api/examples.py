@@ -10,7 +10,6 @@ from statemachine.rows import (
     Actual,
     Artifact,
     Desired,
-    Event,
     Gauntlet,
     GauntletStatus,
     Job,
@@ -131,4 +130,3 @@ GAUNTLET = Gauntlet(
     seq=11,
     started_at_ms=55_000,
 )
-EVENT = Event(seq=41, index=1_204, at_ms=60_500, kind="WorkCompleted", key="sp-1", detail={"peer": "gpu-1"})

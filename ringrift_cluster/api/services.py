@@ -79,7 +79,6 @@ class ApiLimits:
     upload_bytes: int = 4 * 1024 * 1024 * 1024
     header_bytes: int = 32 * 1024
     items: int = 1000
-    page: int = 1000
     wait_s: float = 60.0
     stream_s: float = 3600.0
     streams: int = 64

@@ -18,7 +18,6 @@ class Counters:
     fsyncs: int = 0
     fsync_s: float = 0.0
     fsync_max_s: float = 0.0
-    entries_proposed: int = 0
     entries_applied: int = 0
     commands_applied: int = 0
     elections: int = 0

@@ -201,7 +201,6 @@ class Proposals:
         self._in_flight[index] = group
         self._in_flight_bytes += group.size_bytes
         self._in_flight_commands += group.commands
-        self._counters.entries_proposed += 1
 
     def stamped(self, term: int, now: float, commands: Sequence[bytes]) -> bytes:
         """An entry of these commands with this leader's clock on it."""

@@ -85,7 +85,12 @@ class Site:
 
     async def joined(self) -> None:
         self.cluster.setting("host/h1", self.host)
-        await eventually(lambda: "h1" in self.gateway.statuses() and self.gateway.statuses()["h1"].joined)
+
+        def has() -> bool:
+            post = self.gateway.posts.get("h1")
+            return post is not None and post.agent is not None and post.agent.status().joined
+
+        await eventually(has)
 
     @property
     def attempts(self) -> list[Any]:
