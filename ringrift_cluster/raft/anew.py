@@ -14,7 +14,7 @@ from pathlib import Path
 import msgspec
 
 from ringrift_cluster.raft.datadir import DataDir, sync_directory
-from ringrift_cluster.raft.errors import JournalDamaged, RaftError
+from ringrift_cluster.raft.errors import WAY_OUT, JournalDamaged, RaftError
 from ringrift_cluster.raft.journal import NO_OP, Journal
 from ringrift_cluster.raft.snapshots import SnapshotDir, load
 from ringrift_cluster.raft.store import SqliteStore
@@ -64,15 +64,20 @@ def survivor(data_dir: Path, node: str) -> Survivor:
     report = verify(data_dir)
     if report.node_id not in ("", node):
         raise Refused(f"{data_dir} belongs to voter {report.node_id}, not {node}; name it in --keep")
-    found = Survivor(report, _newest_snapshot(paths), list(report.damages))
+    # The usual way out, by the other voters, is none here.
+    found = Survivor(report, _newest_snapshot(paths), [_without_way_out(damage) for damage in report.damages])
     try:
         _replay(paths, found)
     except JournalDamaged as damage:
-        if str(damage) not in found.lost:
-            found.lost.append(str(damage))
+        if (sentence := _without_way_out(str(damage))) not in found.lost:
+            found.lost.append(sentence)
     if found.machine.index == 0:
         raise Refused(f"{data_dir} has no snapshot and no entry that can be read; there is nothing to begin with")
     return found
+
+
+def _without_way_out(damage: str) -> str:
+    return damage.removesuffix(WAY_OUT).rstrip(";: ")
 
 
 def _newest_snapshot(paths: DataDir) -> Machine:
