@@ -5,7 +5,7 @@ from __future__ import annotations
 from ringrift_cluster.controllers.items import item, next_try
 from statemachine import queries
 from statemachine.commands import CancelWork, Command
-from statemachine.rows import OPEN_WORK, Work, WorkStatus
+from statemachine.rows import LIVE_WORK, Work, WorkStatus
 from statemachine.settings import GameConfig
 from statemachine.state import State
 from statemachine.values import Input
@@ -34,9 +34,11 @@ def _initial(state: State, key: str, config: GameConfig) -> list[Command]:
 
 def _selfplay(state: State, key: str, config: GameConfig, champion: str) -> list[Command]:
     selfplay = config.selfplay
-    lost = _lost(state, key, champion)
-    stock = sum(state.index.open_items("selfplay", key, status) for status in OPEN_WORK) - len(lost)
+    waiting = _waiting(state, key)
+    lost = [row.work for row in waiting if _is_lost(state, row, champion)]
     pending = state.index.open_items("selfplay", key, WorkStatus.PENDING) - len(lost)
+    # What others have added may wait for ever; what of theirs runs counts.
+    stock = len(waiting) - len(lost) + sum(state.index.open_items("selfplay", key, status) for status in LIVE_WORK)
     missing = selfplay.stock - stock
     if selfplay.ahead_games:
         totals = state.totals.get(key)
@@ -63,15 +65,16 @@ def _selfplay(state: State, key: str, config: GameConfig, champion: str) -> list
     ]
 
 
-def _lost(state: State, key: str, champion: str) -> list[str]:
-    """The policy's own items that wait with the model of a former champion which nobody can deliver.
+def _waiting(state: State, key: str) -> list[Work]:
+    """The policy's own items that wait."""
+    group = state.index.group("selfplay", key)
+    names = (name for _, _, name in group.queue) if group else ()
+    return [state.work[name] for name in names if name.startswith(f"selfplay-{key}-")]
+
+
+def _is_lost(state: State, row: Work, champion: str) -> bool:
+    """Whether an item waits with the model of a former champion that nobody can deliver.
 
     A lost champion is what one rolls back from: its items would be the stock for ever, and no others made.
     """
-    group = state.index.group("selfplay", key)
-    rows = [state.work[name] for _, _, name in group.queue if name.startswith(f"selfplay-{key}-")] if group else []
-
-    def lost(row: Work) -> bool:
-        return any(i.digest != champion and queries.unserved(state, i.digest) for i in row.spec.inputs)
-
-    return [row.work for row in rows if lost(row)]
+    return any(i.digest != champion and queries.unserved(state, i.digest) for i in row.spec.inputs)

@@ -78,6 +78,14 @@ def test_items_of_a_former_champion_that_can_be_had_and_those_of_others_stay() -
     ]
 
 
+def test_items_of_others_that_wait_for_ever_are_no_stock() -> None:
+    cluster = promoted()
+    cluster.do(*(item(f"theirs{n}", depends_on=("never",)) for n in range(5)))
+    assert len(populate(cluster.state)) == 2
+    cluster.do(item("runs"), claimed("c", "a"))
+    assert len(populate(cluster.state)) == 1
+
+
 def test_a_config_whose_first_model_was_rejected_gets_another_one() -> None:
     cluster = given(template(), game_config(), *trained("m", work_type="initial"))
     assert populate(cluster.state) == [], "its first model waits for promotion"
