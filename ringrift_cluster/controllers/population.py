@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ringrift_cluster.controllers.items import item, next_try
+from ringrift_cluster.controllers.items import item, next_try, seed_of
 from statemachine import queries
 from statemachine.commands import CancelWork, Command
 from statemachine.rows import LIVE_WORK, Work, WorkStatus
@@ -29,7 +29,11 @@ def populate(state: State) -> list[Command]:
 
 def _initial(state: State, key: str, config: GameConfig) -> list[Command]:
     name = next_try(state, f"initial-{key}")
-    return [item(name, "initial", key, config.initial, unique=f"initial/{key}")] if name else []
+    if name is None:
+        return []
+    # The weights of one that was rejected stay rejected, whatever became of the item that made them.
+    params = {"seed": seed_of(f"{name}-{len(state.index.models.get(key, ()))}")}
+    return [item(name, "initial", key, config.initial, params=params, unique=f"initial/{key}")]
 
 
 def _selfplay(state: State, key: str, config: GameConfig, champion: str) -> list[Command]:

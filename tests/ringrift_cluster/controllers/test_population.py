@@ -87,14 +87,18 @@ def test_items_of_others_that_wait_for_ever_are_no_stock() -> None:
 
 
 def test_a_config_whose_first_model_was_rejected_gets_another_one() -> None:
-    cluster = given(template(), game_config(), *trained("m", work_type="initial"))
+    cluster = given(template(), game_config())
+    (first,) = populate(cluster.state)
+    cluster.do(*trained("m", work_type="initial"))
     assert populate(cluster.state) == [], "its first model waits for promotion"
     cluster.do(StartGauntlet("g", CONFIG, digest_of("m"), "random"))
     cluster.do(ConcludeGauntlet("g", "abandoned", Evidence("gauntlet")))
     assert cluster.state.models[digest_of("m")].status is ModelStatus.REJECTED
     (command,) = populate(cluster.state)
+    assert isinstance(first, AddWork)
     assert isinstance(command, AddWork)
     assert (command.work_type, command.config) == ("initial", CONFIG)
+    assert command.params["seed"] != first.params["seed"], "the same weights would stay rejected"
 
 
 def test_selfplay_goes_on_when_all_games_that_waited_for_a_training_are_lost() -> None:
