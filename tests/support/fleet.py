@@ -82,7 +82,10 @@ class Fleet:
         return done(job)
 
     def _model(self, job: Job) -> CompleteJob:
-        output = Output("model.pt", digest_of(job.job), 1_000, "model")
+        spec = self.state.work[job.work].spec
+        # As with the real programs, weights follow from the seed and the inputs.
+        made_of = (job.work, spec.params["seed"], *(i.digest for i in spec.inputs))
+        output = Output("model.pt", digest_of(" ".join(made_of)), 1_000, "model")
         return CompleteJob(job.job, job.fence, counts={"steps": 10, "samples": 100}, outputs=(output,))
 
     def _games(self, job: Job) -> CompleteJob:

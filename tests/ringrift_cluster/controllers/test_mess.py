@@ -12,19 +12,27 @@ from statemachine import queries
 from statemachine import settings as st
 from statemachine.commands import (
     AddHolder,
+    AddWork,
     CancelWork,
     ChangeSetting,
+    Command,
+    DrainPeer,
     FailJob,
+    ForgetArtifact,
     JoinPeer,
     PauseCluster,
+    PromoteModel,
     RecordHeartbeats,
     RemovePeer,
     ReportJob,
+    RetryWork,
     RollbackModel,
+    StartGauntlet,
+    StopJob,
     VoidMatch,
 )
 from statemachine.rows import ModelStatus
-from statemachine.values import Beat, PeerFacts
+from statemachine.values import Beat, Evidence, PeerFacts
 from tests.support.fleet import Fleet
 
 NODES = ("node-0", "node-1", "node-2")
@@ -89,6 +97,29 @@ class Mess:
             fleet.apply(CancelWork(self.some(state.work), "by mistake"))
         elif chance < 0.17:
             fleet.apply(*(RemovePeer(name) for name in sorted(dead)))
+        elif chance < 0.32:
+            self.operate(config)
+
+    def operate(self, config: str) -> None:
+        """An operator does something, sensible or not."""
+        state, rng = self.fleet.state, self.rng
+        number, champion = state.cluster.seq, queries.champion(state, config)
+        models = [digest for _, digest in state.index.models.get(config, ())]
+        opponent = rng.choice(("random", "nobody", f"{champion}@policy-only" if champion else "heuristic"))
+        by_hand = Evidence("operator", note="wins in the arena")
+        acts: list[Command] = [
+            DrainPeer(self.some(NODES), rng.random() < 0.4, "new disk", rng.choice((0, 5_000))),
+            AddWork(f"mine{number}", "selfplay", config, template="selfplay", depends_on=("never",)),
+        ]
+        if models:
+            candidate = rng.choice(models)
+            acts.append(StartGauntlet(f"hand{number}", config, candidate, opponent, floor_games=20, cap_games=100))
+            acts.append(PromoteModel(config, candidate, champion, by_hand))
+            acts.append(ForgetArtifact(rng.choice(list(state.artifacts))))
+        if state.jobs:
+            job = state.jobs[self.some(state.jobs)]
+            acts += [StopJob(job.job, job.fence, "to look"), RetryWork(job.work)]
+        self.fleet.apply(rng.choice(acts))
 
     def join(self, name: str) -> None:
         number = self.incarnations[name] = self.incarnations[name] + 1
@@ -123,7 +154,7 @@ def test_the_loop_goes_on_by_itself_after_whatever_befell_it(seed: int) -> None:
     for _ in range(300):
         mess.befall()
         mess.turn(works=0.6, copies=0.05, step_ms=mess.rng.choice((200, 2_000)))
-    mess.fleet.apply(PauseCluster(paused=False))
+    mess.fleet.apply(PauseCluster(paused=False), *(DrainPeer(name, False) for name in NODES))
     for config in mess.fleet.state.configs():
         mess.enable(config, enabled=True)
     mess.fleet.score = lambda work: 3
