@@ -336,7 +336,7 @@ class Agent:
             self._perform(action, assigned.get((action.job, action.fence)))
         said = [action for action in actions if action.kind is not Kind.FORGET]
         if said:
-            log.info("event=pass index=%d %s", index, _sentence(said))
+            log.info("event=pass index=%d did=%s", index, _sentence(said))
 
     def _perform(self, action: Action, assignment: Assignment | None) -> None:
         key = (action.job, action.fence)
@@ -416,7 +416,7 @@ class Agent:
         while notice.watches:
             said = await notice.look()
             if said != self.notice:
-                log.warning("event=notice detail=%r", said or "it was withdrawn")
+                log.warning("event=notice detail=%s", said or "it was withdrawn")
                 self.notice = said
                 self.heartbeat.tell(replace(self.heartbeat.facts, not_ready=said))
             if said:

@@ -235,7 +235,7 @@ class Attempt:
             await self.close(self._failed(refused))
             return
         if isinstance(result, Rejected):
-            log.warning("event=report_refused job=%s code=%s detail=%r", self.job.job, result.code, result.detail)
+            log.warning("event=report_refused job=%s code=%s detail=%s", self.job.job, result.code, result.detail)
         published = _published(command, result)
         outputs = [output.digest for output in command.outputs] if isinstance(command, CompleteJob) else []
         self.error_class = command.error_class if isinstance(command, FailJob) else "" if published else "unknown"

@@ -173,7 +173,7 @@ class Gateway:
         incarnation = post.agent.status().incarnation
         if not await self._stop_jobs(post):
             # What a goodbye gives up is granted again at once, so nothing of it may run.
-            log.warning("event=goodbye_not_said host=%s error=%r", name, "its jobs may run until their leases are over")
+            log.warning("event=goodbye_not_said host=%s error=%s", name, "its jobs may run until their leases are over")
             return
         try:
             await self._cluster.propose([LeavePeer(name, incarnation, "its host is not enabled any more")])
@@ -190,7 +190,7 @@ class Gateway:
             async with asyncio.timeout(grace_s + STOP_S):
                 await agent.stop(stop_jobs=driver.reached())
         except TimeoutError:
-            log.error("event=jobs_not_stopped host=%s detail=%r", driver.name, "their leases will end them")
+            log.error("event=jobs_not_stopped host=%s detail=%s", driver.name, "their leases will end them")
             return False
         return not any(a.phase in BEGUN for a in agent.attempts.values())
 
@@ -212,7 +212,7 @@ class Gateway:
                 log.warning("event=host_rebooted host=%s detail=%s", name, error)
                 continue
             except (AgentRefused, LedgerError, Declined, OSError) as error:
-                log.error("event=host_given_up host=%s retry_s=%g error=%r", name, REST_S, str(error))
+                log.error("event=host_given_up host=%s retry_s=%g error=%s", name, REST_S, error)
             await asyncio.sleep(REST_S)
 
     async def _speak_for(self, name: str, setting: Host, terms: Terms) -> None:

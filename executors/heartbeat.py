@@ -93,7 +93,7 @@ class Heartbeat:
                     return
                 if result.code != Code.LIMIT:
                     raise AgentRefused(result.detail)
-                log.warning("event=join_refused peer=%s detail=%r", self._peer, result.detail)
+                log.warning("event=join_refused peer=%s detail=%s", self._peer, result.detail)
             await asyncio.sleep(pause_s)
             pause_s = min(pause_s * 2, 5.0)
 
@@ -135,7 +135,7 @@ class Heartbeat:
             log.warning("event=heartbeat_refused peer=%s error=%s", self._peer, error)
             await self.join()
         except (ClusterError, TimeoutError) as error:
-            log.info("event=heartbeat_unanswered peer=%s error=%s", self._peer, str(error) or type(error).__name__)
+            log.info("event=heartbeat_unanswered peer=%s error=%s", self._peer, error)
             for attempt in told:
                 attempt.progress_sent_s = 0.0
             return False

@@ -75,7 +75,7 @@ class Notice:
             async with asyncio.timeout(ANSWER_S):
                 said, _ = await process.communicate()
         except TimeoutError:
-            log.warning("event=notice_not_asked command=%s error='no answer in %g s'", self._command[0], ANSWER_S)
+            log.warning("event=notice_not_asked command=%s error=%s", self._command[0], f"no answer in {ANSWER_S:g} s")
             return ""
         finally:
             with contextlib.suppress(ProcessLookupError):
@@ -92,7 +92,7 @@ class Notice:
                 answer = await http.get(self._url)
             # A URL is parsed when it is asked; what httpx or its IDNA finds wrong then is no HTTPError.
             except (httpx.HTTPError, httpx.InvalidURL, UnicodeError) as error:
-                log.info("event=notice_not_asked url=%s error=%s", self._url, str(error) or type(error).__name__)
+                log.info("event=notice_not_asked url=%s error=%s", self._url, error)
                 return ""
         said = _line(answer.text)
         return said if answer.status_code == httpx.codes.OK and said.lower() not in NO else ""

@@ -96,10 +96,10 @@ class Tries:
         else:
             reason = await self._announce(failure, now_s + answer.delay_s)
         if reason:
-            log.info("event=job_not_restarted job=%s fence=%d restarts=%d reason=%r", *self._key, self.restarts, reason)
+            log.info("event=job_not_restarted job=%s fence=%d restarts=%d reason=%s", *self._key, self.restarts, reason)
             return False
         log.warning(
-            "event=job_restart_waits job=%s fence=%d restart=%d of=%d wait_s=%.1f error_class=%s error=%r",
+            "event=job_restart_waits job=%s fence=%d restart=%d of=%d wait_s=%.1f error_class=%s error=%s",
             *self._key, self.restarts, policy.attempts, self.due_s - now_s, failure.error_class, failure.error[:200],
         )  # fmt: skip
         return True
@@ -145,7 +145,7 @@ class Tries:
 
     def called_off(self, failure: Failure, reason: str) -> Failure:
         """The failure that is reported because it is not healed by another start."""
-        log.info("event=job_not_restarted job=%s fence=%d restarts=%d reason=%r", *self._key, self.folder, reason)
+        log.info("event=job_not_restarted job=%s fence=%d restarts=%d reason=%s", *self._key, self.folder, reason)
         text = f"it was not started again ({reason}): {failure.error}"
         return replace(failure, error=restarts.told_of(self.folder, text))
 

@@ -196,5 +196,5 @@ class Upkeep:
             return
         await self._bench.cluster.propose([DrainGpu(self._peer, u, True, why, for_ms) for u, why in doubts.items()])
         for uuid, reason in doubts.items():
-            log.warning("event=gpu_drained gpu=%s for_ms=%d reason=%r", uuid, for_ms, reason)
+            log.warning("event=gpu_drained gpu=%s for_ms=%d reason=%s", uuid, for_ms, reason)
             self.suspects.told(uuid)

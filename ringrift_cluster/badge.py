@@ -117,11 +117,11 @@ class Badge(httpx.Auth):
         try:
             proposed = await replica.propose([encode_command(command) for command in commands])
         except ReplicaError as error:
-            log.info('event=own_token_waits reason="%s"', error)
+            log.info("event=own_token_waits reason=%s", error)
             return False
         for result in proposed.results:
             if isinstance(result, Rejected):
-                log.warning('event=own_token_refused reason="%s"', result.detail)
+                log.warning("event=own_token_refused reason=%s", result.detail)
         return False
 
 
@@ -164,19 +164,19 @@ async def join(
             try:
                 answer = await http.post(f"{url}/tokens/join", content=body, headers=headers, timeout=JOIN_TIMEOUT_S)
             except httpx.HTTPError as error:
-                log.info('event=join_waits voter=%s reason="%s"', voter, str(error) or type(error).__name__)
+                log.info("event=join_waits voter=%s reason=%s", voter, error)
                 continue
             if answer.status_code == 200:
                 draft.rename(data_dir / FILE)
-                log.info("event=joined_with_token node=%s voter=%s", node_id, voter)
+                log.info("event=joined_with_token voter=%s", voter)
                 return secret
             problem = problem_of(answer.status_code, answer.content)
-            log.info('event=join_waits voter=%s code=%s reason="%s"', voter, problem.code, problem.detail)
+            log.info("event=join_waits voter=%s code=%s reason=%s", voter, problem.code, problem.detail)
             if answer.status_code in (400, 403, 409) or problem.code == "token_over":
                 if await _is_good(http, url, secret):
                     # An earlier request came through and its answer was lost; the join token has ended since.
                     draft.rename(data_dir / FILE)
-                    log.info("event=joined_with_token node=%s voter=%s", node_id, voter)
+                    log.info("event=joined_with_token voter=%s", voter)
                     return secret
                 draft.unlink()
                 raise JoinRefused(f"voter {voter} does not let {node_id} in: {problem.detail}")

@@ -80,7 +80,7 @@ class Departure:
 
     def fall(self, event: str, sentence: str, code: int) -> None:
         """Leave because of a fault, with a sentence for whoever looks."""
-        log.critical('event=%s detail="%s"', event, sentence)
+        log.critical("event=%s detail=%s", event, sentence)
         sys.stderr.write(f"ringrift-node: {sentence}\n")
         self.exit_code = self.exit_code or code
         self.begin(ShutdownOrder(event, stop_jobs=False))

@@ -114,7 +114,7 @@ class Node:
     async def run(self) -> int:
         config = self.config
         for warning in config.warnings:
-            log.warning('event=setting_warning detail="%s"', warning)
+            log.warning("event=setting_warning detail=%s", warning)
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self.departure.obey_signal, number)
@@ -191,7 +191,7 @@ class Node:
         voting, named = replica.status().voters, {m.id for m in self.config.voters}
         if voting and set(voting) != named:
             log.warning(
-                "event=cluster_list_differs voters=%s flags=%s detail=%r",
+                "event=cluster_list_differs voters=%s flags=%s detail=%s",
                 ",".join(voting),
                 ",".join(sorted(named)),
                 "the log says who votes; --cluster only says where to look for them",
@@ -332,14 +332,14 @@ class Node:
                     new = await replica.transfer_leadership()
                 log.info("event=leadership_handed_over to=%s", new)
             except (ReplicaError, TimeoutError) as error:
-                log.warning('event=leadership_not_handed_over reason="%s"', str(error) or type(error).__name__)
+                log.warning("event=leadership_not_handed_over reason=%s", error)
         stop_jobs = self.departure.order.stop_jobs
         try:
             async with asyncio.timeout(None if stop_jobs else LET_GO_S):
                 await executor.stop(stop_jobs=stop_jobs)
         except TimeoutError:
             self._stuck = True
-            log.error('event=agent_left_behind detail="its disk did not answer for %g s"', LET_GO_S)
+            log.error("event=agent_left_behind detail=%s", f"its disk did not answer for {LET_GO_S:g} s")
 
     async def _obey(self, executor: Executor) -> None:
         """One agent's life; one that fails at work is followed by another that adopts its jobs.

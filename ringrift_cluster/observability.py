@@ -1,31 +1,55 @@
-"""Logging set-up: one line an event, key=value, nothing else on standard error."""
+"""Logging set-up: one line an event, key=value, nothing else on standard error.
+
+A call gives `"event=NAME key=%s"` and the values, and never quotes one: that is done here, once for all.
+"""
 
 from __future__ import annotations
 
+import json
 import logging
+import re
 import sys
 import time
 import traceback
 
+#: what a value can be without quotes: ASCII that is seen, without `"` and `=`
+BARE = re.compile(r"[!#-<>-~]+")
+
+
+def field(value: object) -> str:
+    """A value as a field has it: as it is, or quoted and escaped like a string of JSON where that is needed.
+
+    An exception that says nothing is told by its class.
+    """
+    text = str(value)
+    if not text and isinstance(value, BaseException):
+        text = type(value).__name__
+    return text if BARE.fullmatch(text) else json.dumps(text)
+
 
 class Lines(logging.Formatter):
-    """`time level logger node event=... key=value`; an exception becomes one quoted field of the same line."""
+    """`time level node logger event key=value`; an exception's traceback becomes one more field of the same line."""
 
     def __init__(self, node_id: str) -> None:
         super().__init__()
-        self._node_id = node_id
+        self._node = field(node_id)
 
     def format(self, record: logging.LogRecord) -> str:
         moment = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created))
-        head = f"{moment}.{int(record.msecs):03d}Z level={record.levelname.lower()} node={self._node_id}"
-        message = record.getMessage().replace("\n", " | ")
-        line = f"{head} logger={record.name} {message}"
+        head = f"time={moment}.{int(record.msecs):03d}Z level={record.levelname.lower()} node={self._node}"
+        line = f"{head} logger={field(record.name)} {_event(record)}"
         if record.exc_info and record.exc_info[1] is not None:
-            trace = (
-                "".join(traceback.format_exception(record.exc_info[1])).strip().replace("\n", " | ").replace('"', "'")
-            )
-            line += f' trace="{trace}"'
+            line += f" trace={field(''.join(traceback.format_exception(record.exc_info[1])).strip())}"
         return line
+
+
+def _event(record: logging.LogRecord) -> str:
+    form, values = record.msg, record.args
+    if not (isinstance(form, str) and form.startswith("event=") and isinstance(values, tuple)):
+        # A library's own sentence.
+        return f"event=said text={field(record.getMessage())}"
+    # `%d` and `%.1f` take numbers, which need no quotes.
+    return form % tuple([value if isinstance(value, int | float) else field(value) for value in values])
 
 
 def configure(node_id: str, level: str) -> None:

@@ -114,12 +114,12 @@ async def _serve(config: NodeConfig, listener: socket.socket) -> Left:
         except Removed as removed:
             # It was removed just before it was started.
             node.departure.next_seat, code = Seat.FOLLOWER, 0
-            log.warning('event=voter_removed detail="%s"', removed)
+            log.warning("event=voter_removed detail=%s", removed)
         left = node.departure
         if left.next_seat is None:
             return Left(code, left.restarts)
-        log.warning('event=seat_changed from=%s to=%s reason="%s"', seat, left.next_seat, left.order.reason)
+        log.warning("event=seat_changed from=%s to=%s reason=%s", seat, left.next_seat, left.order.reason)
         seat, log_beside = left.next_seat, node.beside.log
         if seat is Seat.FOLLOWER:
             aside = set_aside(config.data_dir)
-            log.warning('event=log_set_aside path="%s"', aside)
+            log.warning("event=log_set_aside path=%s", aside)

@@ -90,7 +90,7 @@ class _Watch:
 
     def _go_on(self) -> None:
         if self._seen is not None and self._ended():
-            log.warning('event=tls_ended node=%s reason="its certificate is revoked"', (certified(self) or "?")[0])  # type: ignore[arg-type]
+            log.warning('event=tls_ended peer=%s reason="its certificate is revoked"', (certified(self) or "?")[0])  # type: ignore[arg-type]
             raise _RevokedError("the certificate of the other end is revoked")
 
 
@@ -224,7 +224,7 @@ class Tls:
             self.complaint = f"{error}; the old files stay in use"
             if signature != self._refused:
                 self._refused = signature
-                log.error('event=tls_not_renewed detail="%s"', self.complaint)
+                log.error("event=tls_not_renewed detail=%s", self.complaint)
             return
         self.http_client.now = client
         if self.http_server is not None and server is not None:
@@ -337,7 +337,7 @@ def _revoked(ca: Path) -> revoked.Revoked:
             return revoked.without_list(authorities)
         found = revoked.read(text, authorities)
         if found.foreign:
-            log.warning('event=tls_list_foreign detail="%s"', _foreign(ca))
+            log.warning("event=tls_list_foreign detail=%s", _foreign(ca))
         return found
     except OSError as error:
         raise TlsError(f"{error.filename} cannot be read ({error.strerror})") from error

@@ -74,7 +74,7 @@ class Executor:
             await agent.stop(stop_jobs=True)
             await life
         except (AgentRefused, LedgerError, OSError) as error:
-            log.error('event=jobs_not_stopped detail="%s" next="start the node again to stop them"', error)
+            log.error('event=jobs_not_stopped detail=%s next="start the node again to stop them"', error)
 
     def gpus(self) -> tuple[Telemetry, ...]:
         """This machine's GPUs in full, as of the agent's last look."""

@@ -55,9 +55,7 @@ async def dial(name: str, door: Door, terms: Terms) -> tuple[Link, dict[str, Any
             if link is not None:
                 await link.close()
             terms.book.failed(name)
-            log.warning(
-                "event=host_unreachable host=%s retry_s=%.1f error=%r", name, terms.book.wait_s(name), str(error)
-            )
+            log.warning("event=host_unreachable host=%s retry_s=%.1f error=%s", name, terms.book.wait_s(name), error)
             raise error if isinstance(error, Unreachable) else Unreachable(str(error)) from error
     if not hello["boot_id"]:
         await link.close()

@@ -78,7 +78,7 @@ class Line:
         link, self._link = self._link, None
         self._ready.clear()
         if link is not None:
-            log.warning("event=host_lost host=%s error=%r", self.name, str(error))
+            log.warning("event=host_lost host=%s error=%s", self.name, error)
             self._terms.book.failed(self.name)
             await link.close()
         await asyncio.sleep(self._terms.book.wait_s(self.name))

@@ -247,7 +247,7 @@ class Ssh:
     def _errand_done(self, task: asyncio.Task[None]) -> None:
         self._errands.discard(task)
         if not task.cancelled() and (error := task.exception()):
-            log.warning("event=errand_failed host=%s error=%r", self.name, str(error))
+            log.warning("event=errand_failed host=%s error=%s", self.name, error)
 
     # --- after ------------------------------------------------------------------------------------
 

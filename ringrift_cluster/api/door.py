@@ -78,4 +78,4 @@ class Door:
         except (OSError, TimeoutError) as error:
             taken.close()
             self._refusals["tls"] += 1
-            log.debug("event=http_handshake_failed reason=%r", error)
+            log.debug("event=http_handshake_failed reason=%s", error)

@@ -250,7 +250,7 @@ class Bound:
         except BrokenOff as broken:
             # Returning without the answer's end closes its connection.
             status = 502
-            log.info('event=answer_broke_off path=%s reason="%s"', scope["path"], broken)
+            log.info("event=answer_broke_off path=%s reason=%s", scope["path"], broken)
         finally:
             self.meter.count(status, services.monotonic_s() - started)
 

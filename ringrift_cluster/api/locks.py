@@ -192,7 +192,7 @@ class Locks:
         if now - self._logged_s >= LOG_EVERY_S:
             client = asking.scope.get("client") or ("?",)
             log.warning(
-                'event=request_refused reason=%s client=%s route="%s" detail="%s" unlogged=%d',
+                "event=request_refused reason=%s client=%s route=%s detail=%s unlogged=%d",
                 reason,
                 client[0],
                 route,

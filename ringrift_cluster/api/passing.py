@@ -224,7 +224,7 @@ async def _beginning(found: Through) -> bytes:
                 if len(body) > REFUSAL_BYTES:
                     break
     except (TimeoutError, BrokenOff) as error:
-        log.info('event=refusal_not_read reason="%s"', error or type(error).__name__)
+        log.info("event=refusal_not_read reason=%s", error)
     return body
 
 
@@ -359,7 +359,7 @@ async def _forwarded(call: Call, http: httpx.AsyncClient, url: str, node: str, a
     try:
         response = await http.send(request, stream=True)
     except (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout) as error:
-        log.info('event=voter_not_asked url=%s node=%s reason="%s"', url, node, error or type(error).__name__)
+        log.info("event=voter_not_asked url=%s to=%s reason=%s", url, node, error)
         raise NothingSent("no_channel", f"the voter at {url} cannot be reached") from None
     except httpx.HTTPError as error:
         if asked.method == "GET":
@@ -376,7 +376,7 @@ async def _forwarded(call: Call, http: httpx.AsyncClient, url: str, node: str, a
         return Through(head_of(await anext(pieces, b"")), _unbroken(pieces), response.aclose)
     except (httpx.HTTPError, BrokenFrame) as error:
         await response.aclose()
-        raise _unanswered(asked, f"the answer of {node} broke off: {error or type(error).__name__}") from None
+        raise _unanswered(asked, f"the answer of {node} broke off: {str(error) or type(error).__name__}") from None
     except asyncio.CancelledError:
         await response.aclose()
         raise

@@ -210,7 +210,7 @@ async def _asked(call: Call, url: str) -> list[ChannelRow] | None:
         )
         found = msgspec.json.decode(answer.content, type=RelayStatus) if answer.status_code == httpx.codes.OK else None
     except (httpx.HTTPError, *UNDECODABLE) as error:
-        log.info('event=voter_not_asked url=%s reason="%s"', url, error or type(error).__name__)
+        log.info("event=voter_not_asked url=%s reason=%s", url, error)
         return None
     return found.channels if found is not None else None
 

@@ -88,7 +88,7 @@ async def _at_the_leader(call: Call) -> VoterList | None:
         answer = await http.get(f"{leader}/raft/voters", params={"local": "true"}, headers=headers, timeout=ASK_S)
         return msgspec.json.decode(answer.content, type=VoterList) if answer.status_code == 200 else None
     except (httpx.HTTPError, *UNDECODABLE) as error:
-        log.info('event=voters_not_asked leader=%s reason="%s"', leader, error)
+        log.info("event=voters_not_asked leader=%s reason=%s", leader, error)
         return None
 
 
@@ -226,7 +226,7 @@ async def _learner(call: Call, node: str, address: str) -> Learner:
             answer = await services.http.post(url, content=body, headers=headers, timeout=ASK_S)
         except httpx.HTTPError as error:
             raise Problem(
-                "change_refused", f"{node} does not answer at {address} ({error or type(error).__name__})"
+                "change_refused", f"{node} does not answer at {address} ({str(error) or type(error).__name__})"
             ) from None
         if answer.status_code != httpx.codes.UNAUTHORIZED or services.monotonic_s() > until:
             break

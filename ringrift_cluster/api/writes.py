@@ -143,7 +143,7 @@ async def noted(call: Call, act: str, target: str = "") -> None:
             [encode_command(RecordAct(by=by, act=act, target=target))], timeout_s=NOTE_S
         )
     except ReplicaError as error:
-        log.warning('event=act_not_recorded by=%s act="%s" target=%s reason="%s"', by, act, target, error)
+        log.warning("event=act_not_recorded by=%s act=%s target=%s reason=%s", by, act, target, error)
 
 
 async def _settle(call: Call, command: Command) -> Outcome:

@@ -151,7 +151,7 @@ class Controllers:
             if problem := unfit(data):
                 self.refusals["unfit"] = self.refusals.get("unfit", 0) + 1
                 kind = kind_of(command)
-                log.warning('event=command_unfit controller=%s command=%s detail="%s"', name, kind, problem)
+                log.warning("event=command_unfit controller=%s command=%s detail=%s", name, kind, problem)
             else:
                 yield command, data
 
@@ -167,7 +167,7 @@ class Controllers:
                 level = logging.DEBUG if result.code in RACES else logging.WARNING
                 log.log(
                     level,
-                    'event=command_refused controller=%s command=%s code=%s index=%d detail="%s"',
+                    "event=command_refused controller=%s command=%s code=%s index=%d detail=%s",
                     name,
                     type(command).__name__,
                     result.code,

@@ -162,7 +162,7 @@ class Broadcast:
                 if news:
                     message, _ = self.next(listener)
         except Lost as lost:
-            log.info("event=stream_ended code=%s reason=%r", lost.code, str(lost))
+            log.info("event=stream_ended code=%s reason=%s", lost.code, lost)
         finally:
             self._together.pop(listener, None)
 

@@ -71,7 +71,7 @@ class FeedReplica:
         failure = None if task.cancelled() else task.exception()
         if failure is not None:
             reason = f"the feed of {self.config.node_id} failed: {type(failure).__name__}: {failure}"
-            log.error("event=feed_failed reason=%r", reason, exc_info=failure)
+            log.error("event=feed_failed reason=%s", reason, exc_info=failure)
             self._mirror.halt(reason)
 
     @property

@@ -156,7 +156,7 @@ class Mirror:
             self.frozen = f"{self._too_old(level)}; it stands still at entry {machine.index}"
         else:
             self.halted = f"{self.node_id} stopped at entry {machine.index}: {reason}"
-        log.error("event=feed_stopped reason=%r", self.frozen or self.halted)
+        log.error("event=feed_stopped reason=%s", self.frozen or self.halted)
         self.publish()
 
     def halt(self, reason: str) -> None:

@@ -53,7 +53,7 @@ class Pursuit:
                     await self._bootstrap()
                 await self._stream()
             except PositionRefused as refused:
-                log.warning("event=position_refused code=%s reason=%r", refused.code, str(refused))
+                log.warning("event=position_refused code=%s reason=%s", refused.code, refused)
                 self._wants_snapshot = True
                 if refused.code != FELL_OUT:
                     mirror.drop()
@@ -66,7 +66,7 @@ class Pursuit:
                 self._voters.rotate()
             except ShutOut as shut_out:
                 node = self._config.node_id
-                log.error("event=shut_out reason=%r", str(shut_out))
+                log.error("event=shut_out reason=%s", shut_out)
                 mirror.halt(f"{node} is shut out of the cluster: {shut_out}; it needs another one to come back")
             except (Unreachable, SnapshotDamaged) as error:
                 await self._back_off(str(error))
@@ -75,7 +75,7 @@ class Pursuit:
 
     async def _back_off(self, reason: str) -> None:
         self.last_error = reason
-        log.warning("event=voter_left voter=%s reason=%r", self._voters.current, reason)
+        log.warning("event=voter_left voter=%s reason=%s", self._voters.current, reason)
         self._voters.rotate()
         self._mirror.publish()
         ceiling = min(self._config.backoff_cap_s, self._config.backoff_s * 2.0 ** min(self.failures, 10))

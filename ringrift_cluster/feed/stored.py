@@ -71,7 +71,7 @@ class OwnSnapshot:
         try:
             found = await asyncio.to_thread(load, self.path)
         except SnapshotDamaged as error:
-            log.warning("event=own_snapshot_damaged file=%s reason=%r", self.path, str(error))
+            log.warning("event=own_snapshot_damaged file=%s reason=%s", self.path, error)
             self.drop()
             return None
         self._latest = found[0] if found else None
@@ -122,7 +122,7 @@ class OwnSnapshot:
             stored = await asyncio.to_thread(store, self.path, frozen, head)
         except OSError as error:
             self.error = f"the snapshot {self.path} cannot be written: {error}"
-            log.warning("event=own_snapshot_failed file=%s reason=%r", self.path, str(error))
+            log.warning("event=own_snapshot_failed file=%s reason=%s", self.path, error)
             return
         finally:
             frozen.release()

@@ -33,7 +33,7 @@ async def accept(listener: socket.socket, refusals: Counter[str], admit: Callabl
             taken, address = await loop.sock_accept(listener)
         except OSError as error:
             refusals["accept_failed"] += 1
-            log.warning("event=accept_failed error=%r", error)
+            log.warning("event=accept_failed error=%s", error)
             await asyncio.sleep(PAUSE_S)
             continue
         admit(taken, origin_of(str(address[0])))

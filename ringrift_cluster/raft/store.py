@@ -132,7 +132,7 @@ class SqliteStore:
                 os.fsync(file.fileno())
         except OSError as error:
             # Slower, and nothing else; a disk that is really full is noticed where it matters.
-            log.warning('event=log_not_lengthened file=%s error="%s"', path, error)
+            log.warning("event=log_not_lengthened file=%s error=%s", path, error)
 
     def _damaged(self, what: str) -> JournalDamaged:
         return JournalDamaged(f"the journal {self.path} {what}; {WAY_OUT}")
@@ -142,7 +142,7 @@ class SqliteStore:
             return read_mark(self.path), ""
         except (ValueError, OSError) as error:
             # A power cut may leave it so: it is never synced. What it would have shown stays unknown.
-            log.warning('event=mark_unreadable reason="%s"', error)
+            log.warning("event=mark_unreadable reason=%s", error)
             return None, f"{error}; nothing else is wrong with it, and the voter writes it anew when it starts"
 
     def _open(self, *, read_only: bool) -> None:

@@ -159,7 +159,7 @@ class ConsensusThread:
             opened.pop_all()
         self._work = ThreadPoolExecutor(1, thread_name_prefix="raft-work")
         log.info(
-            "event=voter_open node=%s entries=%d applied=%d term=%d",
+            "event=voter_open voter=%s entries=%d applied=%d term=%d",
             config.node_id,
             len(self.node.journal),
             self.node.inside.applied,
@@ -237,7 +237,7 @@ class ConsensusThread:
     def _note(self, before: ReplicaStatus, after: ReplicaStatus) -> None:
         if (before.role, before.leader_id, before.ready) != (after.role, after.leader_id, after.ready):
             log.info(
-                "event=role node=%s role=%s leader=%s term=%d commit=%d ready=%s",
+                "event=role voter=%s role=%s leader=%s term=%d commit=%d ready=%s",
                 after.node_id,
                 after.role,
                 after.leader_id or "-",
@@ -276,11 +276,11 @@ class ConsensusThread:
         sentence = str(failure) or type(failure).__name__
         if isinstance(failure, Removed):
             self.removed = sentence
-            log.warning("event=voter_removed node=%s sentence=%r", self.config.node_id, sentence)
+            log.warning("event=voter_removed voter=%s sentence=%s", self.config.node_id, sentence)
             self.node.halt(sentence)
             return
         log.critical(
-            "event=voter_halted node=%s error=%s sentence=%r",
+            "event=voter_halted voter=%s error=%s sentence=%s",
             self.config.node_id,
             type(failure).__name__,
             sentence,
@@ -310,7 +310,7 @@ class ConsensusThread:
         try:
             call()
         except RaftError as error:
-            log.error("event=voter_closed_badly node=%s error=%r", self.config.node_id, error)
+            log.error("event=voter_closed_badly voter=%s error=%s", self.config.node_id, error)
 
     def stop(self) -> None:
         """End after this turn. Only as a `call`."""

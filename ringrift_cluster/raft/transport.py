@@ -209,7 +209,7 @@ class Transport:
             transport, wire = await connect(taken, Wire, tls, HANDSHAKE_S, clear_too=self._security.clear_too)
         except (OSError, TimeoutError) as error:
             self._counters.refusals["tls"] += 1
-            log.debug("event=link_refused origin=%s reason=%r", stranger.origin, error)
+            log.debug("event=link_refused origin=%s reason=%s", stranger.origin, error)
             return
         await self._run(wire, transport, None, stranger)
 

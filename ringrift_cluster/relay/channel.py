@@ -105,8 +105,8 @@ class Channel:
                     pause_s = max(0.0, begun_s + PAUSE_S - self._clock())
                 except (httpx.HTTPError, BrokenFrame, NotHeld) as error:
                     self._failed_at[voter] = self._clock()
-                    self.last_error = f"voter {voter}: {error or type(error).__name__}"
-                    log.info('event=channel_lost voter=%s reason="%s"', voter, error or type(error).__name__)
+                    self.last_error = f"voter {voter}: {str(error) or type(error).__name__}"
+                    log.info("event=channel_lost voter=%s reason=%s", voter, error)
                     failures = 1 if self.opened > opened else failures + 1
                     pause_s = min(PAUSE_S * 2.0 ** min(failures - 1, 10), LONGEST_PAUSE_S)
                 await asyncio.sleep(self._rng.uniform(0.5, 1.0) * pause_s)
@@ -188,7 +188,7 @@ class Channel:
     def _ended(self, task: asyncio.Task[None]) -> None:
         self._answers.discard(task)
         if not task.cancelled() and (error := task.exception()) is not None:
-            log.error("event=relay_answer_failed error=%r", error, exc_info=error)
+            log.error("event=relay_answer_failed", exc_info=error)
 
     async def _answer(self, ask: Ask, url: str) -> None:
         """Answer to the voter that asked, wherever the channel is by then."""
@@ -196,7 +196,7 @@ class Channel:
             await self._send(ask, url, frames)
 
     async def _refuse(self, ask: Ask, url: str, problem: Problem) -> None:
-        log.warning("event=relayed_request_refused method=%s path=%r code=%s", ask.method, ask.path, problem.code)
+        log.warning("event=relayed_request_refused method=%s path=%s code=%s", ask.method, ask.path, problem.code)
         head = Head(problem.status, "application/problem+json")
         await self._send(ask, url, packed(head) + framed(msgspec.json.encode(problem)))
 
@@ -209,7 +209,7 @@ class Channel:
                 timeout=httpx.Timeout(SILENCE_S, connect=CONNECT_S, write=UNREAD_S),
             )
         except (httpx.HTTPError, Broken) as error:
-            log.info('event=relay_answer_broke path=%s reason="%s"', ask.path, error or type(error).__name__)
+            log.info("event=relay_answer_broke path=%s reason=%s", ask.path, error)
             return
         if answer.status_code != httpx.codes.OK:
             log.info("event=relay_answer_unwanted path=%s status=%d", ask.path, answer.status_code)

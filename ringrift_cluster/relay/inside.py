@@ -50,7 +50,7 @@ class Inside:
         task.cancel()
         await asyncio.wait([task])
         if not task.cancelled() and (error := task.exception()) is not None:
-            log.error("event=relayed_request_failed path=%s error=%r", self._ask.path, error)
+            log.error("event=relayed_request_failed path=%s", self._ask.path, exc_info=error)
 
     async def head(self) -> Head:
         """Raises Broken."""

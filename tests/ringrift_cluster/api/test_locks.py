@@ -475,7 +475,7 @@ async def test_refusals_are_counted_each_and_logged_once_a_second(
     await door.get("/status")
     lines = [record.getMessage() for record in caplog.records]
     assert len(lines) == 2
-    assert 'reason=unknown client=127.0.0.1 route="GET /status"' in lines[0]
+    assert "reason=unknown client=127.0.0.1 route=GET /status" in lines[0]
     assert "unlogged=4" in lines[1]
     assert "guess" not in caplog.text
     text = (await door.get("/metrics", headers=bearer("read"))).text
