@@ -10,6 +10,8 @@ from pydantic import SecretStr
 from ringrift_cluster.members import NODE_ID, SettingsError
 
 NODE_ID_FILE = "node-id"
+#: characters of a token or secret; one that was drawn by chance has many more
+SHORTEST_SECRET = 16
 #: in the data directory: the token that a follower bought (see `badge`)
 OWN_TOKEN_FILE = "node-token"  # noqa: S105 - a file name
 
@@ -55,6 +57,11 @@ def secret_from(path: Path | None, name: str) -> SecretStr | None:
         raise SettingsError(f"{name} {path} cannot be read ({reason}).") from error
     if not text:
         raise SettingsError(f"{name} {path} is empty; write the value into it.")
+    if len(text) < SHORTEST_SECRET:
+        raise SettingsError(
+            f"{name} {path} holds {len(text)} characters, which can be guessed; at least {SHORTEST_SECRET} are needed: "
+            f"`openssl rand -hex 24 > {path}`."
+        )
     return SecretStr(text)
 
 

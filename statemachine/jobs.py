@@ -253,7 +253,7 @@ def _blamed(row: Job, cmd: FailJob) -> tuple[str, str]:
 
 
 def _part(row: Job) -> str:
-    return f"stopped early ({row.reason}), its part counts" if row.stop_class else "stopped early, its part counts"
+    return f"stopped early ({row.reason}), its part counts" if row.reason else "stopped early, its part counts"
 
 
 def release(txn: Txn, cmd: ReleaseJob) -> str:

@@ -187,6 +187,10 @@ def remove(txn: Txn, cmd: RemovePeer) -> bool:
             Code.ILLEGAL_TRANSITION,
             f"peer {cmd.peer!r} is {row.status}; drain it and end its process before it is removed",
         )
+    if any(voter.node == cmd.peer for voter in txn.state.voters.voters):
+        raise Refused(
+            Code.ILLEGAL_TRANSITION, f"peer {cmd.peer!r} is a voter; run `ringrift-node voters remove {cmd.peer}` first"
+        )
     tokens.end_of(txn, row.peer, f"node {row.peer} was removed")
     _forget(txn, row, cmd.reason or "removed by an operator")
     return True

@@ -102,7 +102,7 @@ def test_what_insecure_leaves_open_is_said_in_words(flags: dict[str, Any], said:
 
 def test_a_secret_that_others_on_the_machine_can_read_is_complained_of(tmp_path: Path) -> None:
     token = tmp_path / "token"
-    token.write_text("t")
+    token.write_text("t" * 16)
     token.chmod(0o640)
     flags = {"cluster": THREE, "node_id": "n1", "data_dir": tmp_path / "data", "auth_token_file": token}
     (said,) = node_config(flags).complaints
@@ -267,14 +267,17 @@ def test_the_identity_is_made_once_and_kept_in_the_data_directory(tmp_path: Path
 
 def test_a_secret_comes_from_its_file_and_is_never_shown(tmp_path: Path) -> None:
     secret = tmp_path / "secret"
-    secret.write_text("hush-hush\n")
+    secret.write_text("hush-hush-hush-hush\n")
     flags = {"cluster": THREE, "node_id": "n1", "data_dir": tmp_path, "cluster_secret_file": secret}
     config = node_config(flags)
     assert config.cluster_secret is not None
-    assert config.cluster_secret.get_secret_value() == "hush-hush"
+    assert config.cluster_secret.get_secret_value() == "hush-hush-hush-hush"
     assert "hush-hush" not in repr(config)
     secret.write_text("")
     with pytest.raises(SettingsError, match="is empty"):
+        node_config(flags)
+    secret.write_text("hush-hush\n")
+    with pytest.raises(SettingsError, match="holds 9 characters, which can be guessed"):
         node_config(flags)
 
 

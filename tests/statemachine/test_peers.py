@@ -7,6 +7,7 @@ from msgspec.structs import replace
 
 from statemachine.commands import (
     AddHolder,
+    ConfigureVoters,
     DrainPeer,
     RecordHeartbeats,
     RegisterArtifact,
@@ -17,7 +18,7 @@ from statemachine.commands import (
 from statemachine.errors import Code
 from statemachine.rows import Actual, Desired, PeerStatus
 from statemachine.settings import Limits, Retention
-from statemachine.values import Beat
+from statemachine.values import Beat, Voter
 from tests.support.law import (
     beat,
     bound,
@@ -197,6 +198,13 @@ def test_a_drain_deadline_comes_before_a_silence():
 def test_a_peer_that_takes_work_is_not_removed():
     given(node("a")).refuses(RemovePeer("a"), Code.ILLEGAL_TRANSITION, "'a'", "drain it")
     given().refuses(RemovePeer("z"), Code.NOT_FOUND, "'z'")
+
+
+def test_a_dead_voter_is_not_removed_while_it_counts():
+    cluster = given(node("a"), ConfigureVoters((Voter("a", "a:8771", "http://a:8770", "l1"),), "r1")).after(182_000)
+    cluster.refuses(RemovePeer("a"), Code.ILLEGAL_TRANSITION, "'a' is a voter", "voters remove a")
+    cluster.do(ConfigureVoters((Voter("b", "b:8771", "http://b:8770", "l2"),), "r2"), RemovePeer("a"))
+    assert not cluster.state.peers
 
 
 def test_a_drained_node_that_still_runs_is_not_removed_because_it_would_join_again_undrained():
