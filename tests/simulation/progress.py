@@ -8,9 +8,11 @@ from dataclasses import dataclass
 from ringrift_cluster.raft.privates import LEADER
 from tests.simulation.disk import FAST_S
 from tests.simulation.network import Connection, Network
-from tests.simulation.voter import Voter
+from tests.simulation.voter import LIMITS, Voter
 from tests.simulation.world import World
 
+#: one part of a file, there and back
+PART_S = 0.004
 LOOK_S = 0.1
 #: what a leader has committed is known to a voter that hears it after this time, a snapshot's way included
 CATCH_UP_S = 2.5
@@ -58,11 +60,11 @@ class Progress:
             pair = (leader.name, voter.name)
             span = spans.get(pair, fresh)
             same = (span.term, span.lives) == (fresh.term, fresh.lives) and span.connection is fresh.connection
-            if same and now - span.since >= CATCH_UP_S:
+            if same and now - span.since >= _patience_s(leader):
                 assert voter.node is not None
                 if voter.node.inside.applied < span.goal:
                     self._world.fail(
-                        f"{voter.name} has heard {leader.name} for {CATCH_UP_S} s and is at "
+                        f"{voter.name} has heard {leader.name} for {now - span.since:.1f} s and is at "
                         f"{voter.node.inside.applied}; {span.goal} was committed there when that began"
                     )
                 self.caught_up += 1
@@ -85,3 +87,11 @@ class Progress:
 
 def _well(voter: Voter) -> bool:
     return not voter.paused and voter.disk.fsync_s == FAST_S and not voter.disk.full
+
+
+def _patience_s(leader: Voter) -> float:
+    """By when a voter has caught up, also one that was half way through another leader's file: two whole files."""
+    assert leader.node is not None
+    latest = leader.node._snapshots.latest
+    parts = latest.size_bytes / LIMITS.part_bytes if latest is not None else 0.0
+    return CATCH_UP_S + 2 * parts * PART_S
