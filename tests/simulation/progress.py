@@ -27,6 +27,8 @@ class _Span:
     term: int
     connection: Connection
     lives: tuple[int, int]
+    #: snapshots that the voter had installed
+    installed: int
 
 
 class Progress:
@@ -60,7 +62,7 @@ class Progress:
             pair = (leader.name, voter.name)
             span = spans.get(pair, fresh)
             same = (span.term, span.lives) == (fresh.term, fresh.lives) and span.connection is fresh.connection
-            if same and now - span.since >= _patience_s(leader):
+            if same and now - span.since >= _patience_s(leader, voter, span):
                 assert voter.node is not None
                 if voter.node.inside.applied < span.goal:
                     self._world.fail(
@@ -82,16 +84,20 @@ class Progress:
         if voter.name not in leader.node.membership.voters or not voter.node.membership.admitted:
             return None
         inside = leader.node.inside
-        return _Span(self._world.now, inside.commit, inside.term, connection, (leader.life, voter.life))
+        installed = voter.node.counters.snapshots_installed
+        return _Span(self._world.now, inside.commit, inside.term, connection, (leader.life, voter.life), installed)
 
 
 def _well(voter: Voter) -> bool:
     return not voter.paused and voter.disk.fsync_s == FAST_S and not voter.disk.full
 
 
-def _patience_s(leader: Voter) -> float:
-    """By when a voter has caught up, also one that was half way through another leader's file: two whole files."""
+def _patience_s(leader: Voter, voter: Voter, span: _Span) -> float:
+    """By when a voter has caught up; one that fetches files meanwhile has two of them to fetch."""
     assert leader.node is not None
+    assert voter.node is not None
     latest = leader.node._snapshots.latest
-    parts = latest.size_bytes / LIMITS.part_bytes if latest is not None else 0.0
-    return CATCH_UP_S + 2 * parts * PART_S
+    fetches = voter.node._parts._fetch._transfer is not None or voter.node.counters.snapshots_installed > span.installed
+    if latest is None or not fetches:
+        return CATCH_UP_S
+    return CATCH_UP_S + 2 * latest.size_bytes / LIMITS.part_bytes * PART_S

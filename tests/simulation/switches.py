@@ -225,6 +225,10 @@ def _any_number_at_once(self: VoterChanges, what: str) -> ReplicaError | None:
     return None if self.inside.role == LEADER else NoLeader(f"{what} is for the leader")
 
 
+def _at_any_time(self: VoterChanges, voters: tuple[Voter, ...], now: float) -> None:
+    """A list is appended whatever became of the last one."""
+
+
 _opened = Membership.__init__
 
 
@@ -286,7 +290,7 @@ SWITCHES: dict[str, Switch] = {
     ),
     "G14-two": Switch(
         "voters change while a change is under way",
-        [(VoterChanges, "_refusal", _any_number_at_once)],
+        [(VoterChanges, "_refusal", _any_number_at_once), (VoterChanges, "_not_yet", _at_any_time)],
         ("two_changes",),
         size=5,
     ),
