@@ -108,6 +108,7 @@ def test_a_node_that_nobody_reaches_sends_its_files_and_the_storage_node_serves_
         digest = hidden.make(data)
         async with looked_after(hidden, storage):
             assert (await reader.fetch(digest)).read_bytes() == data
+            await eventually(lambda: hidden.storage.status().sent)
         assert made.row(digest).holders == ("hidden", "s")
         assert (hidden.storage.status().sent, storage.storage.status().sent) == (1, 0)
         assert not list((tmp_path / "s" / "partial").glob("push-*"))
