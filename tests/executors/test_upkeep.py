@@ -187,7 +187,7 @@ def test_a_gpu_that_shows_no_memory_is_free_again_after_each_job(
                 one.cluster.add(work, "t", needs=Needs(gpus=1))
                 one.cluster.place(work, "n1", gpus=("MPS-0",))
                 await eventually(lambda work=work: one.cluster.work(work).status is WorkStatus.COMPLETED)
-                await eventually(lambda: not one.agent.upkeep.unsettled)
+                await eventually(lambda: not one.agent.attempts and not one.agent.upkeep.unsettled)
             facts = await one.agent.upkeep.facts()
             assert [(gpu.uuid, gpu.fault) for gpu in facts.gpus] == [("MPS-0", "")]
 
