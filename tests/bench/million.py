@@ -1,6 +1,6 @@
 """A state with a million work items: freeze, snapshot, load, restart, memory, and `/status` under half load.
 
-    python -m tests.bench.million [--items 1000000] [--ended 0.5] [--seconds 10]
+    python -m tests.bench.million [--items 1000000] [--ended 0.5] [--seconds 10] [--every 500]
 
 The rows are made by hand, since it would take the law minutes to make them. The first part runs in a process of its
 own; the second in a voter as `ringrift-node serve` starts it, on the snapshot that a voter in this process wrote.
@@ -121,6 +121,7 @@ def in_process(items: int, ended: float) -> None:
     for _ in range(3):
         with timed("freeze"):
             frozen = snapshot.freeze(machine)
+        frozen.release()
     file = io.BytesIO()
     with timed("snapshot written"):
         snapshot.write(frozen, snapshot.header(frozen, "bench", (NAME,), index=1, term=1), file)
@@ -217,13 +218,13 @@ async def half_load(node: NodeProcess, seconds: float) -> None:
     )
 
 
-def as_a_voter(items: int, ended: float, seconds: float) -> None:
+def as_a_voter(items: int, ended: float, seconds: float, every: int) -> None:
     with tempfile.TemporaryDirectory() as folder:
         port, raft = free_ports(2)
         members = f"{NAME}=127.0.0.1:{port}/{raft}"
         asyncio.run(written(Path(folder), members, items, ended))
         size = sum(f.stat().st_size for f in Path(folder).rglob("*.snap")) / 1e6
-        flags = ("--snapshot-every-entries", "500")
+        flags = ("--snapshot-every-entries", str(every)) if every else ()
         node = NodeProcess(NAME, members, port, Path(folder), "voter", 0, flags)
         began = time.perf_counter()
         node.start()
@@ -254,6 +255,7 @@ def main() -> None:
     parser.add_argument("--items", type=int, default=1_000_000)
     parser.add_argument("--ended", type=float, default=0.5, help="share of the items that are completed")
     parser.add_argument("--seconds", type=float, default=10.0)
+    parser.add_argument("--every", type=int, default=500, help="entries between snapshots; 0: the usual number")
     parser.add_argument("--part", choices=("process", "voter"))
     chosen = parser.parse_args()
     print(
@@ -263,7 +265,7 @@ def main() -> None:
     )
     for part, run in (
         ("process", lambda: in_process(chosen.items, chosen.ended)),
-        ("voter", lambda: as_a_voter(chosen.items, chosen.ended, chosen.seconds)),
+        ("voter", lambda: as_a_voter(chosen.items, chosen.ended, chosen.seconds, chosen.every)),
     ):
         if chosen.part in (None, part):
             print(f"in a {part}", flush=True)
